@@ -1,0 +1,31 @@
+"""Errors of the runtime that a user can mend; the checkpoint's own are re-exported."""
+
+from awqkit.checkpoint.errors import (
+    AwqkitError,
+    CheckpointError,
+    OutputError,
+    UnsupportedModelError,
+)
+
+
+class ConfigError(AwqkitError, ValueError):
+    """An engine setting is out of range, malformed or contradicts the model or the machine."""
+
+
+class RequestError(AwqkitError, ValueError):
+    """A request that this engine can never serve: too long, empty, or with bad parameters."""
+
+
+class OutOfMemoryError(AwqkitError):
+    """Weights, workspace or cache do not fit into the memory there is."""
+
+
+__all__ = [
+    "AwqkitError",
+    "CheckpointError",
+    "ConfigError",
+    "OutOfMemoryError",
+    "OutputError",
+    "RequestError",
+    "UnsupportedModelError",
+]
