@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint.layout import GROUP_SIZE
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class QuantizedWeight:
     @property
     def in_features(self) -> int:
         return self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes once packed: codes, zero points and scales."""
+        packed = (self.codes.numel() + self.zeros.numel()) * BITS // 8
+        return packed + self.scales.nbytes
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in]: computed in float32, where the product is exact, then rounded to dtype."""

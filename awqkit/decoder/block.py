@@ -15,11 +15,10 @@ from awqkit.decoder.rotary import apply_rotary
 from awqkit.decoder.state import KeyValues
 
 #: The four inputs that linears read, in the order in which they arise.
-Site = Literal["qkv", "o", "gate_up", "down"]
-SITES: tuple[Site, ...] = ("qkv", "o", "gate_up", "down")
+SiteName = Literal["qkv", "o", "gate_up", "down"]
 
 #: Called with each site and its input [batch, T, in], before the linears read it.
-Observer = Callable[[Site, Tensor], None]
+Observer = Callable[[SiteName, Tensor], None]
 Weights = Mapping[str, Tensor]
 
 
@@ -48,19 +47,40 @@ def block_forward(
     rotary: tuple[Tensor, Tensor],
     *,
     cache: KeyValues | None = None,
-    observe: Observer | None = None,
 ) -> Tensor:
     """Run one block on x [batch, T, hidden].
 
     block: weights named relative to the layer, in x's dtype and on its device.
     rotary: cos and sin [T, rotary_dim] at the positions of x.
     """
+    x = attention_half(block, config, layer, x, rotary, cache=cache)
+    return mlp_half(block, config, x)
+
+
+def attention_half(
+    block: Weights,
+    config: DecoderConfig,
+    layer: int,
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    *,
+    cache: KeyValues | None = None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """x + o(attention(q, k, v of norm(x))); arguments as in block_forward."""
     observe = observe or _ignore
     h = _norm(block, config, "input_layernorm", x)
     observe("qkv", h)
     context = _attention(block, config, layer, h, rotary, cache)
     observe("o", context)
-    x = x + _linear(block, "self_attn.o_proj", context)
+    return x + _linear(block, "self_attn.o_proj", context)
+
+
+def mlp_half(
+    block: Weights, config: DecoderConfig, x: Tensor, *, observe: Observer | None = None
+) -> Tensor:
+    """x + down(silu(gate(h)) · up(h)) with h = norm(x)."""
+    observe = observe or _ignore
     h = _norm(block, config, "post_attention_layernorm", x)
     observe("gate_up", h)
     h = F.silu(_linear(block, "mlp.gate_proj", h)) * _linear(block, "mlp.up_proj", h)
@@ -68,7 +88,7 @@ def block_forward(
     return x + _linear(block, "mlp.down_proj", h)
 
 
-def _ignore(site: Site, value: Tensor) -> None:
+def _ignore(site: SiteName, value: Tensor) -> None:
     """Observe nothing."""
 
 

@@ -1,0 +1,65 @@
+"""Second moments of what the linears of a block read, gathered while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from awqkit.decoder import Observer, SiteName
+from awqkit.errors import CalibrationError
+from awqkit.search.moments import Moments
+
+#: Runs part of a block on [batch, T, hidden], showing each site's input to the observer.
+Half = Callable[[Tensor, Observer], Tensor]
+
+
+class _Sums:
+    """Running sums over tokens of x xᵀ and |x|."""
+
+    def __init__(self) -> None:
+        self.gram: Tensor | float = 0.0
+        self.magnitude: Tensor | float = 0.0
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        flat = x.flatten(0, -2).float()
+        self.gram = flat.T @ flat + self.gram
+        self.magnitude = flat.abs().sum(0) + self.magnitude
+        self.tokens += flat.shape[0]
+
+    def mean(self, site: SiteName) -> Moments:
+        gram = torch.as_tensor(self.gram) / self.tokens
+        if not gram.isfinite().all():
+            raise CalibrationError(
+                f"The activations before {site} are not finite on the calibration text; "
+                "the model's weights are damaged, or they overflow in this dtype: "
+                "try --dtype float32."
+            )
+        return Moments(gram=gram, magnitude=torch.as_tensor(self.magnitude) / self.tokens)
+
+
+def capture_moments(
+    half: Half, hidden: Tensor, sites: Collection[SiteName], *, batch_size: int
+) -> dict[SiteName, Moments]:
+    """Moments of each named site over hidden [rows, T, hidden], batch_size rows at a time."""
+    sums = {site: _Sums() for site in sites}
+
+    def observe(site: SiteName, x: Tensor) -> None:
+        if site in sums:
+            sums[site].add(x)
+
+    for batch in hidden.split(batch_size):
+        half(batch, observe)
+    return {site: total.mean(site) for site, total in sums.items()}
+
+
+def advance(half: Half, hidden: Tensor, *, batch_size: int) -> None:
+    """Replace hidden [rows, T, hidden] by the half's output, in place."""
+    for batch in hidden.split(batch_size):
+        batch.copy_(half(batch, _ignore))
+
+
+def _ignore(site: SiteName, x: Tensor) -> None:
+    """Observe nothing."""

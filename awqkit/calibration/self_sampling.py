@@ -1,0 +1,126 @@
+"""Calibration without a data set: sequences sampled from the model itself.
+
+The way of Liu et al., 2023, "LLM-QAT", section 3.1: a random first token where the model has no
+token that begins a text, then its own predictions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from awqkit.calibration.dataset import CalibrationRows
+from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
+from awqkit.decoder import KeyValues, block_forward, rms_norm, rotary_tables
+
+#: Sequences that advance together.
+ROWS_AT_ONCE = 64
+
+
+def sampled_rows(
+    checkpoint: Checkpoint,
+    *,
+    samples: int,
+    seqlen: int,
+    seed: int,
+    held_out: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_token: Callable[[int, int], None],
+) -> CalibrationRows:
+    """Sample rows at temperature 1; needs the whole model in memory.
+
+    on_token: called with the tokens a row has reached over all batches, and their total.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    model = _Model(checkpoint, seqlen, device, dtype)
+    total = samples + held_out
+    batches = [min(ROWS_AT_ONCE, total - first) for first in range(0, total, ROWS_AT_ONCE)]
+    rows = []
+    for index, batch in enumerate(batches):
+        done = index * seqlen
+        rows.append(
+            model.sample(
+                batch,
+                generator,
+                lambda position, done=done: on_token(done + position, seqlen * len(batches)),
+            )
+        )
+    tokens = torch.cat(rows).cpu()
+    chosen = tokens[:samples]
+    return CalibrationRows(
+        tokens=chosen,
+        held_out=tokens[samples:],
+        digest=hashlib.sha256(chosen.numpy().tobytes()).hexdigest(),
+        source="sampled from the model itself",
+    )
+
+
+class _Model:
+    """The whole decoder, dense, for sampling."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, seqlen: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        def dense(weight: Tensor | QuantizedWeight) -> Tensor:
+            if isinstance(weight, QuantizedWeight):
+                weight = weight.dequantize()
+            return weight.to(device, dtype)
+
+        self.config: DecoderConfig = checkpoint.config
+        self.seqlen = seqlen
+        self.embedding = dense(checkpoint.weight("model.embed_tokens.weight"))
+        self.norm = dense(checkpoint.weight("model.norm.weight"))
+        self.head = (
+            self.embedding
+            if self.config.tie_word_embeddings
+            else dense(checkpoint.weight("lm_head.weight"))
+        )
+        self.blocks = [
+            {name: dense(weight) for name, weight in checkpoint.block(layer).items()}
+            for layer in range(self.config.num_layers)
+        ]
+        self.rotary = tuple(t.to(device) for t in rotary_tables(self.config, seqlen))
+
+    def sample(
+        self, batch: int, generator: torch.Generator, on_position: Callable[[int], None]
+    ) -> Tensor:
+        """int64 [batch, seqlen]."""
+        config = self.config
+        tokens = torch.empty(batch, self.seqlen, dtype=torch.long, device=self.embedding.device)
+        tokens[:, 0] = self._first(batch, generator)
+        caches = [
+            KeyValues(batch, self.seqlen, config.num_kv_heads, config.head_dim, self.embedding)
+            for _ in self.blocks
+        ]
+        for position in range(1, self.seqlen):
+            logits = self._step(tokens[:, position - 1], position - 1, caches)
+            probabilities = torch.softmax(logits.float(), dim=-1)
+            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+            ended = torch.isin(tokens[:, position - 1], self._ends())
+            tokens[:, position] = torch.where(ended, self._first(batch, generator), drawn)
+            on_position(position + 1)
+        return tokens
+
+    def _step(self, token: Tensor, position: int, caches: list[KeyValues]) -> Tensor:
+        """Logits [batch, vocab] after token [batch] at position."""
+        here = (self.rotary[0][position : position + 1], self.rotary[1][position : position + 1])
+        x = self.embedding[token].unsqueeze(1)
+        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+            x = block_forward(block, self.config, layer, x, here, cache=cache)
+        return rms_norm(x[:, 0], self.norm, self.config.norm_eps) @ self.head.T
+
+    def _first(self, batch: int, generator: torch.Generator) -> Tensor:
+        """The token that begins a text; any token where the model has none."""
+        device = self.embedding.device
+        if self.config.bos_token_id is not None:
+            return torch.full((batch,), self.config.bos_token_id, device=device)
+        return torch.randint(
+            self.config.vocab_size, (batch,), generator=generator, device=device
+        )
+
+    def _ends(self) -> Tensor:
+        return torch.tensor(self.config.eos_token_ids, device=self.embedding.device)

@@ -1,0 +1,67 @@
+"""Every setting of a quantization and its default, written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from awqkit.checkpoint import layout
+from awqkit.errors import ConfigError
+
+Quality = Literal["fast", "balanced"]
+QUALITIES: tuple[Quality, ...] = ("fast", "balanced")
+Format = Literal["awq", "compressed-tensors"]
+FORMATS: tuple[Format, ...] = ("awq", "compressed-tensors")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    """How to quantize. Raises ConfigError for a value that nothing here can do."""
+
+    w_bits: int = layout.BITS
+    w_group_size: int = layout.GROUP_SIZE
+    #: Search input scales (AWQ). Off: scale 1; clip and rounding as before.
+    search_scale: bool = True
+    #: fast rounds to nearest; balanced rounds with second-order error feedback.
+    quality: Quality = "balanced"
+    format: Format = "awq"
+    #: dtype of what stays unquantized.
+    dtype: str = "bfloat16"
+    calib_samples: int = 128
+    #: Tokens a sample.
+    calib_seqlen: int = 2048
+    #: Samples that pass through a block at once; None chooses.
+    batch_size: int | None = None
+    seed: int = 0
+    #: Compare with the unquantized model on rows held out from the calibration.
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.w_bits != layout.BITS:
+            raise ConfigError(f"--w-bits is {self.w_bits}; awqkit writes {layout.BITS}-bit weights.")
+        if self.w_group_size != layout.GROUP_SIZE:
+            raise ConfigError(
+                f"--w-group-size is {self.w_group_size}; "
+                f"awqkit writes groups of {layout.GROUP_SIZE}."
+            )
+        _one_of("--quality", self.quality, QUALITIES)
+        _one_of("--format", self.format, FORMATS)
+        _one_of("--dtype", self.dtype, DTYPES)
+        for option, value in (
+            ("--calib-samples", self.calib_samples),
+            ("--calib-seqlen", self.calib_seqlen),
+            ("--batch-size", 1 if self.batch_size is None else self.batch_size),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} is {value}; it must be at least 1.")
+
+    @property
+    def rows_at_once(self) -> int:
+        """The batch size, chosen so that a pass holds some 16,000 tokens where none was given."""
+        return self.batch_size or max(1, 16384 // self.calib_seqlen)
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{option} is {value!r}; choose one of {', '.join(choices)}.")

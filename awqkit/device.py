@@ -1,0 +1,33 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from awqkit.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto (a GPU if there is one), cpu, cuda or cuda:N. Raises ConfigError for what is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device is {name!r}; use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {name!r}; use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        _require_gpu(device)
+    return device
+
+
+def _require_gpu(device: torch.device) -> None:
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ConfigError(
+            f"--device is {device}, but torch sees no GPU here: use --device cpu, or install a "
+            "CUDA build of torch and the driver."
+        )
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"--device is {device}, but the last GPU here is cuda:{count - 1}.")

@@ -1,0 +1,92 @@
+"""Search for the input scales of a site (Lin et al., 2023, "AWQ", section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awqkit.search.affine import in_groups, min_max_grid, round_to_nearest
+from awqkit.search.moments import Moments, output_error
+
+RATIOS = tuple(step / 20 for step in range(20))
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """scale: what the linears' inputs are divided by, float32 [in]; loss: its output error."""
+
+    scale: Tensor
+    loss: float
+    identity_loss: float
+    description: str
+
+    @property
+    def is_identity(self) -> bool:
+        return self.description == "identity"
+
+
+def search_scale(
+    weights: Sequence[Tensor],
+    moments: Moments,
+    *,
+    tie: Callable[[Tensor], Tensor],
+    realise: Callable[[Tensor], Tensor],
+) -> ScaleChoice:
+    """The candidate with the least output error after rounding to nearest.
+
+    weights: the linears that read this input, float32 [out_i, in].
+    tie: makes a per-channel statistic [in] agree among channels that must share a scale
+        (query heads over one value head).
+    realise: the scale that counts once the op before has been stored, [in] → [in].
+    """
+    identity = torch.ones_like(moments.magnitude)
+    identity_loss = rounding_loss(weights, moments.gram, identity)
+    best = ScaleChoice(identity, identity_loss, identity_loss, "identity")
+    activation = tie(moments.magnitude)
+    magnitude = tie(weight_magnitude(weights))
+    for description, wanted in _candidates(activation, magnitude):
+        scale = realise(wanted)
+        loss = rounding_loss(weights, moments.gram, scale)
+        if loss < best.loss:
+            best = ScaleChoice(scale, loss, identity_loss, description)
+    return best
+
+
+def rounding_loss(weights: Sequence[Tensor], gram: Tensor, scale: Tensor) -> float:
+    """Output error, summed over the linears, of rounding W·scale to nearest; scale: [in]."""
+    loss = torch.zeros((), device=gram.device)
+    for weight in weights:
+        scaled = weight * scale
+        rounded = round_to_nearest(scaled, min_max_grid(scaled))
+        loss += output_error((rounded - scaled) / scale, gram)
+    return float(loss)
+
+
+def weight_magnitude(weights: Sequence[Tensor]) -> Tensor:
+    """Mean over all rows of |w| relative to its group's largest, float32 [in]."""
+    relative = []
+    for weight in weights:
+        grouped = in_groups(weight.abs())
+        relative.append((grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-12)).flatten(-2))
+    return torch.cat(relative).mean(0)
+
+
+def _candidates(activation: Tensor, magnitude: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for ratio in RATIOS[1:]:
+        yield f"x^{ratio:.2f}", normalised(activation**ratio, activation)
+    for ratio in RATIOS:
+        wanted = activation**ratio / (magnitude ** (1 - ratio)).clamp(min=1e-4)
+        yield f"x^{ratio:.2f} / w^{1 - ratio:.2f}", normalised(wanted, activation)
+
+
+def normalised(scale: Tensor, activation: Tensor) -> Tensor:
+    """Scale centred on 1 (geometric middle of its extremes); 1 where the channel never fires."""
+    fires = activation > 0
+    if not fires.any():
+        return torch.ones_like(scale)
+    live = scale[fires].clamp(min=1e-4)
+    centred = scale.clamp(min=1e-4) / (live.max() * live.min()).sqrt()
+    return torch.where(fires, centred, torch.ones_like(scale))
