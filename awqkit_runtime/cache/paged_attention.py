@@ -1,0 +1,164 @@
+"""Attention of a mixed batch over paged keys and values: prefill chunks and decodes together.
+
+New keys and values go into the pages first and are read back from there, so a token sees the same
+stored numbers however its sequence was split into steps, batched or shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.decoder_config import DecoderConfig
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.kernels.attention import AttentionBlock, attend, plan_attention
+
+#: Sequences are attended together while padding adds at most this share of keys …
+_PADDING_SHARE = 0.25
+#: … or this number of them.
+_PADDING_TOKENS = 64
+#: … and while the batch gathers no more keys than this, which bounds its workspace.
+_BATCH_KEYS = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSpan:
+    """The new tokens of one sequence in a step."""
+
+    #: Row of the first new token in the step's batch of tokens.
+    start: int
+    #: New tokens.
+    length: int
+    #: Tokens that the pages hold already.
+    context: int
+    #: Page ids in order; they have room for context + length tokens.
+    pages: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.context < 0 or self.start < 0:
+            raise ValueError(f"a span needs new tokens and sane counts: {self}")
+        if pages_for(self.total) > len(self.pages):
+            raise ValueError(
+                f"{len(self.pages)} pages cannot hold {self.total} tokens of {PAGE_TOKENS} each"
+            )
+
+    @property
+    def total(self) -> int:
+        return self.context + self.length
+
+    def slots(self, start: int, stop: int) -> list[int]:
+        """Slots of the tokens at positions start … stop − 1."""
+        return [
+            self.pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
+            for position in range(start, stop)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Spans with equally many new tokens, attended as one batch."""
+
+    #: Of q, [batch · T].
+    rows: Tensor
+    #: Of the keys, [batch · S]; shorter sequences repeat a slot of theirs, which no query sees.
+    slots: Tensor
+    batch: int
+    blocks: tuple[AttentionBlock, ...]
+
+
+class PagedAttention:
+    """AttentionState of one step: stores the new keys and values, attends over the pages."""
+
+    def __init__(
+        self, pool: PagePool, spans: Sequence[SequenceSpan], *, config: DecoderConfig
+    ) -> None:
+        self._pool = pool
+        self._config = config
+        ordered = sorted(spans, key=lambda span: span.start)
+        if [span.start for span in ordered] != _starts(ordered):
+            raise ValueError("the spans of a step must cover its rows without gaps or overlaps")
+        slots = [slot for span in ordered for slot in span.slots(span.context, span.total)]
+        self._slots = torch.tensor(slots, device=pool.device)
+        batches = _batch_spans(spans)
+        self._groups = {
+            window: tuple(_plan_group(batch, window, pool.device) for batch in batches)
+            for window in {config.window(layer) for layer in range(config.num_layers)}
+        }
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
+        self._pool.append(layer, k, v, self._slots)
+        groups = self._groups[self._config.window(layer)]
+        if len(groups) == 1:
+            return self._attend_group(layer, q, groups[0])
+        out = torch.empty_like(q)
+        for group in groups:
+            rows = q.index_select(0, group.rows)
+            out.index_copy_(0, group.rows, self._attend_group(layer, rows, group))
+        return out
+
+    def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
+        k, v = self._pool.gather(layer, group.slots)
+        q, k, v = (x.unflatten(0, (group.batch, -1)) for x in (q, k, v))
+        return attend(q, k, v, group.blocks, scale=self._config.softmax_scale).flatten(0, 1)
+
+
+def _starts(spans: Sequence[SequenceSpan]) -> list[int]:
+    """Where each span would start if they followed each other from row 0."""
+    return [0, *accumulate(span.length for span in spans)][:-1]
+
+
+def _batch_spans(spans: Sequence[SequenceSpan]) -> list[list[SequenceSpan]]:
+    """Spans that are attended together: equally many new tokens, similarly many keys.
+
+    Each batch keeps the order of the rows.
+    """
+    batches: list[list[SequenceSpan]] = []
+    for span in sorted(spans, key=lambda span: (span.length, span.total)):
+        if not batches or not _fits(batches[-1], span):
+            batches.append([])
+        batches[-1].append(span)
+    return [sorted(batch, key=lambda span: span.start) for batch in batches]
+
+
+def _fits(batch: Sequence[SequenceSpan], span: SequenceSpan) -> bool:
+    """Whether a span, no shorter than those in the batch, may join it."""
+    shortest = batch[0]
+    padding = max(_PADDING_TOKENS, shortest.total * _PADDING_SHARE)
+    return (
+        span.length == shortest.length
+        and span.total - shortest.total <= padding
+        and span.total * (len(batch) + 1) <= _BATCH_KEYS
+    )
+
+
+def _plan_group(spans: Sequence[SequenceSpan], window: int | None, device: torch.device) -> _Group:
+    length = spans[0].length
+    contexts = [span.context for span in spans]
+    key_start = [0 if window is None else max(0, context - window + 1) for context in contexts]
+    starts = torch.tensor([span.start for span in spans])
+    return _Group(
+        rows=(starts.unsqueeze(1) + torch.arange(length)).flatten().to(device),
+        slots=_key_slots(spans, key_start).to(device),
+        batch=len(spans),
+        blocks=plan_attention(
+            contexts, key_start, num_queries=length, window=window, device=device
+        ),
+    )
+
+
+def _key_slots(spans: Sequence[SequenceSpan], key_start: Sequence[int]) -> Tensor:
+    """Slots of each span's keys from key_start on, padded with its last one: int64 [batch · S]."""
+    width = max(len(span.pages) for span in spans)
+    table = torch.tensor([span.pages + (0,) * (width - len(span.pages)) for span in spans])
+    totals = torch.tensor([span.total for span in spans]).unsqueeze(1)
+    first = torch.tensor(key_start).unsqueeze(1)
+    positions = first + torch.arange(int((totals - first).max()))
+    positions = torch.minimum(positions, totals - 1)
+    pages = table.gather(1, positions // PAGE_TOKENS)
+    return (pages * PAGE_TOKENS + positions % PAGE_TOKENS).flatten()

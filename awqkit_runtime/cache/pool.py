@@ -1,0 +1,109 @@
+"""The pages themselves: one allocation that holds keys and values of every layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit_runtime.cache.page_codec import (
+    dequantize_vectors,
+    pack_codes,
+    quantize_vectors,
+    unpack_codes,
+)
+from awqkit_runtime.cache.page_format import (
+    PAGE_TOKENS,
+    PARAM_DTYPE,
+    PARAMS_PER_VECTOR,
+    PageFormat,
+)
+
+
+class PagePool:
+    """num_pages pages of all layers. A slot is page · PAGE_TOKENS + offset of the token in it.
+
+    The pool knows nothing of sequences: who owns a page is the allocator's business.
+    """
+
+    def __init__(self, format: PageFormat, num_pages: int, device: torch.device | str) -> None:
+        self.format = format
+        self.num_pages = num_pages
+        self.device = torch.device(device)
+        slots = num_pages * PAGE_TOKENS
+        self._pages: _DensePages | _QuantizedPages = (
+            _QuantizedPages(format, slots, self.device)
+            if format.quantized
+            else _DensePages(format, slots, self.device)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_pages * self.format.bytes_per_page
+
+    def append(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Store k and v [T, kv_heads, head_dim] (keys after rotary) at slots, int64 [T]."""
+        self._pages.write(layer, torch.cat((k, v), dim=1), slots)
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [N, kv_heads, head_dim] at slots, int64 [N], as the pages hold them.
+
+        float32 from quantized pages, the model's dtype from dense ones.
+        """
+        k, v = self._pages.read(layer, slots).chunk(2, dim=1)
+        return k, v
+
+    def read(self, layer: int, page_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [n · PAGE_TOKENS, kv_heads, head_dim] of whole pages, int64 [n]."""
+        offsets = torch.arange(PAGE_TOKENS, device=self.device)
+        return self.gather(layer, (page_ids.unsqueeze(1) * PAGE_TOKENS + offsets).flatten())
+
+
+class _DensePages:
+    """Rows of the model's dtype: [layer, slot, key heads then value heads, head_dim]."""
+
+    def __init__(self, format: PageFormat, slots: int, device: torch.device) -> None:
+        shape = (format.num_layers, slots, 2 * format.num_kv_heads, format.head_dim)
+        self._rows = torch.zeros(shape, dtype=format.dtype, device=device)
+
+    def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
+        rows = self._rows[layer]
+        rows.index_copy_(0, slots, vectors.to(rows.dtype))
+
+    def read(self, layer: int, slots: Tensor) -> Tensor:
+        return self._rows[layer].index_select(0, slots)
+
+
+class _QuantizedPages:
+    """Rows of codes [layer, slot, bytes] and their parameters [layer, slot, heads, 2]."""
+
+    def __init__(self, format: PageFormat, slots: int, device: torch.device) -> None:
+        self._format = format
+        self._key_bytes = format.num_kv_heads * format.key.element_bytes
+        row_bytes = self._key_bytes + format.num_kv_heads * format.value.element_bytes
+        heads = 2 * format.num_kv_heads
+        layers = format.num_layers
+        self._codes = torch.zeros((layers, slots, row_bytes), dtype=torch.uint8, device=device)
+        self._params = torch.zeros(
+            (layers, slots, heads, PARAMS_PER_VECTOR), dtype=PARAM_DTYPE, device=device
+        )
+        bits = torch.tensor([format.k_bits, format.v_bits]).repeat_interleave(format.num_kv_heads)
+        self._max_codes = (2.0**bits - 1.0).unsqueeze(-1).to(device)
+
+    def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
+        format = self._format
+        codes, params = quantize_vectors(vectors, self._max_codes)
+        k, v = codes.chunk(2, dim=1)
+        packed = (pack_codes(k, format.k_bits).flatten(1), pack_codes(v, format.v_bits).flatten(1))
+        self._codes[layer].index_copy_(0, slots, torch.cat(packed, dim=1))
+        self._params[layer].index_copy_(0, slots, params)
+
+    def read(self, layer: int, slots: Tensor) -> Tensor:
+        format = self._format
+        packed = self._codes[layer].index_select(0, slots)
+        params = self._params[layer].index_select(0, slots)
+        heads, count = format.num_kv_heads, slots.shape[0]
+        vectors = torch.empty((count, 2 * heads, format.head_dim), device=packed.device)
+        k, v = packed[:, : self._key_bytes], packed[:, self._key_bytes :]
+        unpack_codes(k.unflatten(1, (heads, -1)), format.k_bits, vectors[:, :heads])
+        unpack_codes(v.unflatten(1, (heads, -1)), format.v_bits, vectors[:, heads:])
+        return dequantize_vectors(vectors, params)
