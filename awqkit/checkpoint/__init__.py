@@ -1,0 +1,25 @@
+"""Reading and writing of model folders: the one bridge between quantizer and runtime."""
+
+from awqkit.checkpoint.decoder_config import DecoderConfig, ExpertsConfig, RopeConfig
+from awqkit.checkpoint.errors import (
+    AwqkitError,
+    CheckpointError,
+    OutputError,
+    UnsupportedModelError,
+)
+from awqkit.checkpoint.quantized_weight import QuantizedWeight
+from awqkit.checkpoint.reader import Checkpoint, open_checkpoint, read_decoder_config
+
+__all__ = [
+    "AwqkitError",
+    "Checkpoint",
+    "CheckpointError",
+    "DecoderConfig",
+    "ExpertsConfig",
+    "OutputError",
+    "QuantizedWeight",
+    "RopeConfig",
+    "UnsupportedModelError",
+    "open_checkpoint",
+    "read_decoder_config",
+]

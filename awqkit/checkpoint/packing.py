@@ -1,0 +1,119 @@
+"""The two 4-bit formats: which tensors a quantized linear is stored as, and how codes are packed.
+
+Both hold the same integers, so that one converts into the other without loss:
+
+`awq` ("gemm" of AutoAWQ), for a weight [out, in]:
+    qweight int32 [in, out/8]   qzeros int32 [in/128, out/8]   scales float16 [in/128, out]
+`compressed-tensors` ("pack-quantized"):
+    weight_packed int32 [out, in/8]   weight_scale float16 [out, in/128]
+    weight_zero_point int32 [out/8, in/128]   weight_shape int64 [2] = (out, in)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.layout import (
+    AWQ_ORDER,
+    BITS,
+    CODES_PER_WORD,
+    GROUP_SIZE,
+    MAX_CODE,
+    SEQUENTIAL_ORDER,
+)
+from awqkit.checkpoint.quantized_weight import QuantizedWeight
+
+PackedFormat = Literal["awq", "compressed-tensors"]
+PACKED_FORMATS: tuple[PackedFormat, ...] = ("awq", "compressed-tensors")
+#: The tensor that tells a quantized linear from a dense one, by format.
+CODES_SUFFIX: dict[str, str] = {"awq": "qweight", "compressed-tensors": "weight_packed"}
+#: The code that stands for zero where a checkpoint is symmetric and stores no zero points.
+SYMMETRIC_ZERO = 2 ** (BITS - 1)
+BYTES_PER_WORD = 4
+
+
+def packed_shapes(
+    packed_format: PackedFormat, out_features: int, in_features: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that hold a quantized linear [out, in], by suffix."""
+    groups = in_features // GROUP_SIZE
+    if packed_format == "awq":
+        words = out_features // CODES_PER_WORD
+        return {
+            "qweight": (in_features, words),
+            "qzeros": (groups, words),
+            "scales": (groups, out_features),
+        }
+    return {
+        "weight_packed": (out_features, in_features // CODES_PER_WORD),
+        "weight_scale": (out_features, groups),
+        "weight_zero_point": (out_features // CODES_PER_WORD, groups),
+        "weight_shape": (2,),
+    }
+
+
+def pack(weight: QuantizedWeight, packed_format: PackedFormat) -> dict[str, Tensor]:
+    """The tensors that hold a quantized linear, by suffix.
+
+    The weight must fit the formats (layout.is_quantizable).
+    """
+    if packed_format == "awq":
+        return {
+            "qweight": pack_words(weight.codes.T, AWQ_ORDER),
+            "qzeros": pack_words(weight.zeros.T, AWQ_ORDER),
+            "scales": weight.scales.T.contiguous(),
+        }
+    return {
+        "weight_packed": pack_words(weight.codes, SEQUENTIAL_ORDER),
+        "weight_scale": weight.scales.contiguous(),
+        "weight_zero_point": pack_words(weight.zeros.T, SEQUENTIAL_ORDER).T.contiguous(),
+        "weight_shape": torch.tensor([weight.out_features, weight.in_features]),
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor], packed_format: PackedFormat) -> QuantizedWeight:
+    """The inverse of `pack`. Without zero points every zero is SYMMETRIC_ZERO.
+
+    Scales must be float16 already.
+    """
+    if packed_format == "awq":
+        return QuantizedWeight(
+            codes=unpack_words(tensors["qweight"], AWQ_ORDER).T.contiguous(),
+            scales=tensors["scales"].T.contiguous(),
+            zeros=unpack_words(tensors["qzeros"], AWQ_ORDER).T.contiguous(),
+        )
+    scales = tensors["weight_scale"]
+    if "weight_zero_point" in tensors:
+        packed_zeros = tensors["weight_zero_point"].T.contiguous()
+        zeros = unpack_words(packed_zeros, SEQUENTIAL_ORDER).T.contiguous()
+    else:
+        zeros = torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
+    codes = unpack_words(tensors["weight_packed"], SEQUENTIAL_ORDER)
+    return QuantizedWeight(codes=codes, scales=scales, zeros=zeros)
+
+
+def pack_words(codes: Tensor, order: Sequence[int]) -> Tensor:
+    """uint8 codes [rows, 8·n] → int32 words [rows, n]: nibble i of word c is code 8c + order[i]."""
+    rows = codes.shape[0]
+    nibbles = codes.reshape(rows, -1, CODES_PER_WORD)
+    # Byte by byte (little-endian) in uint8, which is many times faster than shifting int32 words.
+    packed = torch.empty(rows, nibbles.shape[1], BYTES_PER_WORD, dtype=torch.uint8)
+    for byte in range(BYTES_PER_WORD):
+        low, high = order[2 * byte], order[2 * byte + 1]
+        packed[:, :, byte] = nibbles[:, :, low] | (nibbles[:, :, high] << BITS)
+    return packed.view(torch.int32).squeeze(-1)
+
+
+def unpack_words(words: Tensor, order: Sequence[int]) -> Tensor:
+    """int32 words [rows, n] → uint8 codes [rows, 8·n], the inverse of pack_words."""
+    rows, count = words.shape
+    packed = words.contiguous().view(torch.uint8).view(rows, count, BYTES_PER_WORD)
+    codes = torch.empty(rows, count, CODES_PER_WORD, dtype=torch.uint8)
+    for byte in range(BYTES_PER_WORD):
+        codes[:, :, order[2 * byte]] = packed[:, :, byte] & MAX_CODE
+        codes[:, :, order[2 * byte + 1]] = packed[:, :, byte] >> BITS
+    return codes.view(rows, -1)

@@ -1,0 +1,140 @@
+"""config.json's `quantization_config`: what a checkpoint says about its quantized linears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from awqkit.checkpoint.errors import UnsupportedModelError
+from awqkit.checkpoint.families.config_fields import ConfigFields
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE
+from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
+
+#: The key is `compression_config` in early compressed-tensors checkpoints.
+CONFIG_KEYS = ("quantization_config", "compression_config")
+PACK_QUANTIZED = "pack-quantized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredQuantization:
+    """How the quantized linears of a checkpoint are stored.
+
+    symmetric: some linears may lack zero points, and then have the middle code as zero.
+    """
+
+    format: PackedFormat
+    symmetric: bool
+
+
+def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
+    """What a config.json says about quantization; None for a plain checkpoint.
+
+    Raises UnsupportedModelError, by name, for every method and setting that cannot be read.
+    """
+    section = next((value for key in CONFIG_KEYS if (value := raw.get(key))), None)
+    if section is None:
+        return None
+    fields = ConfigFields({"quantization_config": section}).section("quantization_config")
+    method = fields.get("quant_method")
+    if method == "awq":
+        return _read_awq(ConfigFields(fields, "config.json, quantization_config"))
+    if method == "compressed-tensors":
+        return _read_compressed_tensors(fields)
+    raise UnsupportedModelError(
+        f"The checkpoint is quantized with {method!r}, which cannot be read; known are "
+        f"{' and '.join(PACKED_FORMATS)} with {BITS} bits and groups of {GROUP_SIZE}. "
+        "Start from the model before it was quantized."
+    )
+
+
+def write_quantization(packed_format: PackedFormat, dense_modules: Sequence[str]) -> dict[str, Any]:
+    """The `quantization_config` of a written checkpoint.
+
+    dense_modules: full names of the linears left unquantized, such as "lm_head".
+    """
+    if packed_format == "awq":
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": BITS,
+            "group_size": GROUP_SIZE,
+            "zero_point": True,
+            "modules_to_not_convert": list(dense_modules),
+        }
+    weights = {
+        "num_bits": BITS,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": GROUP_SIZE,
+        "dynamic": False,
+        "actorder": None,
+    }
+    group = {
+        "targets": ["Linear"],
+        "format": PACK_QUANTIZED,
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": PACK_QUANTIZED,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(dense_modules),
+        "kv_cache_scheme": None,
+    }
+
+
+def _read_awq(fields: ConfigFields) -> StoredQuantization:
+    _require("awq version", fields.text("version", "gemm").lower(), "gemm")
+    _require("bits", fields.integer("bits", fields.integer("w_bit", BITS)), BITS)
+    group_size = fields.integer("group_size", fields.integer("q_group_size", GROUP_SIZE))
+    _require("group_size", group_size, GROUP_SIZE)
+    _require("zero_point", fields.flag("zero_point", default=True), True)
+    return StoredQuantization(format="awq", symmetric=False)
+
+
+def _read_compressed_tensors(section: Mapping[str, Any]) -> StoredQuantization:
+    top = ConfigFields(section, "config.json, quantization_config")
+    stored_format = top.text("format", PACK_QUANTIZED)
+    if stored_format != "mixed-precision":
+        _require("format", stored_format, PACK_QUANTIZED)
+    if top.section("transform_config").get("config_groups"):
+        raise _unsupported("transform_config", "rotations of the activations", "none")
+    groups = top.section("config_groups")
+    if not groups:
+        raise _unsupported("config_groups", "no groups", "at least one")
+    symmetric = [_read_group(name, top, groups) for name in groups]
+    return StoredQuantization(format="compressed-tensors", symmetric=any(symmetric))
+
+
+def _read_group(name: str, top: ConfigFields, groups: Mapping[str, Any]) -> bool:
+    where = f"config.json, quantization_config, {name}"
+    group = ConfigFields(ConfigFields(groups, where).section(name), where)
+    _require(f"{name} format", group.text("format", PACK_QUANTIZED), PACK_QUANTIZED)
+    if group.get("input_activations") is not None or group.get("output_activations") is not None:
+        raise _unsupported(f"{name} activations", "quantized activations", "none")
+    weights = ConfigFields(group.section("weights"), f"{where}, weights")
+    _require(f"{name} num_bits", weights.integer("num_bits"), BITS)
+    _require(f"{name} type", weights.text("type", "int"), "int")
+    _require(f"{name} strategy", weights.text("strategy", "group"), "group")
+    _require(f"{name} group_size", weights.integer("group_size", 0), GROUP_SIZE)
+    # "group" stores the columns in another order than the weight's own.
+    if weights.get("actorder") in ("group", True):
+        raise _unsupported(f"{name} actorder", repr(weights.get("actorder")), "null or 'weight'")
+    return weights.flag("symmetric", default=True)
+
+
+def _require(what: str, found: object, supported: object) -> None:
+    if found != supported:
+        raise _unsupported(what, repr(found), repr(supported))
+
+
+def _unsupported(what: str, found: str, supported: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"config.json, quantization_config: {what} is {found}, which cannot be read; supported "
+        f"is {supported}. Start from the model before it was quantized."
+    )

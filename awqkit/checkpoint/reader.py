@@ -1,0 +1,195 @@
+"""A model folder as canonical tensors and one DecoderConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.canonical import EMBEDDING, layer_prefix, layer_shapes
+from awqkit.checkpoint.decoder_config import DecoderConfig
+from awqkit.checkpoint.errors import CheckpointError
+from awqkit.checkpoint.families import find_family
+from awqkit.checkpoint.families.family import read_dtype
+from awqkit.checkpoint.hub import resolve_source
+from awqkit.checkpoint.json_file import read_json_object
+from awqkit.checkpoint.packing import unpack
+from awqkit.checkpoint.placement import Placement, place_tensors
+from awqkit.checkpoint.quantization_config import read_quantization
+from awqkit.checkpoint.quantized_weight import QuantizedWeight
+from awqkit.checkpoint.safetensors_file import TORCH_DTYPES, read_tensor
+from awqkit.checkpoint.shards import find_tensors
+
+CONFIG_FILE = "config.json"
+Format = Literal["hf", "awq", "compressed-tensors"]
+#: Half of FP16's smallest step: the most by which a stored scale may move on its way to FP16.
+SCALE_TOLERANCE = 2.0**-25
+
+
+class Checkpoint:
+    """A checkpoint in canonical form. Opening it read headers only; tensors are read one by one.
+
+    folder: where the files lie.  raw_config: config.json as written.  config: what it means.
+    format: "hf" (plain), "awq" or "compressed-tensors".
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        raw_config: dict[str, Any],
+        config: DecoderConfig,
+        format: Format,
+        placements: Mapping[str, Placement],
+        weight_bytes: int,
+    ) -> None:
+        self.folder = folder
+        self.raw_config = raw_config
+        self.config = config
+        self.format = format
+        self._placements = placements
+        self._weight_bytes = weight_bytes
+
+    def names(self) -> tuple[str, ...]:
+        """Canonical names in the order of execution; a quantized linear is listed as its weight."""
+        return tuple(self._placements)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Canonical shape, (out, in) for a linear, quantized or not."""
+        return self._placement(name).shape
+
+    def is_quantized(self, name: str) -> bool:
+        return self._placement(name).packed_format is not None
+
+    def tensor(self, name: str) -> Tensor:
+        """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
+        placement = self._placement(name)
+        if placement.packed_format is not None:
+            raise CheckpointError(f"{name} is stored quantized; there is no dense form of it here.")
+        (entry,) = placement.entries.values()
+        tensor = read_tensor(entry, placement.rows)
+        _require_finite(tensor, f"{entry.path}: tensor {name}")
+        return tensor
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        """The integers and scales of a quantized linear; CheckpointError if it is dense."""
+        placement = self._placement(name)
+        if placement.packed_format is None:
+            raise CheckpointError(f"{name} is stored unquantized; it has no 4-bit codes.")
+        return _read_quantized(name, placement)
+
+    def weight(self, name: str) -> Tensor | QuantizedWeight:
+        """The tensor as it is stored, dense or quantized."""
+        return self.quantized(name) if self.is_quantized(name) else self.tensor(name)
+
+    def block(self, layer: int) -> dict[str, Tensor | QuantizedWeight]:
+        """All tensors of one layer by their names within it, such as "self_attn.q_proj.weight"."""
+        prefix = layer_prefix(layer)
+        return {name: self.weight(prefix + name) for name in layer_shapes(self.config)}
+
+    def weight_bytes(self) -> int:
+        """Bytes of all stored tensors on disk."""
+        return self._weight_bytes
+
+    def _placement(self, name: str) -> Placement:
+        placement = self._placements.get(name)
+        if placement is None:
+            raise KeyError(f"{name} is no canonical tensor of {self.folder}")
+        return placement
+
+
+def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkpoint:
+    """Open a folder or a hub id and prove config, index, headers and shapes consistent.
+
+    model_format: "auto", or the format that the checkpoint must have.
+    Raises CheckpointError, and UnsupportedModelError for what is sound but not known.
+    """
+    folder = resolve_source(source)
+    raw = _read_raw_config(folder)
+    family = find_family(raw)
+    config = family.read_config(raw)
+    quantization = read_quantization(raw)
+    found: Format = "hf" if quantization is None else quantization.format
+    if model_format not in ("auto", found):
+        raise CheckpointError(
+            f"{folder} is a checkpoint in {found!r} form, but {model_format!r} was asked for. "
+            "Leave the model format at auto."
+        )
+    tensors = find_tensors(folder)
+    placements = place_tensors(tensors, config, family, quantization)
+    embedding = TORCH_DTYPES[placements[EMBEDDING].entries[""].dtype]
+    stored_dtype = str(embedding).removeprefix("torch.")
+    return Checkpoint(
+        folder=folder,
+        raw_config=raw,
+        config=dataclasses.replace(config, dtype=read_dtype(raw, stored_dtype)),
+        format=found,
+        placements=placements,
+        weight_bytes=sum(entry.nbytes for entry in tensors.values()),
+    )
+
+
+def read_decoder_config(source: str | Path) -> DecoderConfig:
+    """The DecoderConfig of a folder (config.json alone is enough) or a hub id."""
+    raw = _read_raw_config(resolve_source(source, files=(CONFIG_FILE,)))
+    return find_family(raw).read_config(raw)
+
+
+def _read_raw_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}, so it is no model in Hugging Face form. "
+            "Name the folder that holds config.json and the .safetensors files."
+        )
+    return read_json_object(path)
+
+
+def _read_quantized(name: str, placement: Placement) -> QuantizedWeight:
+    assert placement.packed_format is not None
+    tensors = {suffix: read_tensor(entry) for suffix, entry in placement.entries.items()}
+    for suffix in ("scales", "weight_scale"):
+        if suffix in tensors:
+            origin = f"{placement.entries[suffix].path}: tensor {placement.entries[suffix].name}"
+            tensors[suffix] = _half_scales(tensors[suffix], origin)
+    weight = unpack(tensors, placement.packed_format)
+    if placement.rows is None:
+        return weight
+    index = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
+    return QuantizedWeight(
+        codes=weight.codes[index], scales=weight.scales[index], zeros=weight.zeros[index]
+    )
+
+
+def _half_scales(scales: Tensor, origin: str) -> Tensor:
+    """Scales in float16, provided that this keeps the weights' values.
+
+    Below FP16's normal range BF16 scales may move by SCALE_TOLERANCE, and a weight by at most 15
+    times that (4.5e-7), which is less than the rounding of any BF16 activation it meets.
+    """
+    _require_finite(scales, origin)
+    half = scales.half()
+    exact = half.float() == scales.float()
+    tiny = (half.float() - scales.float()).abs() <= SCALE_TOLERANCE
+    if not bool((exact | (tiny & (scales.abs() < torch.finfo(torch.float16).tiny))).all()):
+        raise CheckpointError(
+            f"{origin} holds scales that FP16 cannot represent, so the weights would change. "
+            "Quantize the model anew with scales in FP16."
+        )
+    return half
+
+
+def _require_finite(tensor: Tensor, origin: str) -> None:
+    if not tensor.numel():
+        return
+    # The extremes carry any NaN or infinity, and need no temporary of the tensor's size.
+    low, high = torch.aminmax(tensor)
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(
+            f"{origin} holds NaN or infinite values, so the model is broken. "
+            "Fetch the file again; if it was trained or merged here, look there."
+        )
