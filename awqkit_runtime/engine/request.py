@@ -1,0 +1,83 @@
+"""A request on its way through the engine, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from awqkit_runtime.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+#: Token id -> log-probability, likeliest first; always holds the chosen token.
+TokenLogprobs = dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A finished answer.
+
+    token_ids: what was generated, a stop token that ended it included (its text is not in `text`).
+    finish_reason: "stop" (stop token or stop text), "length" (max_tokens or session length),
+    "abort". logprobs: one entry per token where they were asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput:
+    """What one step added to a request; `completion` is there once it is finished."""
+
+    request_id: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    completion: Completion | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """One prompt and its answer so far.
+
+    The first group of fields never changes. `pages` and `num_computed` say how much of the
+    sequence the cache holds; both fall to nothing when the request has to give way to others.
+    """
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    #: Seeds this request's random numbers (params.seed, or drawn for it).
+    seed: int
+    #: Tokens that end the answer: the model's own unless ignored, and the request's.
+    stop_token_ids: frozenset[int]
+    #: Tokens of the answer at most: max_tokens, or what the session length leaves.
+    max_output: int
+
+    output_token_ids: list[int] = field(default_factory=list)
+    output_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    #: Leading tokens whose keys and values are in `pages`.
+    num_computed: int = 0
+    #: Leading pages that others can find.
+    num_published: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that the model has yet to read; one while decoding."""
+        return self.num_tokens - self.num_computed
+
+    def tokens(self, start: int = 0, end: int | None = None) -> list[int]:
+        """Tokens start…end of prompt and answer together."""
+        stop = self.num_tokens if end is None else end
+        split = len(self.prompt_token_ids)
+        prompt = self.prompt_token_ids[start:stop]
+        return [*prompt, *self.output_token_ids[max(start - split, 0) : max(stop - split, 0)]]

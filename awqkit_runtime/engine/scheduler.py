@@ -1,0 +1,204 @@
+"""Which tokens of which requests the next step computes, and who has to wait or give way.
+
+Pure decisions over requests and page numbers: no tensors, no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from awqkit_runtime.cache.allocator import BlockAllocator
+from awqkit_runtime.engine.request import Request
+from awqkit_runtime.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """`length` tokens of a request, from its token `start`, that a step computes."""
+
+    request: Request
+    start: int
+    length: int
+    #: It reaches the last known token, so that its last logits give the next one.
+    samples: bool
+
+
+class Scheduler:
+    """Continuous batching, first come first served.
+
+    Each step shares `max_step_tokens` between sequences that decode (first) and prompts, which
+    are split where they do not fit. A request enters when there are pages for all its known
+    tokens and one to spare for every running sequence. When a decoding sequence finds no page,
+    the latest request gives its pages back and is computed again later; its tokens stay.
+    `running` followed by `waiting` is always in order of arrival, so the first request can always
+    go on, and every request ends.
+    """
+
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        *,
+        session_len: int,
+        max_batch_size: int,
+        max_step_tokens: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.allocator = allocator
+        self.session_len = session_len
+        self.max_batch_size = max_batch_size
+        self.max_step_tokens = max_step_tokens
+        self.prefix_caching = prefix_caching
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self.requests: dict[int, Request] = {}
+        self.preemptions = 0
+        #: Tokens that entering requests brought, and those of them that the cache already held.
+        self.admitted_tokens = 0
+        self.reused_tokens = 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of prompt and answer that one request can have; the last is never cached."""
+        return min(self.session_len, self.allocator.num_pages * self.allocator.page_tokens + 1)
+
+    def room_after(self, prompt_length: int) -> int:
+        """Tokens that an answer to such a prompt can have; RequestError if not even one."""
+        if prompt_length < 1:
+            raise RequestError("The prompt is empty: there is no token to continue from.")
+        if prompt_length + 1 > self.session_len:
+            raise RequestError(
+                f"The prompt has {prompt_length} tokens; with at least one of the answer that is "
+                f"more than the session length, {self.session_len}. Shorten the prompt or raise "
+                "session_len."
+            )
+        if prompt_length + 1 > self.capacity:
+            raise RequestError(
+                f"The prompt has {prompt_length} tokens, but the whole cache holds "
+                f"{self.capacity - 1}. Shorten the prompt, or make the cache larger with "
+                "cache_max_entry_count or its entries smaller with quant_policy."
+            )
+        return self.capacity - prompt_length
+
+    def add(self, request: Request) -> None:
+        self.requests[request.request_id] = request
+        self.waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Takes a request out, finished or not, and frees its pages."""
+        del self.requests[request.request_id]
+        if request in self.running:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+        self._free_pages(request)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's work; empty only when there are no requests."""
+        chunks: list[Chunk] = []
+        budget = self.max_step_tokens
+        decoding = [request for request in self.running if request.num_pending == 1]
+        for request in decoding[:budget]:
+            if request in self.running and self._grow(request):
+                chunks.append(_chunk(request, 1))
+        budget -= len(chunks)
+        prefilling = [request for request in self.running if request.num_pending > 1]
+        for request in prefilling:
+            if budget > 0:
+                chunks.append(_chunk(request, budget))
+                budget -= chunks[-1].length
+        while self.waiting and budget > 0 and self._admit(self.waiting[0]):
+            chunks.append(_chunk(self.running[-1], budget))
+            budget -= chunks[-1].length
+        return chunks
+
+    def advance(self, chunk: Chunk) -> None:
+        """Records that a chunk was computed; full pages can from now on be shared."""
+        request = chunk.request
+        request.num_computed = chunk.start + chunk.length
+        if not self.prefix_caching:
+            return
+        size = self.allocator.page_tokens
+        while (request.num_published + 1) * size <= request.num_computed:
+            index = request.num_published
+            request.pages[index] = self.allocator.publish(
+                request.pages[index],
+                parent=request.pages[index - 1] if index else None,
+                tokens=tuple(request.tokens(index * size, (index + 1) * size)),
+            )
+            request.num_published += 1
+
+    def recover(self) -> None:
+        """Makes the state sound again after a step was interrupted halfway (by Ctrl-C, say).
+
+        No token is lost: at worst every request is computed again from its tokens.
+        """
+        for request in self.running:
+            request.num_computed = min(request.num_computed, request.num_tokens - 1)
+        placed = [request.request_id for request in (*self.running, *self.waiting)]
+        tables = [request.pages for request in self.running]
+        if sorted(placed) == sorted(self.requests) and self.allocator.is_sound(tables):
+            return
+        self.allocator = BlockAllocator(
+            self.allocator.num_pages, page_tokens=self.allocator.page_tokens
+        )
+        self.running = []
+        self.waiting = deque(self.requests[number] for number in sorted(self.requests))
+        for request in self.waiting:
+            _forget_pages(request)
+
+    def _grow(self, request: Request) -> bool:
+        """Gets the page for one more token, if need be from the latest requests."""
+        if len(request.pages) >= self.allocator.pages_for(request.num_tokens):
+            return True
+        while self.allocator.available < 1:
+            if self.running[-1] is request:
+                return False
+            self._preempt(self.running[-1])
+        request.pages += self.allocator.allocate(1)
+        return True
+
+    def _admit(self, request: Request) -> bool:
+        """Moves the first waiting request to the running ones, if there is room."""
+        if len(self.running) >= self.max_batch_size:
+            return False
+        tokens = request.tokens()
+        reused = self.allocator.reuse(tokens) if self.prefix_caching else []
+        missing = self.allocator.pages_for(len(tokens)) - len(reused)
+        if missing + len(self.running) > self.allocator.available:
+            self.allocator.release(reused)
+            return False
+        request.pages = reused + self.allocator.allocate(missing)
+        request.num_published = len(reused)
+        request.num_computed = len(reused) * self.allocator.page_tokens
+        self.admitted_tokens += len(tokens)
+        self.reused_tokens += request.num_computed
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._free_pages(request)
+        self.waiting.appendleft(request)
+        self.preemptions += 1
+
+    def _free_pages(self, request: Request) -> None:
+        self.allocator.release(request.pages)
+        _forget_pages(request)
+
+
+def _chunk(request: Request, budget: int) -> Chunk:
+    """As many of the request's pending tokens as `budget` allows."""
+    length = min(request.num_pending, budget)
+    return Chunk(
+        request=request,
+        start=request.num_computed,
+        length=length,
+        samples=length == request.num_pending,
+    )
+
+
+def _forget_pages(request: Request) -> None:
+    request.pages = []
+    request.num_computed = 0
+    request.num_published = 0
