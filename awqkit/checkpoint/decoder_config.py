@@ -129,8 +129,7 @@ class DecoderConfig:
             )
         if self.windows and len(self.windows) != self.num_layers:
             raise CheckpointError(
-                f"config.json: {len(self.windows)} attention windows "
-                f"for {self.num_layers} layers."
+                f"config.json: {len(self.windows)} attention windows for {self.num_layers} layers."
             )
 
     @property

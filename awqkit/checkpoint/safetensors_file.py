@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ def read_tensor(entry: StoredTensor, rows: Sequence[range] | None = None) -> Ten
 
 
 def _read_spans(entry: StoredTensor, spans: list[tuple[int, int]], into: Tensor) -> None:
-    buffer = memoryview(into.view(-1).view(torch.uint8).numpy())
+    buffer = into.view(-1).view(torch.uint8).numpy().data
     position = 0
     try:
         with entry.path.open("rb", buffering=0) as file:
@@ -183,7 +183,7 @@ def _bits(dtype: str) -> int | None:
     return _OTHER_BITS.get(dtype)
 
 
-def _are_counts(value: Any, length: int | None = None) -> bool:
+def _are_counts(value: Any, length: int | None = None) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and (length is None or len(value) == length)

@@ -7,11 +7,15 @@ from typing import Any
 
 from awqkit.checkpoint.errors import UnsupportedModelError
 from awqkit.checkpoint.families.family import Family, Location
+from awqkit.checkpoint.families.internlm2 import INTERNLM2
 from awqkit.checkpoint.families.llama import LLAMA
+from awqkit.checkpoint.families.mistral import MISTRAL
+from awqkit.checkpoint.families.qwen2 import QWEN2
+from awqkit.checkpoint.families.qwen3 import QWEN3
 
 __all__ = ["FAMILIES", "Family", "Location", "find_family"]
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (LLAMA, INTERNLM2, MISTRAL, QWEN2, QWEN3)
 
 
 def find_family(raw: Mapping[str, Any]) -> Family:

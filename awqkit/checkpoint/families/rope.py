@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from awqkit.checkpoint.decoder_config import ROPE_KINDS, RopeConfig, RopeKind
 from awqkit.checkpoint.errors import CheckpointError, UnsupportedModelError
@@ -57,9 +57,9 @@ def read_rope(
 
 def _kind(fields: ConfigFields, key: str) -> RopeKind:
     name = fields.text("rope_type", fields.text("type", "default"))
-    for kind in get_args(RopeKind):
+    for kind in ROPE_KINDS:
         if kind == name:
-            return kind  # type: ignore[no-any-return]
+            return kind
     raise UnsupportedModelError(
         f"config.json: {key} asks for the rotary kind {name!r}, which is not supported; "
         f"known are {', '.join(ROPE_KINDS)}. Use a variant of the model with one of these."
