@@ -1,0 +1,132 @@
+"""The decoder as the engine runs it: a step's tokens in, hidden states and logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from awqkit.checkpoint import DecoderConfig, QuantizedWeight
+from awqkit_runtime.layers.attention import Attention, AttentionState
+from awqkit_runtime.layers.linear import LinearWeights, build_linear
+from awqkit_runtime.layers.mlp import GatedMLP
+from awqkit_runtime.layers.norm import RMSNorm
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.layers.rotary import RotaryAngles
+
+#: Canonical names, relative to the layer where they belong to one.
+Weights = Mapping[str, Tensor | QuantizedWeight]
+
+
+class DecoderLayer(nn.Module):
+    """norm → attention → add, norm → MLP → add, on [T, hidden]."""
+
+    def __init__(
+        self, config: DecoderConfig, layer: int, block: Weights, placement: Placement
+    ) -> None:
+        super().__init__()
+        q_norm, k_norm = (
+            _norm(block, f"self_attn.{name}_norm", config, placement) if config.qk_norm else None
+            for name in "qk"
+        )
+        self.input_norm = _norm(block, "input_layernorm", config, placement)
+        self.attention = Attention(
+            config,
+            layer,
+            [_linear(block, f"self_attn.{name}_proj") for name in "qkv"],
+            _linear(block, "self_attn.o_proj"),
+            None if q_norm is None or k_norm is None else (q_norm, k_norm),
+            placement,
+        )
+        self.mlp_norm = _norm(block, "post_attention_layernorm", config, placement)
+        self.mlp = GatedMLP(
+            [_linear(block, f"mlp.{name}_proj") for name in ("gate", "up")],
+            _linear(block, "mlp.down_proj"),
+            placement,
+        )
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
+        x = x + self.attention(self.input_norm(x), rotary, state)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm and head. Built by models.loader."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: list[DecoderLayer],
+        outer: Weights,
+        placement: Placement,
+        *,
+        session_len: int,
+    ) -> None:
+        """outer: the weights outside the layers; lm_head.weight is absent where it is tied."""
+        super().__init__()
+        self.config = config
+        self.placement = placement
+        self.session_len = session_len
+        embedding = _dense(outer, "model.embed_tokens.weight")
+        self.register_buffer("embedding", placement.weight(embedding))
+        self.rotary = RotaryAngles(config, session_len=session_len, device=placement.device)
+        self.layers = nn.ModuleList(layers)
+        self.norm = _norm(outer, "model.norm", config, placement)
+        head = outer.get("lm_head.weight", self.embedding)
+        self.head = build_linear(LinearWeights(weight=head), placement)
+
+    embedding: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of dense weights and of unquantized cache pages; activations may be wider."""
+        return self.placement.dtype
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        state: AttentionState,
+        *,
+        rotary: RotaryAngles | None = None,
+    ) -> Tensor:
+        """token_ids, positions: int64 [T], of any sequences → [T, hidden] after the final norm.
+
+        rotary replaces the angles that were fixed at load.
+        """
+        x = F.embedding(token_ids, self.embedding).to(self.placement.activation_dtype)
+        angles = (rotary or self.rotary)(positions)
+        for layer in self.layers:
+            x = layer(x, angles, state)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] → float32 [R, vocab]."""
+        return self.head(hidden).float()
+
+
+def _dense(weights: Weights, name: str) -> Tensor:
+    tensor = weights[name]
+    return tensor.dequantize() if isinstance(tensor, QuantizedWeight) else tensor
+
+
+def _norm(weights: Weights, name: str, config: DecoderConfig, placement: Placement) -> RMSNorm:
+    return RMSNorm(
+        _dense(weights, f"{name}.weight"),
+        placement,
+        eps=config.norm_eps,
+        unit_offset=config.norm_unit_offset,
+    )
+
+
+def _linear(block: Weights, name: str) -> LinearWeights:
+    bias = _dense(block, f"{name}.bias") if f"{name}.bias" in block else None
+    return LinearWeights(weight=block[f"{name}.weight"], bias=bias)

@@ -1,0 +1,135 @@
+"""Builds the decoder from a checkpoint, a block at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
+from awqkit.decoder import require_supported
+from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
+from awqkit_runtime.errors import ConfigError, UnsupportedModelError
+from awqkit_runtime.layers.attention import DenseAttention
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.layers.rotary import RotaryAngles
+from awqkit_runtime.models.decoder import Decoder, DecoderLayer
+
+#: The weights outside the layers; a tied head is absent.
+_OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
+
+def load_decoder(
+    source: str | Path | Checkpoint,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    model_format: str = "auto",
+    session_len: int | None = None,
+) -> Decoder:
+    """The decoder of a folder, hub id or opened checkpoint, with at most one layer held twice.
+
+    dtype: of weights that are not 4-bit and of unquantized cache pages; "auto" is the
+    checkpoint's own. session_len: longest sequence that will run, None for the model's maximum;
+    it fixes a dynamic rotary base. Raises CheckpointError, UnsupportedModelError, ConfigError.
+    """
+    placed_on = resolve_device(device)
+    wanted = parse_dtype(dtype)
+    checkpoint = (
+        source
+        if isinstance(source, Checkpoint)
+        else open_checkpoint(source, model_format=model_format)
+    )
+    config = checkpoint.config
+    require_supported(config)
+    length = resolve_session_len(config, session_len)
+    placement = Placement(
+        device=placed_on, dtype=_own_dtype(config) if wanted == "auto" else wanted
+    )
+    layers = [
+        DecoderLayer(config, layer, checkpoint.block(layer), placement)
+        for layer in range(config.num_layers)
+    ]
+    names = set(checkpoint.names())
+    outer = {name: checkpoint.weight(name) for name in _OUTER if name in names}
+    return Decoder(config, layers, outer, placement, session_len=length)
+
+
+def resolve_session_len(config: DecoderConfig, session_len: int | None) -> int:
+    """session_len, or the model's maximum for None. ConfigError beyond what its rotary reaches."""
+    if session_len is None:
+        return config.max_position_embeddings
+    limit = longest_session(config)
+    if limit is not None and session_len > limit:
+        raise ConfigError(
+            f"session_len is {session_len}, but the model was made for at most {limit} tokens; "
+            "ask for no more than that."
+        )
+    return session_len
+
+
+def longest_session(config: DecoderConfig) -> int | None:
+    """Positions that the rotary embedding reaches; None where it stretches to any length."""
+    rope = config.rope
+    if rope.kind == "dynamic":
+        return None
+    longest = config.max_position_embeddings
+    if rope.kind == "linear":
+        return int(longest * rope.factor)
+    if rope.kind == "yarn":
+        original = rope.original_max_position_embeddings or longest
+        return max(longest, int(original * rope.factor))
+    return longest
+
+
+def _own_dtype(config: DecoderConfig) -> torch.dtype:
+    if config.dtype not in DTYPES:
+        raise UnsupportedModelError(
+            f"config.json says that the weights are {config.dtype}; known are "
+            f"{', '.join(DTYPES)}. Choose one of them with dtype."
+        )
+    return DTYPES[config.dtype]
+
+
+class LanguageModel(nn.Module):
+    """The whole model without a cache: ids int64 [batch, seq] → logits float32 [batch, seq, vocab].
+
+    All sequences of a batch count fully; there is no padding.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor) -> Tensor:
+        decoder = self.decoder
+        if ids.dim() != 2 or ids.is_floating_point():
+            raise ValueError(f"ids must be integers [batch, seq], not {ids.dtype} {ids.shape}")
+        batch, length = ids.shape
+        ids = ids.to(decoder.device)
+        positions = torch.arange(length, device=decoder.device).repeat(batch)
+        state = DenseAttention(decoder.config, batch=batch, length=length, device=decoder.device)
+        hidden = decoder.hidden(
+            ids.flatten(), positions, state, rotary=_longer_angles(decoder, length)
+        )
+        return decoder.logits(hidden).view(batch, length, -1)
+
+
+def _longer_angles(decoder: Decoder, length: int) -> RotaryAngles | None:
+    """A dynamic base for texts beyond the session length: here no cached keys depend on it."""
+    if length <= decoder.session_len:
+        return None
+    return RotaryAngles(decoder.config, session_len=length, device=decoder.device)
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    model_format: str = "auto",
+) -> LanguageModel:
+    """A module from token ids to logits, for evaluation; see load_decoder for the arguments."""
+    return LanguageModel(load_decoder(path, device=device, dtype=dtype, model_format=model_format))
