@@ -154,5 +154,6 @@ def _write_internlm2(folder: Path, model: Any) -> None:
     if config.tie_word_embeddings:
         tensors.pop("output.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    raw = internlm2_config(config.to_diff_dict() | {"dtype": str(model.dtype).removeprefix("torch.")})
+    dtype = str(model.dtype).removeprefix("torch.")
+    raw = internlm2_config(config.to_diff_dict() | {"dtype": dtype})
     (folder / "config.json").write_text(json.dumps(raw, indent=2))

@@ -9,6 +9,7 @@ from awqkit.checkpoint.errors import (
 )
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import Checkpoint, open_checkpoint, read_decoder_config
+from awqkit.checkpoint.writer import refuse_occupied, write_checkpoint
 
 __all__ = [
     "AwqkitError",
@@ -22,4 +23,6 @@ __all__ = [
     "UnsupportedModelError",
     "open_checkpoint",
     "read_decoder_config",
+    "refuse_occupied",
+    "write_checkpoint",
 ]

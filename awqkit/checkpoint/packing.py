@@ -101,7 +101,8 @@ def pack_words(codes: Tensor, order: Sequence[int]) -> Tensor:
     rows = codes.shape[0]
     nibbles = codes.reshape(rows, -1, CODES_PER_WORD)
     # Byte by byte (little-endian) in uint8, which is many times faster than shifting int32 words.
-    packed = torch.empty(rows, nibbles.shape[1], BYTES_PER_WORD, dtype=torch.uint8)
+    size = (rows, nibbles.shape[1], BYTES_PER_WORD)
+    packed = torch.empty(size, dtype=torch.uint8, device=codes.device)
     for byte in range(BYTES_PER_WORD):
         low, high = order[2 * byte], order[2 * byte + 1]
         packed[:, :, byte] = nibbles[:, :, low] | (nibbles[:, :, high] << BITS)
@@ -112,7 +113,8 @@ def unpack_words(words: Tensor, order: Sequence[int]) -> Tensor:
     """int32 words [rows, n] → uint8 codes [rows, 8·n], the inverse of pack_words."""
     rows, count = words.shape
     packed = words.contiguous().view(torch.uint8).view(rows, count, BYTES_PER_WORD)
-    codes = torch.empty(rows, count, CODES_PER_WORD, dtype=torch.uint8)
+    size = (rows, count, CODES_PER_WORD)
+    codes = torch.empty(size, dtype=torch.uint8, device=words.device)
     for byte in range(BYTES_PER_WORD):
         codes[:, :, order[2 * byte]] = packed[:, :, byte] & MAX_CODE
         codes[:, :, order[2 * byte + 1]] = packed[:, :, byte] >> BITS
