@@ -1,0 +1,105 @@
+"""Writing to scattered slots and reading back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
+from awqkit_runtime.cache.pool import PagePool
+
+LAYERS, HEADS, HEAD_DIM, PAGES = 2, 3, 16, 7
+#: Bits of keys and values with the dtype around them, and the largest error on N(0, 1) vectors.
+FORMATS = {
+    "float32": (32, 32, torch.float32, 0.0),
+    "bfloat16": (16, 16, torch.bfloat16, 0.02),
+    "int8": (8, 8, torch.bfloat16, 0.03),
+    "int4": (4, 4, torch.float32, 0.4),
+    "k8v4": (8, 4, torch.float32, 0.4),
+}
+
+
+def make_pool(name: str) -> PagePool:
+    k_bits, v_bits, dtype, _ = FORMATS[name]
+    format = PageFormat(
+        num_layers=LAYERS,
+        num_kv_heads=HEADS,
+        head_dim=HEAD_DIM,
+        k_bits=k_bits,
+        v_bits=v_bits,
+        dtype=dtype,
+    )
+    return PagePool(format, PAGES, "cpu")
+
+
+def random_vectors(tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    k, v = torch.randn(2, tokens, HEADS, HEAD_DIM, generator=generator)
+    return k, v
+
+
+def random_slots(tokens: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(PAGES * PAGE_TOKENS, generator=generator)[:tokens]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_stored_comes_back(name: str) -> None:
+    pool = make_pool(name)
+    k, v = random_vectors(100, seed=1)
+    slots = random_slots(100, seed=2)
+    pool.append(1, k, v, slots)
+    stored_k, stored_v = pool.gather(1, slots)
+    bound = FORMATS[name][3]
+    assert (stored_k - k).abs().max() <= bound
+    assert (stored_v - v).abs().max() <= bound
+    other_layer, _ = pool.gather(0, slots)
+    assert not other_layer.any()
+
+
+def test_keys_keep_more_bits_than_values_in_k8v4() -> None:
+    pool = make_pool("k8v4")
+    k, v = random_vectors(100, seed=1)
+    slots = random_slots(100, seed=2)
+    pool.append(0, k, v, slots)
+    stored_k, stored_v = pool.gather(0, slots)
+    assert (stored_k - k).abs().max() < 0.03 < (stored_v - v).abs().max()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_chunks_at_random_slots_equal_one_append(name: str) -> None:
+    k, v = random_vectors(150, seed=3)
+    slots = random_slots(150, seed=4)
+    at_once, in_chunks = make_pool(name), make_pool(name)
+    at_once.append(0, k, v, slots)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(5))
+    for chunk in order.split([1, 1, 7, 40, 63, 38]):
+        in_chunks.append(0, k[chunk], v[chunk], slots[chunk])
+    everywhere = torch.arange(PAGES * PAGE_TOKENS)
+    for expected, got in zip(
+        at_once.gather(0, everywhere), in_chunks.gather(0, everywhere), strict=True
+    ):
+        assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_gives_whole_pages_in_the_order_asked(name: str) -> None:
+    pool = make_pool(name)
+    k, v = random_vectors(PAGES * PAGE_TOKENS, seed=6)
+    pool.append(0, k, v, torch.arange(PAGES * PAGE_TOKENS))
+    pages_k, pages_v = pool.read(0, torch.tensor([4, 1]))
+    assert pages_k.shape == (2 * PAGE_TOKENS, HEADS, HEAD_DIM)
+    slots = torch.cat(
+        [torch.arange(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS) for page in (4, 1)]
+    )
+    for got, expected in zip((pages_k, pages_v), pool.gather(0, slots), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_pool_allocates_what_the_format_says(name: str) -> None:
+    pool = make_pool(name)
+    tensors = [x for x in vars(pool._pages).values() if isinstance(x, Tensor) and x.dim() > 2]
+    assert sum(tensor.nbytes for tensor in tensors) == pool.nbytes
+    assert pool.nbytes == PAGES * pool.format.bytes_per_page
