@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from awqkit.checkpoint import (
     refuse_occupied,
     write_checkpoint,
 )
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 from awqkit.checkpoint.tokenizer import load_tokenizer
 from awqkit.config import QuantConfig
 from awqkit.decoder import require_supported, rotary_tables
@@ -104,6 +106,21 @@ def unquantized_linears(checkpoint: Checkpoint) -> tuple[str, ...]:
         linears = [n.removesuffix(".weight") for n in shapes if n.endswith("_proj.weight")]
         names += [prefix + linear for linear in linears if linear not in taken]
     return tuple(names)
+
+
+def planned_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
+    """Bytes of all tensors that quantizing this checkpoint would write."""
+    itemsize = getattr(torch, config.dtype).itemsize
+    dense = {f"{name}.weight" for name in unquantized_linears(checkpoint)}
+    total = 0
+    for name in checkpoint.names():
+        count = prod(checkpoint.shape(name))
+        if name.endswith("_proj.weight") and name not in dense:
+            groups = count // GROUP_SIZE
+            total += (count + groups) * BITS // 8 + groups * torch.float16.itemsize
+        else:
+            total += count * itemsize
+    return total
 
 
 class _Run:

@@ -1,0 +1,150 @@
+"""What awqkit-convert does: quantize or repack, with a progress bar before and tables after."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+from rich.table import Table
+
+from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, write_checkpoint
+from awqkit.config import QuantConfig
+from awqkit.console import human_bytes
+from awqkit.errors import QuantizationError
+from awqkit.pipeline import check_quantizable, planned_bytes, quantize
+from awqkit.progress_bar import ProgressBar
+from awqkit.report import REPORT_NAME, Report, write_html
+
+
+def run(
+    model: str,
+    output: Path,
+    config: QuantConfig,
+    *,
+    calib_dataset: str,
+    device: str,
+    html: Path | None,
+    dry_run: bool,
+) -> None:
+    """Quantize model into output, or repack it where it is quantized already."""
+    console = Console(stderr=True)
+    refuse_occupied(output)
+    checkpoint = open_checkpoint(model)
+    if checkpoint.format != "hf":
+        repack(checkpoint, output, config, console, dry_run=dry_run)
+        return
+    if dry_run:
+        show_plan(checkpoint, output, config, calib_dataset)
+        return
+    with ProgressBar(console) as progress:
+        report = quantize(
+            model,
+            output,
+            config,
+            calib_dataset=calib_dataset,
+            device=device,
+            progress=progress,
+        )
+    if html is not None:
+        write_html(report, html)
+    show_report(report, html)
+
+
+def repack(
+    checkpoint: Checkpoint, output: Path, config: QuantConfig, console: Console, *, dry_run: bool
+) -> None:
+    """Write the same integers in another format."""
+    if checkpoint.format == config.format:
+        raise QuantizationError(
+            f"{checkpoint.folder} is an int4 checkpoint in {config.format} form already; "
+            "give another --format to repack it, or the original model to quantize."
+        )
+    console.print(f"Repacking {checkpoint.format} → {config.format}, without loss.")
+    if not dry_run:
+        write_checkpoint(
+            output,
+            ((name, checkpoint.weight(name)) for name in checkpoint.names()),
+            source=checkpoint,
+            format=config.format,
+        )
+        Console().print(f"Written to {output}")
+
+
+def show_plan(
+    checkpoint: Checkpoint, output: Path, config: QuantConfig, calib_dataset: str
+) -> None:
+    """Say what a run would do."""
+    unquantized = check_quantizable(checkpoint)
+    console = Console()
+    before, after = checkpoint.weight_bytes(), planned_bytes(checkpoint, config)
+    decoder = checkpoint.config
+    console.print(f"Model     {checkpoint.folder}: {decoder.num_layers} blocks")
+    console.print(f"Weights   {human_bytes(before)} → {human_bytes(after)} ({config.format})")
+    console.print(f"Text      {calib_dataset}, {config.calib_samples} × {config.calib_seqlen} tokens")
+    if unquantized:
+        console.print(f"Stay {config.dtype}: {', '.join(unquantized)}")
+    console.print(f"Output    {output}. Nothing was written: this was a dry run.")
+
+
+def show_report(report: Report, html: Path | None) -> None:
+    """Print what was done: sites, sizes, scores, seconds."""
+    console = Console()
+    console.print(_site_table(report))
+    if report.evaluation is not None:
+        console.print(_score_table(report))
+    before, after = report.bytes_before, report.bytes_after
+    console.print(
+        f"Weights {human_bytes(before)} → {human_bytes(after)} on disk and in memory "
+        f"({before / after:.2f} times smaller)"
+    )
+    if report.unquantized:
+        console.print(
+            f"{len(report.unquantized)} linears stay {report.config.dtype}, as groups of "
+            f"{report.config.w_group_size} do not divide them: {_shortened(report.unquantized)}"
+        )
+    console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
+    console.print(f"Written {report.output}", soft_wrap=True)
+    console.print(f"Report  {html or Path(report.output) / REPORT_NAME}", soft_wrap=True)
+
+
+def _site_table(report: Report) -> Table:
+    table = Table(title="Output error by site, relative, on judging rows", title_justify="left")
+    for column in ("site", "round to nearest", "quantized", "scaled", "clipped", "second-order"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    by_site = defaultdict(list)
+    for result in report.sites:
+        by_site[result.site].append(result)
+    for site, results in by_site.items():
+        table.add_row(
+            site,
+            f"{mean(r.error_nearest for r in results):.2e}",
+            f"{mean(r.error for r in results):.2e}",
+            f"{sum(r.scale != 'identity' for r in results)}/{len(results)}",
+            f"{sum('clip' in r.kept for r in results)}/{len(results)}",
+            f"{sum('second-order' in r.kept for r in results)}/{len(results)}",
+        )
+    return table
+
+
+def _score_table(report: Report) -> Table:
+    evaluation = report.evaluation
+    assert evaluation is not None
+    title = f"On {evaluation.tokens} tokens held out from the calibration text"
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "perplexity", "KL to the original (nats)"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    table.add_row("original", f"{evaluation.original.perplexity:.3f}", "")
+    for name, score in (
+        ("round to nearest", evaluation.nearest),
+        ("quantized", evaluation.quantized),
+    ):
+        table.add_row(name, f"{score.perplexity:.3f}", f"{score.kl:.5f}")
+    table.caption = f"{evaluation.gap_closed:.0%} of round-to-nearest's KL is gone"
+    return table
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, …"

@@ -1,0 +1,19 @@
+"""Importing a package costs torch and nothing heavier."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("cupy", "transformers", "datasets", "pyarrow", "triton", "sentencepiece")
+
+
+@pytest.mark.parametrize(
+    "module", ["awqkit", "awqkit.pipeline", "awqkit_runtime", "awqkit_runtime.llm"]
+)
+def test_import_is_lean(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "[]"
