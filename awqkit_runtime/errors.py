@@ -16,6 +16,10 @@ class RequestError(AwqkitError, ValueError):
     """A request that this engine can never serve: too long, empty, or with bad parameters."""
 
 
+class NumericsError(AwqkitError):
+    """The numbers of a model left the range of its dtype."""
+
+
 class OutOfMemoryError(AwqkitError):
     """Weights, workspace or cache do not fit into the memory there is."""
 
@@ -24,6 +28,7 @@ __all__ = [
     "AwqkitError",
     "CheckpointError",
     "ConfigError",
+    "NumericsError",
     "OutOfMemoryError",
     "OutputError",
     "RequestError",

@@ -80,10 +80,10 @@ class IncrementalDetokenizer:
         return self._decode(self._window[self._settled :])
 
     def _settle(self, text: str) -> None:
-        """Keeps only the latest piece's tokens as context, if they show any text alone."""
+        """Keeps only the latest piece's tokens as context, if they show any text by themselves."""
         piece = self._window[self._settled :]
         context = self._decode(piece)
-        if context and not context.endswith(REPLACEMENT):
+        if context:
             self._window, self._shown = piece, context
         else:
             self._shown = text

@@ -1,0 +1,188 @@
+"""The engine: requests in, pieces of text out, one step at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from awqkit_runtime.cache.allocator import BlockAllocator
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.answer_text import AnswerText
+from awqkit_runtime.engine.detokenizer import TextDecoder
+from awqkit_runtime.engine.memory import cache_pages, free_memory
+from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
+from awqkit_runtime.engine.runner import DecoderModel, Runner
+from awqkit_runtime.engine.sampler import SampledToken, sample
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.scheduler import Chunk, Scheduler
+from awqkit_runtime.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Where the engine stands. Token and preemption counts are since its start."""
+
+    running: int
+    waiting: int
+    used_pages: int
+    total_pages: int
+    #: Tokens of requests that entered, and those of them whose pages were found in the cache.
+    admitted_tokens: int
+    reused_tokens: int
+    preemptions: int
+
+
+class Engine:
+    """Serves many requests with one model. Not for several threads at once."""
+
+    def __init__(
+        self,
+        decoder: DecoderModel,
+        tokenizer: TextDecoder,
+        config: EngineConfig,
+        *,
+        stop_token_ids: Iterable[int] = (),
+    ) -> None:
+        """stop_token_ids: the model's own. OutOfMemoryError when no session fits the cache."""
+        self.config = config
+        self.session_len = decoder.session_len
+        self._vocab_size = decoder.config.vocab_size
+        self._tokenizer = tokenizer
+        self._stop_token_ids = frozenset(stop_token_ids)
+        page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
+        num_pages = cache_pages(
+            config,
+            page_format,
+            device=decoder.device,
+            session_len=self.session_len,
+            free_bytes=free_memory(decoder.device),
+        )
+        self._runner = Runner(decoder, PagePool(page_format, num_pages, decoder.device))
+        self._scheduler = Scheduler(
+            BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
+            session_len=self.session_len,
+            max_batch_size=config.batch_size_for(decoder.device),
+            max_step_tokens=config.max_prefill_tokens,
+            prefix_caching=config.enable_prefix_caching,
+        )
+        self._texts: dict[int, AnswerText] = {}
+        self._seeds = random.Random(config.seed)
+        self._next_id = 0
+
+    def add_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> int:
+        """Queues a prompt; outputs carry the number. RequestError if it can never be served."""
+        prompt = tuple(prompt_token_ids)
+        self._check_tokens("prompt", prompt)
+        self._check_tokens("stop_token_ids", params.stop_token_ids)
+        self._check_tokens("logit_bias", params.logit_bias)
+        room = self._scheduler.room_after(len(prompt))
+        own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
+        request = Request(
+            request_id=self._next_id,
+            prompt_token_ids=prompt,
+            params=params,
+            seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
+            stop_token_ids=own_stops.union(params.stop_token_ids),
+            max_output=room if params.max_tokens is None else min(params.max_tokens, room),
+        )
+        self._next_id += 1
+        self._texts[request.request_id] = AnswerText(self._tokenizer, params)
+        self._scheduler.add(request)
+        return request.request_id
+
+    def abort(self, request_id: int) -> Completion | None:
+        """Ends a request and frees its pages; what it had so far, or None if it is not there."""
+        request = self._scheduler.requests.get(request_id)
+        if request is None:
+            return None
+        self._texts[request_id].finish()
+        return self._finish(request, "abort")
+
+    def has_unfinished(self) -> bool:
+        return bool(self._scheduler.requests)
+
+    def step(self) -> list[RequestOutput]:
+        """Computes one batch; what it added to the requests that got a token."""
+        if not self.has_unfinished():
+            return []
+        with ExitStack() as undo:
+            undo.callback(self._scheduler.recover)
+            chunks = self._scheduler.schedule()
+            logits = self._runner.run(chunks)
+            tokens = sample(logits, [chunk.request for chunk in chunks if chunk.samples])
+            outputs = self._postprocess(chunks, tokens)
+            undo.pop_all()
+        return outputs
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            used_pages=scheduler.allocator.used,
+            total_pages=scheduler.allocator.num_pages,
+            admitted_tokens=scheduler.admitted_tokens,
+            reused_tokens=scheduler.reused_tokens,
+            preemptions=scheduler.preemptions,
+        )
+
+    def _check_tokens(self, name: str, token_ids: Iterable[int]) -> None:
+        for token in token_ids:
+            if not isinstance(token, int) or not 0 <= token < self._vocab_size:
+                raise RequestError(
+                    f"{name}: {token!r} is not a token id of this model, which has ids from 0 to "
+                    f"{self._vocab_size - 1}."
+                )
+
+    def _postprocess(
+        self, chunks: Sequence[Chunk], tokens: Sequence[SampledToken]
+    ) -> list[RequestOutput]:
+        for chunk in chunks:
+            self._scheduler.advance(chunk)
+        requests = [chunk.request for chunk in chunks if chunk.samples]
+        return [
+            self._append(request, token) for request, token in zip(requests, tokens, strict=True)
+        ]
+
+    def _append(self, request: Request, sampled: SampledToken) -> RequestOutput:
+        """Adds a token to the answer, and ends it where that token says so."""
+        token = sampled.token_id
+        request.output_token_ids.append(token)
+        if sampled.logprobs is not None:
+            request.output_logprobs.append(sampled.logprobs)
+        answer = self._texts[request.request_id]
+        reason: FinishReason | None = None
+        piece = ""
+        if token in request.stop_token_ids:
+            reason = "stop"
+        else:
+            piece = answer.push(token)
+            if answer.stopped:
+                reason = "stop"
+            elif len(request.output_token_ids) >= request.max_output:
+                reason = "length"
+        if reason is not None:
+            piece += answer.finish()
+            reason = "stop" if answer.stopped else reason
+        return RequestOutput(
+            request_id=request.request_id,
+            text=piece,
+            token_ids=[token],
+            logprobs=None if sampled.logprobs is None else [sampled.logprobs],
+            completion=None if reason is None else self._finish(request, reason),
+        )
+
+    def _finish(self, request: Request, reason: FinishReason) -> Completion:
+        request.finish_reason = reason
+        self._scheduler.remove(request)
+        return Completion(
+            text=self._texts.pop(request.request_id).text,
+            token_ids=list(request.output_token_ids),
+            finish_reason=reason,
+            prompt_token_ids=list(request.prompt_token_ids),
+            logprobs=None if request.params.logprobs is None else list(request.output_logprobs),
+        )

@@ -1,0 +1,79 @@
+"""From scheduled chunks to logits: one pass of the decoder over a mixed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.decoder_config import DecoderConfig
+from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.errors import NumericsError
+
+
+class DecoderModel(Protocol):
+    """What the runner needs of a model."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def session_len(self) -> int: ...
+    def hidden(self, token_ids: Tensor, positions: Tensor, state: PagedAttention) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Runner:
+    """Runs a decoder over chunks whose keys and values live in the pages of a pool."""
+
+    def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
+        self.decoder = decoder
+        self.pool = pool
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits, float32 [rows, vocab], one row for each chunk that samples, in their order.
+
+        NumericsError when they are not finite.
+        """
+        hidden = self._hidden(chunks)
+        ends = accumulate(chunk.length for chunk in chunks)
+        rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+        if not rows:
+            return hidden.new_empty((0, self.decoder.config.vocab_size), dtype=torch.float32)
+        logits = self.decoder.logits(hidden[rows])
+        if not logits.isfinite().all():
+            raise NumericsError(
+                f"The model gave logits that are not finite in {self.decoder.dtype}. Its numbers "
+                "overflow that dtype, or its weights are damaged; try dtype='bfloat16' or "
+                "'float32'."
+            )
+        return logits
+
+    def _hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Of every token of the chunks, [tokens, hidden]."""
+        tokens = [token for c in chunks for token in c.request.tokens(c.start, c.start + c.length)]
+        positions = [position for c in chunks for position in range(c.start, c.start + c.length)]
+        ends = list(accumulate(chunk.length for chunk in chunks))
+        spans = [
+            SequenceSpan(
+                start=end - chunk.length,
+                length=chunk.length,
+                context=chunk.start,
+                pages=tuple(chunk.request.pages),
+            )
+            for chunk, end in zip(chunks, ends, strict=True)
+        ]
+        state = PagedAttention(self.pool, spans, config=self.decoder.config)
+        device = self.decoder.device
+        return self.decoder.hidden(
+            torch.tensor(tokens, device=device), torch.tensor(positions, device=device), state
+        )
