@@ -63,47 +63,56 @@ class _DensePages:
 
     def __init__(self, format: PageFormat, slots: int, device: torch.device) -> None:
         shape = (format.num_layers, slots, 2 * format.num_kv_heads, format.head_dim)
-        self._rows = torch.zeros(shape, dtype=format.dtype, device=device)
+        self._layers = torch.zeros(shape, dtype=format.dtype, device=device).unbind(0)
 
     def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
-        rows = self._rows[layer]
+        rows = self._layers[layer]
         rows.index_copy_(0, slots, vectors.to(rows.dtype))
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
-        return self._rows[layer].index_select(0, slots)
+        return self._layers[layer].index_select(0, slots)
 
 
 class _QuantizedPages:
     """Rows of codes [layer, slot, bytes] and their parameters [layer, slot, heads, 2]."""
 
     def __init__(self, format: PageFormat, slots: int, device: torch.device) -> None:
-        self._format = format
-        self._key_bytes = format.num_kv_heads * format.key.element_bytes
-        row_bytes = self._key_bytes + format.num_kv_heads * format.value.element_bytes
-        heads = 2 * format.num_kv_heads
-        layers = format.num_layers
-        self._codes = torch.zeros((layers, slots, row_bytes), dtype=torch.uint8, device=device)
-        self._params = torch.zeros(
-            (layers, slots, heads, PARAMS_PER_VECTOR), dtype=PARAM_DTYPE, device=device
+        self._head_dim = format.head_dim
+        heads = format.num_kv_heads
+        # Keys and values of equal width are coded as one run of heads: (heads, bits) each.
+        self._runs = (
+            [(2 * heads, format.k_bits)]
+            if format.k_bits == format.v_bits
+            else [(heads, format.k_bits), (heads, format.v_bits)]
         )
-        bits = torch.tensor([format.k_bits, format.v_bits]).repeat_interleave(format.num_kv_heads)
+        row_bytes = heads * (format.key.element_bytes + format.value.element_bytes)
+        shape = (format.num_layers, slots, row_bytes)
+        self._codes = torch.zeros(shape, dtype=torch.uint8, device=device).unbind(0)
+        param_shape = (format.num_layers, slots, 2 * heads, PARAMS_PER_VECTOR)
+        self._params = torch.zeros(param_shape, dtype=PARAM_DTYPE, device=device).unbind(0)
+        bits = torch.tensor([format.k_bits, format.v_bits]).repeat_interleave(heads)
         self._max_codes = (2.0**bits - 1.0).unsqueeze(-1).to(device)
 
     def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
-        format = self._format
         codes, params = quantize_vectors(vectors, self._max_codes)
-        k, v = codes.chunk(2, dim=1)
-        packed = (pack_codes(k, format.k_bits).flatten(1), pack_codes(v, format.v_bits).flatten(1))
-        self._codes[layer].index_copy_(0, slots, torch.cat(packed, dim=1))
+        runs = codes.split([heads for heads, _ in self._runs], dim=1)
+        packed = [
+            pack_codes(run, bits).flatten(1)
+            for run, (_, bits) in zip(runs, self._runs, strict=True)
+        ]
+        row = packed[0] if len(packed) == 1 else torch.cat(packed, dim=1)
+        self._codes[layer].index_copy_(0, slots, row)
         self._params[layer].index_copy_(0, slots, params)
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
-        format = self._format
         packed = self._codes[layer].index_select(0, slots)
         params = self._params[layer].index_select(0, slots)
-        heads, count = format.num_kv_heads, slots.shape[0]
-        vectors = torch.empty((count, 2 * heads, format.head_dim), device=packed.device)
-        k, v = packed[:, : self._key_bytes], packed[:, self._key_bytes :]
-        unpack_codes(k.unflatten(1, (heads, -1)), format.k_bits, vectors[:, :heads])
-        unpack_codes(v.unflatten(1, (heads, -1)), format.v_bits, vectors[:, heads:])
+        shape = (slots.shape[0], params.shape[1], self._head_dim)
+        vectors = torch.empty(shape, device=packed.device)
+        widths = [heads * self._head_dim * bits // 8 for heads, bits in self._runs]
+        outs = vectors.split([heads for heads, _ in self._runs], dim=1)
+        for run, out, (heads, bits) in zip(
+            packed.split(widths, dim=1), outs, self._runs, strict=True
+        ):
+            unpack_codes(run.unflatten(1, (heads, -1)), bits, out)
         return dequantize_vectors(vectors, params)

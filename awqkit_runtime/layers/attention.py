@@ -70,5 +70,6 @@ class Attention(nn.Module):
         if self.head_norms:
             q_norm, k_norm = self.head_norms
             q, k = q_norm(q), k_norm(k)
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        heads = (q.shape[-2], k.shape[-2])
+        q, k = apply_rotary(torch.cat((q, k), dim=-2), *rotary).split(heads, dim=-2)
         return self.o(state.attend(self._layer, q, k, v).flatten(1))

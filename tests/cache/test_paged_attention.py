@@ -48,7 +48,8 @@ class Sequence:
 def make_pool(policy: int | str) -> PagePool:
     pool = PagePool(PageFormat.for_policy(CONFIG, policy, torch.float32), PAGES, "cpu")
     if policy == 0:  # What an earlier owner left in a page must never be read.
-        pool._pages._rows.fill_(torch.nan)  # type: ignore[union-attr]
+        for rows in pool._pages._layers:  # type: ignore[union-attr]
+            rows.fill_(torch.nan)
     return pool
 
 
