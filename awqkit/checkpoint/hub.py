@@ -9,7 +9,10 @@ from pathlib import Path
 from awqkit.checkpoint.errors import CheckpointError
 
 #: Everything that is read, and nothing that is code or a pickle.
-MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja")
+#: Patterns match whole paths: "*" also reaches into subfolders such as "original/", and these, like
+#: consolidated files, hold the same weights once more.
+DUPLICATES = ("*/*", "consolidated*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -48,9 +51,9 @@ def _download(hub_id: str, files: Sequence[str]) -> Path:
     )
 
     try:
-        # Patterns match whole repository paths, so "*" would also reach into subfolders such as
-        # "original/", which hold the same weights once more.
-        return Path(snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=list(DUPLICATES))
+        )
     except GatedRepoError as error:
         raise CheckpointError(
             f"The model {hub_id} is gated: its owner wants its terms accepted first. Accept them "

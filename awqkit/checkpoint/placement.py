@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from awqkit.checkpoint.canonical import LM_HEAD, canonical_shapes
+from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD, canonical_shapes
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError, UnsupportedModelError
 from awqkit.checkpoint.families import Family, Location
@@ -59,6 +59,11 @@ def place_tensors(
         placement = _place(tensors, shape, family.locate(name, config), quantization)
         placements[name] = placement
         used.update(entry.name for entry in placement.entries.values())
+    if placements[EMBEDDING].packed_format is not None:
+        raise UnsupportedModelError(
+            "The token embedding is quantized, which is not supported. "
+            "Start from the model before it was quantized."
+        )
     if config.tie_word_embeddings:
         used.add(family.locate(LM_HEAD, config).name)
     _refuse_leftovers(set(tensors) - used)

@@ -72,7 +72,7 @@ class Checkpoint:
             raise CheckpointError(f"{name} is stored quantized; there is no dense form of it here.")
         (entry,) = placement.entries.values()
         tensor = read_tensor(entry, placement.rows)
-        _require_finite(tensor, f"{entry.path}: tensor {name}")
+        _require_finite(tensor, f"{entry.path}: tensor {entry.name}")
         return tensor
 
     def quantized(self, name: str) -> QuantizedWeight:

@@ -17,13 +17,15 @@ from awqkit.checkpoint.errors import OutputError
 
 def refuse_occupied(out: Path) -> None:
     """Raise OutputError if `out` exists and is not an empty folder."""
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise OutputError(
-                f"The output folder {out} already holds something, and nothing is overwritten. "
-                "Name a new folder, or empty this one."
-            )
-    elif out.exists() or out.is_symlink():
+    with reporting_output_errors(out):
+        is_folder = out.is_dir()
+        is_taken = any(out.iterdir()) if is_folder else out.exists() or out.is_symlink()
+    if is_taken and is_folder:
+        raise OutputError(
+            f"The output folder {out} already holds something, and nothing is overwritten. "
+            "Name a new folder, or empty this one."
+        )
+    if is_taken:
         raise OutputError(f"The output {out} is a file. Name a folder that is new or empty.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.families.config_fields import ConfigFields
 from awqkit.checkpoint.families.family import Family, Location
-from awqkit.checkpoint.families.llama import read_llama_config
+from awqkit.checkpoint.families.llama import as_llama, read_llama_config
 
 _QKV = re.compile(r"(?P<layer>model\.layers\.\d+\.)self_attn\.(?P<part>[qkv])_proj\.")
 _RENAMED = {
@@ -38,9 +38,7 @@ def read_internlm2_config(raw: Mapping[str, Any]) -> DecoderConfig:
 def llama_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of the same model as a Llama, loadable without remote code."""
     kept = {key: value for key, value in raw.items() if key not in _OWN_KEYS}
-    return kept | {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+    return as_llama(kept) | {
         # The family's remote code defaults to biases.
         "attention_bias": ConfigFields(raw).flag("bias", default=True),
         "mlp_bias": False,

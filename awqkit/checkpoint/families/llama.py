@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
+from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families.config_fields import ConfigFields
 from awqkit.checkpoint.families.family import (
     Family,
@@ -24,6 +25,11 @@ def read_llama_config(raw: Mapping[str, Any]) -> DecoderConfig:
     require_silu(fields)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
+    if num_heads < 1 or (fields.get("head_dim") is None and hidden_size % num_heads):
+        raise CheckpointError(
+            f"config.json: hidden_size {hidden_size} is not divisible by num_attention_heads "
+            f"{num_heads}, and no head_dim says otherwise. Fetch the file again."
+        )
     attention_bias = fields.flag("attention_bias", default=False)
     context = fields.integer("max_position_embeddings", DEFAULT_CONTEXT)
     return DecoderConfig(
@@ -31,7 +37,7 @@ def read_llama_config(raw: Mapping[str, Any]) -> DecoderConfig:
         num_layers=fields.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=fields.integer("num_key_value_heads", num_heads),
-        head_dim=fields.integer("head_dim", hidden_size // max(num_heads, 1)),
+        head_dim=fields.integer("head_dim", hidden_size // num_heads),
         intermediate_size=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=context,
@@ -48,4 +54,15 @@ def read_llama_config(raw: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-LLAMA = Family(name="Llama", model_types=("llama",), read_config=read_llama_config)
+def as_llama(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json under Llama's own name, which every engine knows without remote code."""
+    return dict(raw) | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+LLAMA = Family(
+    name="Llama",
+    # Aquila and XVERSE differ from Llama in nothing but the name.
+    model_types=("llama", "aquila", "xverse"),
+    read_config=read_llama_config,
+    written_config=as_llama,
+)

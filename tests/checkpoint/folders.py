@@ -1,0 +1,64 @@
+"""Helpers that bend model folders in one detail, and a plain quantizer to fill packed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from awqkit.checkpoint import Checkpoint, QuantizedWeight
+
+Tensors = dict[str, Tensor]
+
+
+def edit_config(folder: Path, **changes: Any) -> Path:
+    """Change fields of config.json; a value of `...` removes the field."""
+    path = folder / "config.json"
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+    return folder
+
+
+def edit_tensors(folder: Path, edit: Callable[[Tensors], Tensors | None]) -> Path:
+    """Rewrite model.safetensors after `edit`, which changes the tensors in place or returns new."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edited = edit(tensors)
+    save_file(tensors if edited is None else edited, path, metadata={"format": "pt"})
+    return folder
+
+
+def random_codes(out_features: int, in_features: int, *, seed: int) -> QuantizedWeight:
+    """A quantized weight that uses every code and zero point."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = (out_features, in_features // 128)
+    return QuantizedWeight(
+        codes=torch.randint(0, 16, (out_features, in_features), generator=generator).byte(),
+        scales=(torch.rand(groups, generator=generator) * 0.02 + 0.001).half(),
+        zeros=torch.randint(0, 16, groups, generator=generator).byte(),
+    )
+
+
+def equal(a: QuantizedWeight | Tensor, b: QuantizedWeight | Tensor) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("codes", "scales", "zeros"))
+
+
+def quantized_weights(
+    source: Checkpoint, *, seed: int = 0, dtype: torch.dtype | None = None
+) -> list[tuple[str, Tensor | QuantizedWeight]]:
+    """All weights of a plain checkpoint, with random codes in the linears that groups divide."""
+    weights: list[tuple[str, Tensor | QuantizedWeight]] = []
+    for number, name in enumerate(source.names()):
+        shape = source.shape(name)
+        if "_proj.weight" in name and shape[1] % 128 == 0 and shape[0] % 8 == 0:
+            weights.append((name, random_codes(*shape, seed=seed + number)))
+        else:
+            weights.append((name, source.tensor(name).to(dtype or torch.bfloat16)))
+    return weights
