@@ -6,13 +6,12 @@ token that begins a text, then its own predictions.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from awqkit.calibration.dataset import CalibrationRows
+from awqkit.calibration.dataset import CalibrationRows, check_row_sizes, token_digest
 from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
 from awqkit.decoder import KeyValues, block_forward, rms_norm, rotary_tables
 
@@ -35,6 +34,8 @@ def sampled_rows(
 
     on_token: called with the tokens a row has reached over all batches, and their total.
     """
+    limit = checkpoint.config.max_position_embeddings
+    check_row_sizes(samples=samples, seqlen=seqlen, max_length=limit)
     generator = torch.Generator(device).manual_seed(seed)
     model = _Model(checkpoint, seqlen, device, dtype)
     total = samples + held_out
@@ -54,7 +55,7 @@ def sampled_rows(
     return CalibrationRows(
         tokens=chosen,
         held_out=tokens[samples:],
-        digest=hashlib.sha256(chosen.numpy().tobytes()).hexdigest(),
+        digest=token_digest(chosen),
         source="sampled from the model itself",
     )
 
