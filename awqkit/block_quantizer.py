@@ -115,11 +115,12 @@ def _quantize_half(
     scales: dict[str, str] = {}
     for site, scale, description in _choose_scales(job, sites, block, moments):
         block = fold(block, site, job.config, scale)
-        block = _store_feeder(job, site, block)
         rows = moments[site.name]
         moments[site.name] = Rows(divided_by(rows.search, scale), divided_by(rows.judge, scale))
         scales[site.name] = description
     _prove_fold(run(job, layer, original), run(job, layer, block), hidden[:1], layer)
+    for site in sites:
+        block = _store_feeder(job, site, block)
 
     integers: dict[str, Tensor | QuantizedWeight] = {}
     for position, site in enumerate(sites):
