@@ -17,3 +17,7 @@ class UnsupportedModelError(CheckpointError):
 
 class OutputError(AwqkitError):
     """The result cannot be written: the folder is taken, the disk is full, no permission."""
+
+
+class ConversationError(AwqkitError, ValueError):
+    """A conversation that a model's chat template cannot render."""

@@ -1,0 +1,110 @@
+"""Texts and conversations as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from awqkit.checkpoint.errors import CheckpointError, ConversationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, Any]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The ids of a plain text, with bos and eos as the tokenizer adds them by default."""
+    return list(tokenizer(text, verbose=False)["input_ids"])
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """The ids of a conversation in the model's chat template.
+
+    messages: each with a `role` and a `content`, both texts.  add_generation_prompt: open the
+    assistant's next turn.  The template alone decides about bos, so it never comes twice.
+    Raises CheckpointError where the tokenizer has no usable template, and ConversationError where
+    the messages are malformed or the template refuses them.
+    """
+    text = render_chat_text(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def render_chat_text(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The text that render_chat encodes; the same errors."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    template = _template(tokenizer)
+    _require_wellformed(messages)
+    try:
+        # transformers renders in jinja2's ImmutableSandboxedEnvironment.
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"The model's chat template is damaged: {error.message} (line {error.lineno}). "
+            "Correct chat_template in tokenizer_config.json or chat_template.jinja."
+        ) from error
+    # A template is a program: it may fail in every way that an expression on its data can.
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ConversationError(
+            f"The model's chat template refuses this conversation: {error or type(error).__name__}. "
+            "Give it the roles and the order that the model's card shows, usually an optional "
+            "system message and then user and assistant in turn."
+        ) from error
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> str:
+    templates = tokenizer.chat_template
+    template = templates.get("default") if isinstance(templates, Mapping) else templates
+    if isinstance(template, str) and template:
+        return template
+    if templates:
+        named = ", ".join(sorted(map(str, templates)))
+        what = f"several chat templates ({named}) and none called default"
+    else:
+        what = "no chat template, as is usual for a base model"
+    raise CheckpointError(
+        f"The model has {what}. Put the template into chat_template.jinja in the model folder, or "
+        "give the model plain text instead of a conversation."
+    )
+
+
+def _require_wellformed(messages: Sequence[Message]) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ConversationError(
+            "A conversation is a non-empty list of messages such as "
+            '{"role": "user", "content": "Hello"}.'
+        )
+    for number, message in enumerate(messages, start=1):
+        for key in ("role", "content"):
+            value = message.get(key) if isinstance(message, Mapping) else None
+            if not isinstance(value, str):
+                raise ConversationError(
+                    f"Message {number} of the conversation has {key} {value!r}; each message needs "
+                    '`role` and `content` as texts, such as {"role": "user", "content": "Hello"}.'
+                )

@@ -1,0 +1,239 @@
+"""A SentencePiece model as a fast tokenizer that gives the same ids and the same text.
+
+What is equal and why is written at each step. Known differences that remain: unigram paths whose
+scores tie in SentencePiece's float32, stacks of combining marks in unusual order under an NFKC
+table, and byte pieces that form no UTF-8, where the whole run of bytes is shown as U+FFFD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from awqkit.checkpoint.errors import CheckpointError
+from awqkit.checkpoint.sentencepiece_model import SPACE_MARK, PieceKind, SentencePieceModel
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import Decoder
+    from tokenizers.models import Model
+    from tokenizers.normalizers import Normalizer
+
+#: Private characters that stand for user-defined symbols while the rest is normalized.
+_FIRST_STAND_IN = 0x10F000
+#: What SentencePiece adds to a path for each byte of a user-defined symbol after the first.
+_SYMBOL_BONUS = 0.1
+
+
+def build_fast_tokenizer(
+    model: SentencePieceModel, added: Mapping[int, AddedToken] | None = None
+) -> Tokenizer:
+    """Build the `tokenizers` tokenizer that equals a SentencePiece model.
+
+    added: tokens by id that are split off the text before everything else. An id inside the
+    vocabulary renames its piece (a reserved one, usually); ids behind it extend the vocabulary
+    without gaps. The model's control pieces are added as special tokens too.
+    Sequences get no bos or eos here. Raises CheckpointError when names or ids collide.
+    """
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    tokens = _special_pieces(model) | dict(added or {})
+    names = _names(model, tokens)
+    symbols = _user_symbols(model, names)
+    tokenizer = Tokenizer(
+        _bpe(model, names, symbols) if model.algorithm == "bpe" else _unigram(model, names, symbols)
+    )
+    tokenizer.normalizer = _normalizer(model, symbols)
+    if symbols and model.algorithm == "bpe":
+        # SentencePiece freezes the longest symbol at each place before it merges anything; cut
+        # out, a symbol meets the vocabulary whole (`ignore_merges`).
+        pattern = Regex("|".join(re.escape(symbol) for symbol in symbols))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.decoder = _decoder(model)
+    split_off = [_split_off_first(token) for token in tokens.values()]
+    # All of them are in the vocabulary, so the order of adding does not decide their ids.
+    tokenizer.add_special_tokens([token for token in split_off if token.special])
+    tokenizer.add_tokens([token for token in split_off if not token.special])
+    return tokenizer
+
+
+def _split_off_first(token: AddedToken) -> AddedToken:
+    """The token as one that is searched in the text as typed: normalizing could hide it."""
+    from tokenizers import AddedToken
+
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        special=token.special,
+        normalized=False,
+    )
+
+
+def _special_pieces(model: SentencePieceModel) -> dict[int, AddedToken]:
+    from tokenizers import AddedToken
+
+    kinds = (PieceKind.CONTROL, PieceKind.UNKNOWN)
+    return {
+        index: AddedToken(piece.text, special=True, normalized=False)
+        for index, piece in enumerate(model.pieces)
+        if piece.kind in kinds
+    }
+
+
+def _names(model: SentencePieceModel, tokens: Mapping[int, AddedToken]) -> list[str]:
+    """The text of every id, added tokens included."""
+    names = [piece.text for piece in model.pieces]
+    if model.byte_fallback and "\0" in names and "<0x00>" in names:
+        # SentencePiece encodes the null character as its byte piece even where it has a piece of
+        # its own. With the two names exchanged, both ids encode and decode as they do there.
+        own, byte = names.index("\0"), names.index("<0x00>")
+        names[own], names[byte] = names[byte], names[own]
+    for index, token in sorted(tokens.items()):
+        if index > len(names):
+            raise CheckpointError(
+                f"The added token {token.content!r} has id {index}, but no token has id "
+                f"{len(names)}. Add the missing tokens to added_tokens_decoder in "
+                "tokenizer_config.json."
+            )
+        names[index : index + 1] = [token.content]
+    repeated, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise CheckpointError(
+            f"The token {repeated!r} has {count} ids, among them {names.index(repeated)}. "
+            "Correct added_tokens_decoder in tokenizer_config.json."
+        )
+    return names
+
+
+def _user_symbols(model: SentencePieceModel, names: list[str]) -> list[str]:
+    """User-defined symbols that no added token renamed, the longest first."""
+    symbols = {
+        piece.text
+        for piece, name in zip(model.pieces, names, strict=False)
+        if piece.kind is PieceKind.USER_DEFINED and piece.text == name
+    }
+    return sorted(symbols, key=lambda symbol: (-len(symbol), symbol))
+
+
+def _bpe(model: SentencePieceModel, names: list[str], symbols: list[str]) -> Model:
+    from tokenizers.models import BPE
+
+    vocabulary = {name: index for index, name in enumerate(names)}
+    return BPE(
+        vocabulary,
+        list(_merges(model, names)),
+        unk_token=_unknown_name(model, names),
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=bool(symbols),
+    )
+
+
+def _unknown_name(model: SentencePieceModel, names: list[str]) -> str:
+    return names[next(i for i, p in enumerate(model.pieces) if p.kind is PieceKind.UNKNOWN)]
+
+
+def _merges(model: SentencePieceModel, names: list[str]) -> Iterator[tuple[str, str]]:
+    """Every pair that forms a piece, best score first.
+
+    SentencePiece joins any two neighbours whose text is a piece, the highest score first and then
+    the leftmost. Only normal pieces take part.
+    """
+    score = {
+        piece.text: piece.score
+        for piece, name in zip(model.pieces, names, strict=False)
+        if piece.kind is PieceKind.NORMAL and piece.text == name
+    }
+    for piece in sorted(score, key=lambda text: -score[text]):
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in score and right in score:
+                yield left, right
+
+
+def _unigram(model: SentencePieceModel, names: list[str], symbols: list[str]) -> Model:
+    from tokenizers.models import Unigram
+
+    normal = [piece.score for piece in model.pieces if piece.kind is PieceKind.NORMAL]
+    # The library matches every entry against the text, SentencePiece neither bytes nor unused
+    # pieces. "<0x0A>" typed as text must lose against its single characters.
+    never = 10 * min(normal, default=0.0) - 100
+    score = dict.fromkeys(names, never)
+    score |= {piece.text: piece.score for piece in model.pieces if piece.kind is PieceKind.NORMAL}
+    score |= {symbol: (len(symbol.encode()) - 1) * _SYMBOL_BONUS for symbol in symbols}
+    return Unigram(
+        [(name, score[name]) for name in names],
+        unk_id=names.index(_unknown_name(model, names)),
+        byte_fallback=model.byte_fallback,
+    )
+
+
+def _normalizer(model: SentencePieceModel, symbols: list[str]) -> Normalizer:
+    from tokenizers import Regex, normalizers
+
+    steps = _sparing(symbols, list(_charsmap_steps(model.charsmap)))
+    if model.remove_extra_whitespaces:
+        # Only the end also loses the mark itself, which is what a trailing space has become.
+        steps += [
+            normalizers.Replace(Regex(r"\A +"), ""),
+            normalizers.Replace(Regex(rf"[ {SPACE_MARK}]+\z"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    space = SPACE_MARK if model.escape_whitespaces else " "
+    if model.add_dummy_prefix:
+        steps.append(normalizers.Prepend(space))
+    if model.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE_MARK))
+    return normalizers.Sequence(steps)
+
+
+def _charsmap_steps(charsmap: bytes) -> Iterator[Normalizer]:
+    """SentencePiece's table of replacements.
+
+    The library replaces at most once in what Unicode counts as one character: of a base with
+    several marks it would keep only the first step, and CR LF would become one space. So what the
+    table composes is composed before, and CR LF is spelled out.
+    """
+    from tokenizers import normalizers
+
+    if not charsmap:
+        return
+    table = normalizers.Precompiled(charsmap)
+    composes = table.normalize_str("e\u0301") == "\u00e9"
+    if composes:
+        yield normalizers.NFC()
+    yield normalizers.Replace("\r\n", table.normalize_str("\r") + table.normalize_str("\n"))
+    yield table
+    if composes:
+        # Half-width letters get their marks in a second step.
+        yield normalizers.NFC()
+
+
+def _sparing(symbols: list[str], steps: list[Normalizer]) -> list[Normalizer]:
+    """The same steps, which leave user-defined symbols as they are, as SentencePiece does."""
+    from tokenizers import normalizers
+
+    changing = normalizers.Sequence(steps)
+    changed = [symbol for symbol in symbols if changing.normalize_str(symbol) != symbol]
+    stand_ins = [chr(_FIRST_STAND_IN + number) for number in range(len(changed))]
+    pairs = list(zip(changed, stand_ins, strict=True))
+    hide = [normalizers.Replace(symbol, stand_in) for symbol, stand_in in pairs]
+    show = [normalizers.Replace(stand_in, symbol) for symbol, stand_in in pairs]
+    return [*hide, *steps, *show]
+
+
+def _decoder(model: SentencePieceModel) -> Decoder:
+    from tokenizers import decoders
+
+    steps: list[Decoder] = [
+        decoders.Replace(SPACE_MARK, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if model.add_dummy_prefix or model.remove_extra_whitespaces:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)
