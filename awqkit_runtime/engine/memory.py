@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from awqkit_runtime.cache.page_format import PageFormat, pages_for
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import OutOfMemoryError
 
@@ -40,11 +40,11 @@ def cache_pages(
     pages = budget // page_format.bytes_per_page
     session = pages_for(session_len)
     if pages < session:
-        fitting = pages * (page_format.bytes_per_page // page_format.bytes_per_token)
+        fitting = pages * PAGE_TOKENS
         raise OutOfMemoryError(
             f"The cache may take {_mib(budget)}, but one session of {session_len} tokens needs "
-            f"{_mib(session * page_format.bytes_per_page)}. Set session_len to at most {fitting}, "
-            "a smaller quant_policy (8 or 4), or a larger cache_max_entry_count."
+            f"{_mib(session * page_format.bytes_per_page)}. Set session_len lower (up to "
+            f"{fitting} fits), choose quant_policy 8 or 4, or raise cache_max_entry_count."
         )
     if device.type == "cuda":
         return pages
