@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from awqkit.checkpoint.canonical import EMBEDDING, layer_prefix, layer_shapes
@@ -17,17 +16,15 @@ from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
 from awqkit.checkpoint.hub import resolve_source
 from awqkit.checkpoint.json_file import read_json_object
-from awqkit.checkpoint.packing import unpack
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit.checkpoint.safetensors_file import TORCH_DTYPES, read_tensor
+from awqkit.checkpoint.safetensors_file import TORCH_DTYPES
 from awqkit.checkpoint.shards import find_tensors
+from awqkit.checkpoint.stored_values import read_dense, read_quantized
 
 CONFIG_FILE = "config.json"
 Format = Literal["hf", "awq", "compressed-tensors"]
-#: Half of FP16's smallest step: the most by which a stored scale may move on its way to FP16.
-SCALE_TOLERANCE = 2.0**-25
 
 
 class Checkpoint:
@@ -70,17 +67,14 @@ class Checkpoint:
         placement = self._placement(name)
         if placement.packed_format is not None:
             raise CheckpointError(f"{name} is stored quantized; there is no dense form of it here.")
-        (entry,) = placement.entries.values()
-        tensor = read_tensor(entry, placement.rows)
-        _require_finite(tensor, f"{entry.path}: tensor {entry.name}")
-        return tensor
+        return read_dense(placement)
 
     def quantized(self, name: str) -> QuantizedWeight:
         """The integers and scales of a quantized linear; CheckpointError if it is dense."""
         placement = self._placement(name)
         if placement.packed_format is None:
             raise CheckpointError(f"{name} is stored unquantized; it has no 4-bit codes.")
-        return _read_quantized(name, placement)
+        return read_quantized(placement)
 
     def weight(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor as it is stored, dense or quantized."""
@@ -147,49 +141,3 @@ def _read_raw_config(folder: Path) -> dict[str, Any]:
             "Name the folder that holds config.json and the .safetensors files."
         )
     return read_json_object(path)
-
-
-def _read_quantized(name: str, placement: Placement) -> QuantizedWeight:
-    assert placement.packed_format is not None
-    tensors = {suffix: read_tensor(entry) for suffix, entry in placement.entries.items()}
-    for suffix in ("scales", "weight_scale"):
-        if suffix in tensors:
-            origin = f"{placement.entries[suffix].path}: tensor {placement.entries[suffix].name}"
-            tensors[suffix] = _half_scales(tensors[suffix], origin)
-    weight = unpack(tensors, placement.packed_format)
-    if placement.rows is None:
-        return weight
-    index = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
-    return QuantizedWeight(
-        codes=weight.codes[index], scales=weight.scales[index], zeros=weight.zeros[index]
-    )
-
-
-def _half_scales(scales: Tensor, origin: str) -> Tensor:
-    """Scales in float16, provided that this keeps the weights' values.
-
-    Below FP16's normal range BF16 scales may move by SCALE_TOLERANCE, and a weight by at most 15
-    times that (4.5e-7), which is less than the rounding of any BF16 activation it meets.
-    """
-    _require_finite(scales, origin)
-    half = scales.half()
-    exact = half.float() == scales.float()
-    tiny = (half.float() - scales.float()).abs() <= SCALE_TOLERANCE
-    if not bool((exact | (tiny & (scales.abs() < torch.finfo(torch.float16).tiny))).all()):
-        raise CheckpointError(
-            f"{origin} holds scales that FP16 cannot represent, so the weights would change. "
-            "Quantize the model anew with scales in FP16."
-        )
-    return half
-
-
-def _require_finite(tensor: Tensor, origin: str) -> None:
-    if not tensor.numel():
-        return
-    # The extremes carry any NaN or infinity, and need no temporary of the tensor's size.
-    low, high = torch.aminmax(tensor)
-    if not (low.isfinite() and high.isfinite()):
-        raise CheckpointError(
-            f"{origin} holds NaN or infinite values, so the model is broken. "
-            "Fetch the file again; if it was trained or merged here, look there."
-        )

@@ -1,0 +1,79 @@
+"""The values of one canonical tensor, read from where it was placed and checked for soundness."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.errors import CheckpointError
+from awqkit.checkpoint.packing import unpack
+from awqkit.checkpoint.placement import Placement
+from awqkit.checkpoint.quantized_weight import QuantizedWeight
+from awqkit.checkpoint.safetensors_file import StoredTensor, read_tensor
+
+#: Half of FP16's smallest step: the most by which a stored scale may move on its way to FP16.
+SCALE_TOLERANCE = 2.0**-25
+
+
+def read_dense(placement: Placement) -> Tensor:
+    """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
+    (entry,) = placement.entries.values()
+    tensor = read_tensor(entry, placement.rows)
+    _require_finite(tensor, entry)
+    return tensor
+
+
+def read_quantized(placement: Placement) -> QuantizedWeight:
+    """A packed linear; CheckpointError for scales that are broken or that FP16 cannot hold."""
+    assert placement.packed_format is not None
+    tensors = {suffix: read_tensor(entry) for suffix, entry in placement.entries.items()}
+    for suffix in ("scales", "weight_scale"):
+        if suffix in tensors:
+            tensors[suffix] = _half_scales(tensors[suffix], placement.entries[suffix])
+    weight = unpack(tensors, placement.packed_format)
+    if "weight_shape" in tensors:
+        _check_claimed_shape(tensors["weight_shape"], weight, placement.entries["weight_shape"])
+    if placement.rows is None:
+        return weight
+    index = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
+    return QuantizedWeight(
+        codes=weight.codes[index], scales=weight.scales[index], zeros=weight.zeros[index]
+    )
+
+
+def _check_claimed_shape(claimed: Tensor, weight: QuantizedWeight, entry: StoredTensor) -> None:
+    if claimed.tolist() != list(weight.codes.shape):
+        raise CheckpointError(
+            f"{entry.path}: tensor {entry.name} says {claimed.tolist()}, but the packed codes are "
+            f"{list(weight.codes.shape)}. The file is damaged: fetch it again."
+        )
+
+
+def _half_scales(scales: Tensor, entry: StoredTensor) -> Tensor:
+    """Scales in float16, provided that this keeps the weights' values.
+
+    Below FP16's normal range scales may move by SCALE_TOLERANCE, and so a weight by at most 15
+    times that (4.5e-7): other checkpoints in BF16 have such scales in groups that hardly matter.
+    """
+    _require_finite(scales, entry)
+    half = scales.half()
+    change = (half.float() - scales.float()).abs()
+    is_tiny = scales.abs() < torch.finfo(torch.float16).tiny
+    if not bool(((change == 0) | (is_tiny & (change <= SCALE_TOLERANCE))).all()):
+        raise CheckpointError(
+            f"{entry.path}: tensor {entry.name} holds scales that FP16 cannot represent, so the "
+            "weights would change. Quantize the model anew with scales in FP16."
+        )
+    return half
+
+
+def _require_finite(tensor: Tensor, entry: StoredTensor) -> None:
+    if not tensor.numel():
+        return
+    # The extremes carry any NaN or infinity, and need no temporary of the tensor's size.
+    low, high = torch.aminmax(tensor)
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(
+            f"{entry.path}: tensor {entry.name} holds NaN or infinite values, so the model is "
+            "broken. Fetch the file again; if it was trained or merged here, look there."
+        )

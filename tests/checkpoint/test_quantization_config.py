@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from awqkit.checkpoint import CheckpointError, UnsupportedModelError
+from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
+from awqkit.checkpoint.quantization_config import read_quantization, write_quantization
+
+#: As AutoAWQ and llm-compressor write them.
+AWQ = {
+    "quant_method": "awq",
+    "bits": 4,
+    "group_size": 128,
+    "zero_point": True,
+    "version": "gemm",
+    "modules_to_not_convert": None,
+}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "global_compression_ratio": 1.9,
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": None,
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "input_activations": None,
+            "output_activations": None,
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": 128,
+                "dynamic": False,
+                "actorder": "weight",
+                "observer": "minmax",
+            },
+        }
+    },
+}
+
+
+def compressed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    section = copy.deepcopy(COMPRESSED)
+    change(section)
+    return {"quantization_config": section}
+
+
+def weights(section: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = section["config_groups"]["group_0"]["weights"]
+    return found
+
+
+@pytest.mark.parametrize("raw", [{}, {"quantization_config": None}, {"quantization_config": {}}])
+def test_plain_checkpoints(raw: dict[str, Any]) -> None:
+    assert read_quantization(raw) is None
+
+
+@pytest.mark.parametrize(
+    "section", [AWQ, AWQ | {"version": "GEMM"}, {"quant_method": "awq", "bits": 4}]
+)
+def test_awq(section: dict[str, Any]) -> None:
+    found = read_quantization({"quantization_config": section})
+    assert found is not None
+    assert (found.format, found.symmetric) == ("awq", False)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors(key: str, symmetric: bool) -> None:
+    section = copy.deepcopy(COMPRESSED)
+    weights(section)["symmetric"] = symmetric
+    found = read_quantization({key: section})
+    assert found is not None
+    assert (found.format, found.symmetric) == ("compressed-tensors", symmetric)
+
+
+@pytest.mark.parametrize("packed_format", PACKED_FORMATS)
+def test_what_is_written_is_read(packed_format: PackedFormat) -> None:
+    section = write_quantization(packed_format, ["model.layers.0.mlp.down_proj", "lm_head"])
+    found = read_quantization({"quantization_config": section})
+    assert found is not None
+    assert (found.format, found.symmetric) == (packed_format, False)
+    listed = section["modules_to_not_convert" if packed_format == "awq" else "ignore"]
+    assert listed == ["model.layers.0.mlp.down_proj", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    "method", ["gptq", "bitsandbytes", "fp8", "fbgemm_fp8", "hqq", "auto-round", None]
+)
+def test_other_methods_are_refused_by_name(method: str | None) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{method!r}.*awq and compressed-tensors"):
+        read_quantization({"quantization_config": {"quant_method": method, "bits": 4}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 8}, "bits is 8"),
+        ({"group_size": 64}, "group_size is 64"),
+        ({"group_size": -1}, "group_size is -1"),
+        ({"version": "gemv"}, "version is 'gemv'"),
+        ({"version": "marlin"}, "version is 'marlin'"),
+        ({"zero_point": False}, "zero_point is False"),
+    ],
+)
+def test_other_awq_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_quantization({"quantization_config": AWQ | change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: weights(s).update(num_bits=8), "num_bits is 8"),
+        (lambda s: weights(s).update(group_size=32), "group_size is 32"),
+        (lambda s: weights(s).update(strategy="channel"), "strategy is 'channel'"),
+        (lambda s: weights(s).update(type="float"), "type is 'float'"),
+        (lambda s: weights(s).update(actorder="group"), "actorder is 'group'"),
+        (lambda s: s.update(format="marlin-24"), "format is 'marlin-24'"),
+        (lambda s: s.update(format="nvfp4-pack-quantized"), "format is 'nvfp4-pack-quantized'"),
+        (lambda s: s["config_groups"]["group_0"].update(format="int-quantized"), "int-quantized"),
+        (
+            lambda s: s["config_groups"]["group_0"].update(input_activations={"num_bits": 8}),
+            "quantized activations",
+        ),
+        (lambda s: s.update(config_groups={}), "no groups"),
+        (lambda s: s.update(transform_config={"config_groups": {"R1": {}}}), "transform_config"),
+    ],
+)
+def test_other_compressed_settings_are_refused_by_name(
+    change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_quantization(compressed(change))
+
+
+def test_every_group_is_checked() -> None:
+    def add(section: dict[str, Any]) -> None:
+        second = copy.deepcopy(section["config_groups"]["group_0"])
+        second["weights"]["num_bits"] = 8
+        section["config_groups"]["group_1"] = second
+
+    with pytest.raises(UnsupportedModelError, match="group_1 num_bits is 8"):
+        read_quantization(compressed(add))
+
+
+@pytest.mark.parametrize(
+    "section", ["awq", [1], {"quant_method": "compressed-tensors", "config_groups": [1]}]
+)
+def test_malformed_sections(section: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_quantization({"quantization_config": section})
