@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from awqkit.checkpoint import QuantizedWeight
 from awqkit_runtime.kernels.dense_linear import dense_linear
+from awqkit_runtime.kernels.w4_linear import pack_w4, w4_linear
 from awqkit_runtime.layers.placement import Placement
 
 
@@ -46,6 +47,20 @@ class DenseLinear(nn.Module):
         return dense_linear(x, self.weight, self.bias)
 
 
+class PackedLinear(nn.Module):
+    """x · Wᵀ + b with a 4-bit weight that the kernel reads as it is."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, placement: Placement) -> None:
+        super().__init__()
+        self.packed = pack_w4(weight)
+        self.register_buffer("bias", None if bias is None else placement.parameter(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return w4_linear(x, self.packed, self.bias)
+
+
 class DequantizingLinear(nn.Module):
     """x · Wᵀ + b with a 4-bit weight that is unpacked for every call, where no kernel exists."""
 
@@ -73,6 +88,8 @@ def build_linear(linear: LinearWeights, placement: Placement) -> nn.Module:
     weight, bias = linear.weight, linear.bias
     if not isinstance(weight, QuantizedWeight):
         return DenseLinear(weight, bias, placement)
+    if placement.device.type == "cpu":
+        return PackedLinear(weight, bias, placement)
     return DequantizingLinear(weight, bias, placement)
 
 
