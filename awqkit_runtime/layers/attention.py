@@ -71,5 +71,5 @@ class Attention(nn.Module):
             q_norm, k_norm = self.head_norms
             q, k = q_norm(q), k_norm(k)
         heads = (q.shape[-2], k.shape[-2])
-        q, k = apply_rotary(torch.cat((q, k), dim=-2), *rotary).split(heads, dim=-2)
+        q, k = apply_rotary(torch.cat((q, k), dim=-2), *rotary).split_with_sizes(heads, dim=-2)
         return self.o(state.attend(self._layer, q, k, v).flatten(1))

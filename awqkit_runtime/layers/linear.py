@@ -109,7 +109,7 @@ class FusedLinear(nn.Module):
         return [
             y
             for part, sizes in zip(self.parts, self._sizes, strict=True)
-            for y in part(x).split(sizes, dim=-1)
+            for y in part(x).split_with_sizes(sizes, dim=-1)
         ]
 
 

@@ -22,8 +22,8 @@ def generate_greedily(
         new = ids[done : done + chunk]
         span = SequenceSpan(start=0, length=len(new), context=done, pages=pages)
         state = PagedAttention(pool, [span], config=decoder.config)
-        positions = torch.arange(done, done + len(new))
-        hidden = decoder.hidden(torch.tensor(new), positions, state)
+        positions = torch.arange(done, done + len(new), device=decoder.device)
+        hidden = decoder.hidden(torch.tensor(new, device=decoder.device), positions, state)
         done += len(new)
         if done == len(ids):
             ids.append(int(decoder.logits(hidden[-1:]).argmax()))

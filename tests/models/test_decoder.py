@@ -49,8 +49,8 @@ def random_weights(quantized_share: float, seed: int) -> Weights:
     return weights
 
 
-def build(weights: Weights, dtype: torch.dtype = torch.float32) -> Decoder:
-    placement = Placement(device=torch.device("cpu"), dtype=dtype)
+def build(weights: Weights, dtype: torch.dtype = torch.float32, *, device: str = "cpu") -> Decoder:
+    placement = Placement(device=torch.device(device), dtype=dtype)
     layers = [
         DecoderLayer(
             CONFIG,
@@ -66,7 +66,7 @@ def build(weights: Weights, dtype: torch.dtype = torch.float32) -> Decoder:
 def logits(decoder: Decoder, ids: Tensor) -> Tensor:
     batch, length = ids.shape
     state = DenseAttention(CONFIG, batch=batch, length=length, device=decoder.device)
-    positions = torch.arange(length).repeat(batch)
+    positions = torch.arange(length, device=decoder.device).repeat(batch)
     return decoder.logits(decoder.hidden(ids.flatten(), positions, state))
 
 
