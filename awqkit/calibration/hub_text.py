@@ -9,16 +9,18 @@ import contextlib
 import logging
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from awqkit.calibration.hub_errors import hub_error, needs_loader_script, withdrawn
+from awqkit.calibration.text_fields import text_columns
 from awqkit.errors import CalibrationError
 
 PROBE_SECONDS = 10.0
 # The hub library below it tries every request six times already.
 READ_ATTEMPTS = 1
+RETRY_SETTINGS = ("STREAMING_OPEN_MAX_RETRIES", "STREAMING_READ_MAX_RETRIES")
 SPLIT_PREFERENCE = ("train", "validation", "test")
 
 _HUB_ID = re.compile(
@@ -69,10 +71,8 @@ def parse_hub_id(source: str) -> HubDataset | None:
     return HubDataset(repo=match["repo"], config=config, split=split)
 
 
-def hub_records(
-    dataset: HubDataset, *, fields: Collection[str], label: str
-) -> Iterator[dict[str, Any]]:
-    """The rows of a data set in stored order; of its columns those in `fields`, if there are any.
+def hub_records(dataset: HubDataset, *, label: str) -> Iterator[dict[str, Any]]:
+    """The rows of a data set in stored order; of its columns those with text, if there are any.
 
     `label` is what errors call the data set.
 
@@ -86,7 +86,7 @@ def hub_records(
         raise hub_error(error, label=label) from error
     with _brief_library():
         try:
-            rows = iter(_open_stream(dataset, fields))
+            rows = iter(_open_stream(dataset))
         except _library_faults() as error:
             raise hub_error(error, label=label) from error
         while True:
@@ -106,13 +106,16 @@ def _brief_library() -> Iterator[None]:
     import datasets
 
     config, verbosity = datasets.config, datasets.logging.get_verbosity()
-    attempts = config.STREAMING_OPEN_MAX_RETRIES, config.STREAMING_READ_MAX_RETRIES
-    config.STREAMING_OPEN_MAX_RETRIES = config.STREAMING_READ_MAX_RETRIES = READ_ATTEMPTS
+    # Not every release of the library has both.
+    attempts = {name: getattr(config, name) for name in RETRY_SETTINGS if hasattr(config, name)}
+    for name in attempts:
+        setattr(config, name, READ_ATTEMPTS)
     datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        config.STREAMING_OPEN_MAX_RETRIES, config.STREAMING_READ_MAX_RETRIES = attempts
+        for name, value in attempts.items():
+            setattr(config, name, value)
         datasets.logging.set_verbosity(verbosity)
 
 
@@ -147,12 +150,12 @@ def _probe(dataset: HubDataset, *, label: str) -> None:
         raise needs_loader_script(label)
 
 
-def _open_stream(dataset: HubDataset, fields: Collection[str]) -> Any:
+def _open_stream(dataset: HubDataset) -> Any:
     import datasets
 
     splits = datasets.load_dataset(dataset.repo, dataset.config, streaming=True)
     stream = splits[_chosen_split(dataset, list(splits))]
-    columns = [column for column in stream.column_names or () if column in fields]
+    columns = text_columns(stream.column_names or ())
     # Other columns may hold images or sound, and fail for want of their decoders.
     return stream.select_columns(columns) if columns else stream
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from awqkit.calibration.documents import cut_long, passages, shuffled
 from awqkit.calibration.hub_text import NAMED_DATASETS, HubDataset, hub_records, parse_hub_id
-from awqkit.calibration.text_fields import KNOWN_FIELDS, RenderChat, documents_in
+from awqkit.calibration.text_fields import RenderChat, documents_in
 from awqkit.calibration.text_files import (
     COMPRESSED_ENDINGS,
     ENDINGS,
@@ -65,7 +65,7 @@ def open_source(source: str, *, render_chat: RenderChat) -> TextSource:
             f"The calibration source {source} is a URL, which is not read. Give the hub id as "
             f"org/name, or download the file and give its path ({ENDINGS_TEXT})."
         )
-    path = Path(source).expanduser() if source.strip() else None
+    path = Path(os.path.expanduser(source)) if source.strip() else None
     if path and os.path.exists(path):
         return _file_source(path, render_chat=render_chat)
     if path and _looks_like_a_path(source):
@@ -91,7 +91,7 @@ def _file_source(path: Path, *, render_chat: RenderChat) -> TextSource:
     def documents() -> Iterator[str]:
         if kind == ".txt":
             return passages(text_file_lines(path))
-        records = file_records(path, fields=KNOWN_FIELDS)
+        records = file_records(path)
         return documents_in(records, name=str(path), render_chat=render_chat)
 
     def ordered(seed: int) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _file_source(path: Path, *, render_chat: RenderChat) -> TextSource:
 
 def _hub_source(dataset: HubDataset, *, label: str, render_chat: RenderChat) -> TextSource:
     def documents() -> Iterator[str]:
-        records: Iterator[Any] = hub_records(dataset, fields=KNOWN_FIELDS, label=label)
+        records: Iterator[Any] = hub_records(dataset, label=label)
         texts = documents_in(records, name=label, render_chat=render_chat)
         return passages(text.rstrip("\n") for text in texts) if dataset.rows_are_lines else texts
 
@@ -153,7 +153,8 @@ def _missing_file(path: Path) -> CalibrationError:
 
 
 def _folder(path: Path) -> CalibrationError:
-    readable = sorted(item.name for item in path.iterdir() if split_ending(item)[0])[:5]
+    names = sorted(os.listdir(path)) if os.access(path, os.R_OK) else []
+    readable = [name for name in names if split_ending(Path(name))[0]][:5]
     found = f"It holds {', '.join(readable)}: give one of these." if readable else ""
     return CalibrationError(
         f"The calibration source {path} is a folder, and one file is needed ({ENDINGS_TEXT}). "

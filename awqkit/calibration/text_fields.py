@@ -30,6 +30,13 @@ _SHOWN_FIELDS = 20
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 
 
+def text_columns(names: Sequence[str]) -> list[str]:
+    """Of a table's columns those that hold text; all of them where these do not make a document."""
+    whole = any(name in names for name in (*TEXT_FIELDS, *CHAT_FIELDS))
+    whole = whole or any(group[0] in names and group[-1] in names for group in FIELD_GROUPS)
+    return [name for name in names if name in KNOWN_FIELDS] if whole else list(names)
+
+
 def documents_in(records: Iterable[Any], *, name: str, render_chat: RenderChat) -> Iterator[str]:
     """The non-blank texts of the records; `name` is what errors call the data set.
 
@@ -71,7 +78,9 @@ def _candidate_texts(record: Any, render_chat: RenderChat) -> Iterator[str]:
         yield from _chat_texts(record, render_chat)
     if not isinstance(record, dict):
         return
-    yield from (record[field] for field in TEXT_FIELDS if isinstance(record.get(field), str))
+    for field in TEXT_FIELDS:
+        if field in record and isinstance(record[field], str | None):
+            yield record[field] or ""
     for field in CHAT_FIELDS:
         yield from _chat_texts(record.get(field), render_chat)
     for group in FIELD_GROUPS:
@@ -111,7 +120,8 @@ def _content_text(content: Any) -> str | None:
 
 def _fields_of(record: Any) -> list[str]:
     if isinstance(record, dict):
-        return [str(field)[:40] for field in record] or ["(an empty object)"]
+        named = [f"{str(name)[:40]} ({type(value).__name__})" for name, value in record.items()]
+        return named or ["(an empty object)"]
     return [f"(a bare {type(record).__name__})"]
 
 

@@ -7,12 +7,13 @@ only as far as somebody asks for more records; `.json` alone has to be read whol
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
+from awqkit.calibration.text_fields import KNOWN_FIELDS, TEXT_FIELDS, text_columns
 from awqkit.errors import CalibrationError
 
 READ_BYTES = 1 << 18
@@ -46,19 +47,18 @@ def text_file_lines(path: Path) -> Iterator[str]:
         yield _decoded(line, where=f"line {number} of {path}").removesuffix("\r")
 
 
-def file_records(path: Path, *, fields: Collection[str]) -> Iterator[Any]:
+def file_records(path: Path) -> Iterator[Any]:
     """The records of a `.jsonl`, `.json` or `.parquet` file.
 
-    `fields` are the fields that may hold text: of a Parquet table only these columns are read, or
-    all of its columns where it has none of them.
+    Of a Parquet table only the columns that hold text are read, if there are any.
 
     Raises:
         CalibrationError: the file cannot be read, is damaged, or is not UTF-8.
     """
     readers: dict[str, Callable[[], Iterator[Any]]] = {
         ".jsonl": lambda: _json_line_records(path),
-        ".json": lambda: _json_records(path, fields),
-        ".parquet": lambda: _parquet_records(path, fields),
+        ".json": lambda: _json_records(path),
+        ".parquet": lambda: _parquet_records(path),
     }
     return readers[split_ending(path)[0]]()
 
@@ -70,7 +70,7 @@ def _json_line_records(path: Path) -> Iterator[Any]:
             yield _parsed(_decoded(line, where=where), where=where)
 
 
-def _json_records(path: Path, fields: Collection[str]) -> Iterator[Any]:
+def _json_records(path: Path) -> Iterator[Any]:
     content = _decoded(b"".join(_chunks(path)), where=str(path))
     try:
         value = json.loads(content)
@@ -84,10 +84,10 @@ def _json_records(path: Path, fields: Collection[str]) -> Iterator[Any]:
             if line.strip():
                 yield _parsed(line, where=f"line {number} of {path}")
     else:
-        yield from _records_in(value, fields)
+        yield from _records_in(value)
 
 
-def _records_in(value: Any, fields: Collection[str]) -> Iterator[Any]:
+def _records_in(value: Any) -> Iterator[Any]:
     """A list is its items. An object is one record, unless it merely wraps lists of records."""
     if isinstance(value, list):
         yield from value
@@ -95,11 +95,11 @@ def _records_in(value: Any, fields: Collection[str]) -> Iterator[Any]:
     if not isinstance(value, dict):
         yield value
         return
-    columns = [item for key, item in value.items() if key in fields and _is_list_of(item, str)]
+    columns = [item for key, item in value.items() if key in TEXT_FIELDS and _is_list_of(item, str)]
     wrapped = [item for item in value.values() if _is_list_of(item, dict)]
     if columns:
         yield from columns[0]
-    elif wrapped and not fields & value.keys():
+    elif wrapped and not KNOWN_FIELDS & value.keys():
         for records in wrapped:
             yield from records
     else:
@@ -110,14 +110,13 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
 
 
-def _parquet_records(path: Path, fields: Collection[str]) -> Iterator[Any]:
+def _parquet_records(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            columns = [name for name in names if name in fields] or names
+            columns = text_columns(table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:

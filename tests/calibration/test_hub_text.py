@@ -119,7 +119,7 @@ ANSWERS = {
     "org/broken": "cannot be read",
     "org/table": "cannot be read",
     "org/card": "cannot be read",
-    "org/textless": "stars, title",
+    "org/textless": "stars (int), title (str)",
     "org/unheard-of": "not on the hub",
 }
 

@@ -77,6 +77,10 @@ def test_a_missing_file_gets_a_guess(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Did you mean novels.jsonl?" in failure("novls.jsonl")
 
 
+def test_the_home_of_nobody() -> None:
+    assert "does not exist" in failure("~nobody-of-that-name/a.txt")
+
+
 def test_a_path_that_is_too_long() -> None:
     assert "does not exist" in failure("/" + "x" * 5000 + ".txt")
 
@@ -102,6 +106,7 @@ def test_an_unknown_ending_lists_the_known_ones(tmp_path: Path) -> None:
         ("a.jsonl", b"\n\n"),
         ("a.jsonl", b'{"text": ""}\n{"text": " "}\n'),
         ("a.json", b"[]"),
+        ("a.jsonl", b'{"text": null}\n'),
         ("a.jsonl.zst", b""),
         ("a.parquet", b""),
     ],

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from awqkit.calibration.chat_text import chat_renderer
-from awqkit.calibration.text_fields import RECORDS_BEFORE_GIVING_UP, documents_in, text_of
+from awqkit.calibration.text_fields import (
+    RECORDS_BEFORE_GIVING_UP,
+    documents_in,
+    text_columns,
+    text_of,
+)
 from awqkit.errors import CalibrationError
 from tests.calibration.calibration_tokenizers import CHAT_TEMPLATE, byte_tokenizer
 
@@ -26,6 +31,7 @@ def render(messages: Any) -> str:
         ({"text": None, "article": "a"}, "a"),
         ({"text": " ", "content": "a"}, "a"),
         ({"text": ""}, ""),
+        ({"text": None}, ""),
         ({"prompt": "a", "completion": "b"}, "a\nb"),
         ({"instruction": "a", "input": "", "output": "b"}, "a\nb"),
         ({"instruction": "a", "input": "b", "output": "c"}, "a\nb\nc"),
@@ -65,6 +71,21 @@ def test_text_of_a_record(record: Any, text: str | None) -> None:
     assert text_of(record, render_chat=render) == text
 
 
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["id", "text", "url"], ["text"]),
+        (["image", "messages"], ["messages"]),
+        (["instruction", "output", "input", "id"], ["instruction", "output", "input"]),
+        (["prompt", "stars"], ["prompt", "stars"]),
+        ([], []),
+    ],
+)
+def test_columns_worth_reading(names: list[str], chosen: list[str]) -> None:
+    """Where no document can be made of them, all are read, so that the error names all."""
+    assert text_columns(names) == chosen
+
+
 def test_records_without_text_are_passed_over_when_others_have_some() -> None:
     records = [{"foo": 1}, {"text": "a"}, {"text": ""}, {"foo": 2}, {"text": "b"}]
     assert list(documents_in(records, name="x", render_chat=render)) == ["a", "b"]
@@ -75,7 +96,8 @@ def test_no_text_field_names_the_fields_that_were_seen() -> None:
     with pytest.raises(CalibrationError) as caught:
         list(documents_in(records, name="reviews.jsonl", render_chat=render))
     message = str(caught.value)
-    assert "reviews.jsonl has no text field; the fields seen are: title, ids, stars." in message
+    assert "reviews.jsonl has no text field" in message
+    assert "the fields seen are: title (str), ids (list), stars (int)." in message
     assert "messages" in message and "prompt + completion" in message and "\n" not in message
 
 
@@ -88,7 +110,7 @@ def test_gives_up_on_an_endless_source_without_text() -> None:
             read += 1
             yield {f"field {read}": read}
 
-    with pytest.raises(CalibrationError, match=r"field 1, field 2, .*, …"):
+    with pytest.raises(CalibrationError, match=r"field 1 \(int\), field 2 .*, …"):
         list(documents_in(endless(), name="x", render_chat=render))
     assert read == RECORDS_BEFORE_GIVING_UP + 1
 

@@ -16,8 +16,6 @@ import zstandard
 from awqkit.calibration.text_files import file_records, split_ending, text_file_lines
 from awqkit.errors import CalibrationError
 
-FIELDS = frozenset({"text", "messages"})
-
 
 def random_records(count: int, seed: int) -> list[dict[str, Any]]:
     letters = random.Random(seed)
@@ -75,7 +73,7 @@ def test_every_form_gives_the_records(
     records = random_records(3000, seed=len(name))
     path = tmp_path / name
     path.write_bytes(encode(records))
-    assert list(file_records(path, fields=FIELDS)) == records
+    assert list(file_records(path)) == records
 
 
 @pytest.mark.parametrize(
@@ -96,23 +94,22 @@ def test_every_form_gives_the_records(
 def test_json_wrappings(tmp_path: Path, content: Any, records: list[Any]) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert list(file_records(path, fields=FIELDS)) == records
+    assert list(file_records(path)) == records
 
 
 def test_parquet_reads_the_text_column_alone(tmp_path: Path) -> None:
     records = random_records(1000, seed=5)
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_bytes(records))
-    read = list(file_records(path, fields=FIELDS))
+    read = list(file_records(path))
     assert read == [{"text": record["text"]} for record in records]
-    assert next(file_records(path, fields=frozenset({"other"}))) == records[0]
 
 
 def test_parquet_of_conversations(tmp_path: Path) -> None:
     records = [{"messages": [{"role": "user", "content": f"hello {n}"}]} for n in range(5)]
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_bytes(records))
-    assert list(file_records(path, fields=FIELDS)) == records
+    assert list(file_records(path)) == records
 
 
 @pytest.mark.parametrize("ending", [".txt", ".txt.zst", ".txt.gz"])
@@ -179,7 +176,7 @@ def test_broken_files_say_where_and_what(tmp_path: Path, case: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(CalibrationError) as caught:
-        list(file_records(path, fields=FIELDS))
+        list(file_records(path))
     for word in (*words, str(path)):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -213,12 +210,12 @@ def test_any_damage_is_a_clear_error_or_harmless(tmp_path: Path) -> None:
                 damaged[: dice.randrange(1, len(damaged))] if dice.random() < 0.3 else damaged
             )
             with contextlib.suppress(CalibrationError):
-                list(file_records(path, fields=FIELDS))
+                list(file_records(path))
 
 
 def test_a_file_is_read_no_further_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(random_records(20_000, seed=2)) + b"not JSON at all\n")
-    records = file_records(path, fields=FIELDS)
+    records = file_records(path)
     assert [next(records)["id"] for _ in range(10)] == list(range(10))
     records.close()
