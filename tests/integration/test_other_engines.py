@@ -1,0 +1,118 @@
+"""Our checkpoints in other people's code: the transformers library, and the format's own text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from awqkit import QuantConfig, quantize
+from awqkit.checkpoint import open_checkpoint
+from awqkit_runtime import load
+from tests.tiny_models import write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+#: The last release that takes an asymmetric checkpoint on a default load; the Makefile puts it here.
+OLDER = ROOT / ".cache" / "compressed-tensors-0.17.1"
+SETTINGS = {"calib_samples": 8, "calib_seqlen": 32, "evaluate": False}
+
+
+def quantized(folder: Path, family: str, form: str, **overrides) -> Path:
+    source = write_tiny_model(folder / "model", family, dtype=torch.bfloat16, **overrides)
+    config = QuantConfig(format=form, **SETTINGS)  # type: ignore[arg-type]
+    quantize(source, folder / "int4", config, calib_dataset="self", device="cpu")
+    return folder / "int4"
+
+
+def logits_by_transformers(
+    folder: Path, tokens: torch.Tensor, scratch: Path, mode: str, *, packages: Path | None = None
+) -> torch.Tensor:
+    """In a process of its own, so that another release of compressed-tensors can be used."""
+    torch.save(tokens, scratch / "tokens.pt")
+    script = Path(__file__).parent / "transformers_logits.py"
+    paths = {"PYTHONPATH": str(packages)} if packages else {}
+    command = [sys.executable, str(script), str(folder), str(scratch / "tokens.pt")]
+    result = subprocess.run(
+        [*command, str(scratch / "logits.pt"), mode],
+        env={**os.environ, **paths},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(scratch / "logits.pt")
+
+
+def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (actual - expected).norm() / expected.norm() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {}),
+        ("internlm2", {"tie_word_embeddings": False}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {"intermediate_size": 192}),
+    ],
+    ids=["llama", "internlm2", "tied qwen2", "qwen3 with a dense down_proj"],
+)
+def test_newest_compressed_tensors(tmp_path, family: str, overrides) -> None:
+    folder = quantized(tmp_path, family, "compressed-tensors", **overrides)
+    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(0))
+    theirs = logits_by_transformers(folder, tokens, tmp_path, "dequantize")
+    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), theirs)
+
+
+@pytest.mark.skipif(not OLDER.is_dir(), reason="make test fetches compressed-tensors 0.17.1")
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_older_compressed_tensors_by_default_load(tmp_path, family: str) -> None:
+    folder = quantized(tmp_path, family, "compressed-tensors")
+    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(1))
+    theirs = logits_by_transformers(folder, tokens, tmp_path, "default", packages=OLDER)
+    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), theirs)
+
+
+@pytest.mark.parametrize("family", ["llama", "internlm2"])
+def test_awq_form_unpacks_by_its_description(tmp_path, family: str) -> None:
+    """Nibble i of a word holds column 8c + [0,2,4,6,1,3,5,7][i]; w = (q - z) * s."""
+    folder = quantized(tmp_path, family, "awq")
+    checkpoint, stored = open_checkpoint(folder), load_file(folder / "model.safetensors")
+
+    def columns(words: torch.Tensor) -> torch.Tensor:
+        rows, count = words.shape
+        result = torch.zeros(rows, count * 8, dtype=torch.long)
+        for i, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+            result[:, column::8] = (words.long() >> (4 * i)) & 15
+        return result
+
+    packed = [name for name in stored if name.endswith(".qweight")]
+    assert len(packed) == 14
+    for name in packed:
+        stem = name.removesuffix(".qweight")
+        codes, zeros = columns(stored[name]), columns(stored[f"{stem}.qzeros"])
+        scales = stored[f"{stem}.scales"].double()
+        assert stored[f"{stem}.scales"].dtype == torch.float16
+        groups = torch.arange(codes.shape[0]) // 128
+        weight = ((codes - zeros[groups]) * scales[groups]).T
+        assert torch.equal(checkpoint.quantized(f"{stem}.weight").dequantize().double(), weight)
+
+
+def test_loaders_see_what_the_config_promises(tmp_path) -> None:
+    import json
+
+    folder = quantized(tmp_path, "internlm2", "awq", intermediate_size=192)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "auto_map" not in config
+    method = config["quantization_config"]
+    assert method["quant_method"] == "awq" and method["version"] == "gemm"
+    assert method["bits"] == 4 and method["group_size"] == 128 and method["zero_point"] is True
+    assert any("down_proj" in name for name in method["modules_to_not_convert"])
