@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from awqkit_runtime.llm import LLM, SamplingParams
+    from awqkit_runtime.engine.sampling_params import SamplingParams
+    from awqkit_runtime.llm import LLM
     from awqkit_runtime.models.loader import load
 
 #: Name -> module that defines it; imported on first use, so that importing the package is cheap.
 _EXPORTS = {
     "LLM": "awqkit_runtime.llm",
-    "SamplingParams": "awqkit_runtime.llm",
+    "SamplingParams": "awqkit_runtime.engine.sampling_params",
     "load": "awqkit_runtime.models.loader",
 }
 

@@ -52,11 +52,6 @@ class PagePool:
         k, v = self._pages.read(layer, slots).chunk(2, dim=1)
         return k, v
 
-    def read(self, layer: int, page_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v [n · PAGE_TOKENS, kv_heads, head_dim] of whole pages, int64 [n]."""
-        offsets = torch.arange(PAGE_TOKENS, device=self.device)
-        return self.gather(layer, (page_ids.unsqueeze(1) * PAGE_TOKENS + offsets).flatten())
-
 
 class _DensePages:
     """Rows of the model's dtype: [layer, slot, key heads then value heads, head_dim]."""

@@ -95,7 +95,7 @@ def _own_dtype(config: DecoderConfig) -> torch.dtype:
 class LanguageModel(nn.Module):
     """The whole model without a cache: ids int64 [batch, seq] → logits float32 [batch, seq, vocab].
 
-    All sequences of a batch count fully; there is no padding.
+    All sequences of a batch count fully; there is no padding. ValueError for other ids.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -105,8 +105,7 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
         decoder = self.decoder
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be integers [batch, seq], not {ids.dtype} {ids.shape}")
+        _require_ids(ids, decoder.config.vocab_size)
         batch, length = ids.shape
         ids = ids.to(decoder.device)
         positions = torch.arange(length, device=decoder.device).repeat(batch)
@@ -115,6 +114,17 @@ class LanguageModel(nn.Module):
             ids.flatten(), positions, state, rotary=_longer_angles(decoder, length)
         )
         return decoder.logits(hidden).view(batch, length, -1)
+
+
+def _require_ids(ids: Tensor, vocab_size: int) -> None:
+    """Checked here because an id outside the vocabulary ends a CUDA process for good."""
+    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        raise ValueError(
+            f"ids must be whole numbers [batch, seq], not {ids.dtype} {tuple(ids.shape)}"
+        )
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"ids must lie in 0…{vocab_size - 1}, not in {low}…{high}")
 
 
 def _longer_angles(decoder: Decoder, length: int) -> RotaryAngles | None:

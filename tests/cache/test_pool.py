@@ -84,20 +84,6 @@ def test_chunks_at_random_slots_equal_one_append(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_read_gives_whole_pages_in_the_order_asked(name: str) -> None:
-    pool = make_pool(name)
-    k, v = random_vectors(PAGES * PAGE_TOKENS, seed=6)
-    pool.append(0, k, v, torch.arange(PAGES * PAGE_TOKENS))
-    pages_k, pages_v = pool.read(0, torch.tensor([4, 1]))
-    assert pages_k.shape == (2 * PAGE_TOKENS, HEADS, HEAD_DIM)
-    slots = torch.cat(
-        [torch.arange(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS) for page in (4, 1)]
-    )
-    for got, expected in zip((pages_k, pages_v), pool.gather(0, slots), strict=True):
-        assert torch.equal(got, expected)
-
-
-@pytest.mark.parametrize("name", FORMATS)
 def test_the_pool_allocates_what_the_format_says(name: str) -> None:
     pool = make_pool(name)
     stores = [x for x in vars(pool._pages).values() if isinstance(x, tuple)]

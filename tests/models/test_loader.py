@@ -76,9 +76,15 @@ def test_features_that_are_not_computed_are_refused(folder: Path, tmp_path: Path
         load(checkpoint, device="cpu")
 
 
-def test_ids_of_a_wrong_kind_are_refused(folder: Path) -> None:
-    model = load(folder, device="cpu")
+@pytest.mark.parametrize(
+    "ids", [torch.arange(5), torch.zeros(1, 5), torch.zeros(1, 0, dtype=torch.int64)]
+)
+def test_ids_of_a_wrong_kind_are_refused(folder: Path, ids: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="ids must be"):
-        model(torch.arange(5))
-    with pytest.raises(ValueError, match="ids must be"):
-        model(torch.zeros(1, 5))
+        load(folder, device="cpu")(ids)
+
+
+@pytest.mark.parametrize("bad", [-1, 320])
+def test_ids_outside_the_vocabulary_are_refused(folder: Path, bad: int) -> None:
+    with pytest.raises(ValueError, match=f"ids must lie in 0…319, not in .*{bad}"):
+        load(folder, device="cpu")(torch.tensor([[5, bad]]))
