@@ -11,8 +11,8 @@ from awqkit.checkpoint.errors import CheckpointError
 #: Everything that is read, and nothing that is code or a pickle.
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja")
 #: Patterns match whole paths: "*" also reaches into subfolders such as "original/", and these, like
-#: consolidated files, hold the same weights once more.
-DUPLICATES = ("*/*", "consolidated*")
+#: consolidated files, hold the same weights once more. (Templates do lie in a subfolder.)
+DUPLICATES = ("*/*.json", "*/*.safetensors", "*/*.model", "consolidated*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

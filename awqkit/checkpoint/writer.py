@@ -168,6 +168,11 @@ def _refuse_small_disk(stage: Path, source: Checkpoint, out: Path) -> None:
     free = shutil.disk_usage(stage).free
     if free < needed:
         raise OutputError(
-            f"The disk is too full for {out}: it needs at least {needed / 1e6:.0f} MB, "
-            f"{free / 1e6:.0f} MB are free. Free some space, or name a folder on another disk."
+            f"The disk is too full for {out}: it needs at least {_readable(needed)}, "
+            f"{_readable(free)} are free. Free some space, or name a folder on another disk."
         )
+
+
+def _readable(count: int) -> str:
+    unit, divisor = ("MB", 1e6) if count < 1e9 else ("GB", 1e9)
+    return f"{count / divisor:.1f} {unit}"

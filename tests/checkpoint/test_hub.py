@@ -102,6 +102,7 @@ def test_download_takes_no_code_and_no_pickles(tmp_path: Path, network: Network)
                 "tokenizer.model",
                 "merges.txt",
                 "chat_template.jinja",
+                "additional_chat_templates/tool_use.jinja",
                 "pytorch_model.bin",
                 "model.pt",
                 "consolidated.00.pth",
@@ -121,6 +122,7 @@ def test_download_takes_no_code_and_no_pickles(tmp_path: Path, network: Network)
         "tokenizer.model",
         "merges.txt",
         "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
     ]
 
 
