@@ -17,6 +17,8 @@ from awqkit.checkpoint.families.family import (
 from awqkit.checkpoint.families.rope import read_rope
 
 DEFAULT_CONTEXT = 2048
+#: Far above any model; a damaged count must not make lists of its length.
+MAX_LAYERS = 10_000
 
 
 def read_llama_config(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -30,11 +32,17 @@ def read_llama_config(raw: Mapping[str, Any]) -> DecoderConfig:
             f"config.json: hidden_size {hidden_size} is not divisible by num_attention_heads "
             f"{num_heads}, and no head_dim says otherwise. Fetch the file again."
         )
+    num_layers = fields.integer("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise CheckpointError(
+            f"config.json: num_hidden_layers is {num_layers}; no model is that deep. "
+            "Fetch the file again."
+        )
     attention_bias = fields.flag("attention_bias", default=False)
     context = fields.integer("max_position_embeddings", DEFAULT_CONTEXT)
     return DecoderConfig(
         hidden_size=hidden_size,
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.integer("num_key_value_heads", num_heads),
         head_dim=fields.integer("head_dim", hidden_size // num_heads),
