@@ -15,7 +15,15 @@ _MAX_HELD = 32
 class TextDecoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    def decode(self, token_ids: list[int], **options: Any) -> str: ...
+    def decode(
+        self,
+        token_ids: list[int],
+        /,
+        *,
+        skip_special_tokens: bool,
+        clean_up_tokenization_spaces: bool,
+    ) -> Any:
+        """The tokens' text, a str."""
 
 
 class IncrementalDetokenizer:
@@ -55,11 +63,12 @@ class IncrementalDetokenizer:
         return piece
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(
+        text: str = self._tokenizer.decode(
             token_ids,
             skip_special_tokens=self._skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+        return text
 
     def _show(self, sure: str) -> str:
         """Gives out the part of the window's text that later tokens cannot change."""

@@ -1,0 +1,223 @@
+"""LLM: a model to generate, stream and chat with, from one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from awqkit.checkpoint import open_checkpoint
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.dispatcher import Dispatcher
+from awqkit_runtime.engine.engine import Engine, EngineStats
+from awqkit_runtime.engine.generation_defaults import sampling_defaults
+from awqkit_runtime.engine.request import Completion, RequestOutput
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.errors import RequestError
+from awqkit_runtime.models.loader import load_decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+#: A text, or the ids of its tokens.
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model with its cache, loaded from a folder or hub id.
+
+    The arguments are those of EngineConfig, which documents them. Folders without a tokenizer
+    serve prompts of token ids, and their completions have no text. Use it in a `with` statement,
+    or close() it, to give the memory back.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        quant_policy: int | str = EngineConfig.quant_policy,
+        cache_max_entry_count: float | int | str = EngineConfig.cache_max_entry_count,
+        tp: int = EngineConfig.tp,
+        device: str | torch.device = EngineConfig.device,
+        dtype: str | torch.dtype = EngineConfig.dtype,
+        session_len: int | None = EngineConfig.session_len,
+        max_batch_size: int | None = EngineConfig.max_batch_size,
+        max_prefill_tokens: int = EngineConfig.max_prefill_tokens,
+        enable_prefix_caching: bool = EngineConfig.enable_prefix_caching,
+        model_format: str = EngineConfig.model_format,
+        seed: int | None = EngineConfig.seed,
+    ) -> None:
+        from awqkit.checkpoint.stop_tokens import read_generation_config
+        from awqkit.checkpoint.tokenizer import has_tokenizer, load_tokenizer, stop_token_ids
+
+        self.config = EngineConfig(
+            quant_policy=quant_policy,
+            cache_max_entry_count=cache_max_entry_count,
+            tp=tp,
+            device=device,
+            dtype=dtype,
+            session_len=session_len,
+            max_batch_size=max_batch_size,
+            max_prefill_tokens=max_prefill_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+            model_format=model_format,
+            seed=seed,
+        )
+        checkpoint = open_checkpoint(path, model_format=model_format)
+        self._folder = checkpoint.folder
+        self._bos_token_id = checkpoint.config.bos_token_id
+        self._tokenizer = load_tokenizer(self._folder) if has_tokenizer(self._folder) else None
+        #: What chat() uses where the caller says nothing.
+        self.chat_defaults = sampling_defaults(read_generation_config(self._folder))
+        stops = stop_token_ids(self._folder, checkpoint.config, tokenizer=self._tokenizer)
+        decoder = load_decoder(checkpoint, device=device, dtype=dtype, session_len=session_len)
+        text_decoder = self._tokenizer or _NoText()
+        engine = Engine(decoder, text_decoder, self.config, stop_token_ids=stops)
+        self._dispatcher: Dispatcher | None = Dispatcher(engine)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives model and cache back; what is still running is lost."""
+        self._dispatcher = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """CheckpointError where the folder has none."""
+        from awqkit.checkpoint.tokenizer import load_tokenizer
+
+        return load_tokenizer(self._folder) if self._tokenizer is None else self._tokenizer
+
+    @property
+    def session_len(self) -> int:
+        """Tokens that prompt and answer can have together."""
+        return self._open.engine.session_len
+
+    def stats(self) -> EngineStats:
+        return self._open.engine.stats()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Continues one or many prompts; completions come in the order of the prompts.
+
+        sampling_params: one for all or one for each; None is SamplingParams(), greedy. A text is
+        encoded as the tokenizer does by default; an empty one starts from the bos token. A
+        refused prompt raises RequestError before anything is computed.
+        """
+        batch = _prompt_list(prompts)
+        params = _one_for_each(sampling_params or SamplingParams(), len(batch))
+        return self._open.complete([self.encode(prompt) for prompt in batch], params)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Generator[str]:
+        """The continuation in pieces of text, as they come; closing the generator ends it."""
+        for output in self.stream_outputs(self.encode(prompt), sampling_params or SamplingParams()):
+            if output.text:
+                yield output.text
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Any:
+        """The assistant's answer to a conversation, or a list of answers to a list of them.
+
+        sampling_params: None is `chat_defaults`, which the model's generation_config.json sets.
+        """
+        many = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if many else [messages]
+        params = _one_for_each(sampling_params or self.chat_defaults, len(conversations))
+        done = self._open.complete([self.encode_chat(one) for one in conversations], params)
+        return done if many else done[0]
+
+    def chat_stream(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Generator[str]:
+        """The assistant's answer in pieces of text; closing the generator ends it."""
+        params = sampling_params or self.chat_defaults
+        return _texts(self.stream_outputs(self.encode_chat(messages), params))
+
+    def stream_outputs(
+        self, prompt_token_ids: Sequence[int], sampling_params: SamplingParams
+    ) -> Generator[RequestOutput]:
+        """What each step adds to one answer; the last output carries the completion."""
+        return self._open.follow(prompt_token_ids, sampling_params)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        from awqkit.checkpoint.tokenizer import encode_prompt
+
+        if isinstance(prompt, str):
+            ids = encode_prompt(self.tokenizer, prompt)
+            if not ids and self._bos_token_id is not None:
+                return [self._bos_token_id]
+            return ids
+        if isinstance(prompt, Sequence):
+            return [*prompt]
+        raise RequestError(
+            f"A prompt is a text or a list of token ids, not {type(prompt).__name__}."
+        )
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's next answer begins."""
+        from awqkit.checkpoint.tokenizer import render_chat
+
+        return render_chat(self.tokenizer, messages)
+
+    @property
+    def _open(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise RuntimeError("this LLM is closed")
+        return self._dispatcher
+
+
+class _NoText:
+    """Stands in for the tokenizer of a folder without one."""
+
+    def decode(self, token_ids: list[int], **options: Any) -> str:
+        return ""
+
+
+def _texts(outputs: Generator[RequestOutput]) -> Generator[str]:
+    with closing(outputs):
+        for output in outputs:
+            if output.text:
+                yield output.text
+
+
+def _prompt_list(prompts: Any) -> list[Prompt]:
+    """A single text or list of ids becomes a list of one."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]
+    return list(prompts)
+
+
+def _one_for_each(
+    params: SamplingParams | Sequence[SamplingParams], count: int
+) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(
+            f"There are {count} prompts but {len(params)} sampling parameters; give one for all "
+            "prompts or one for each."
+        )
+    return list(params)
