@@ -71,10 +71,11 @@ def render_chat_text(
         TypeError,
         ValueError,
     ) as error:
+        reason = str(error) or type(error).__name__
         raise ConversationError(
-            f"The model's chat template refuses this conversation: {error or type(error).__name__}. "
-            "Give it the roles and the order that the model's card shows, usually an optional "
-            "system message and then user and assistant in turn."
+            f"The model's chat template refuses this conversation: {reason}. Give it "
+            "the roles and the order that the model's card shows, usually an optional system "
+            "message and then user and assistant in turn."
         ) from error
 
 

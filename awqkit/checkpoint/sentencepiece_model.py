@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -147,7 +148,12 @@ def _require_sound(pieces: tuple[Piece, ...], path: Path) -> str:
     """Check what SentencePiece itself demands of the pieces; returns the unknown one's text."""
     unknown = [piece.text for piece in pieces if piece.kind is PieceKind.UNKNOWN]
     fault = None
-    if len(unknown) != 1:
+    # protobuf gives bytes for a text that is not UTF-8.
+    if not all(isinstance(piece.text, str) for piece in pieces):
+        fault = "a piece that is not UTF-8"
+    elif not all(math.isfinite(piece.score) for piece in pieces):
+        fault = "a piece without a finite score"
+    elif len(unknown) != 1:
         fault = f"{len(unknown)} unknown pieces where exactly one is needed"
     elif len({piece.text for piece in pieces}) != len(pieces):
         fault = "a piece that occurs twice"

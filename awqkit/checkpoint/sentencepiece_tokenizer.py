@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.sentencepiece_model import SPACE_MARK, PieceKind, SentencePieceModel
+from awqkit.checkpoint.sentencepiece_normalizer import build_normalizer
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import Decoder
     from tokenizers.models import Model
-    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
-#: Private characters that stand for user-defined symbols while the rest is normalized.
-_FIRST_STAND_IN = 0x10F000
 #: What SentencePiece adds to a path for each byte of a user-defined symbol after the first.
 _SYMBOL_BONUS = 0.1
 
@@ -37,7 +36,7 @@ def build_fast_tokenizer(
     without gaps. The model's control pieces are added as special tokens too.
     Sequences get no bos or eos here. Raises CheckpointError when names or ids collide.
     """
-    from tokenizers import Regex, Tokenizer, pre_tokenizers
+    from tokenizers import Tokenizer
 
     tokens = _special_pieces(model) | dict(added or {})
     names = _names(model, tokens)
@@ -45,12 +44,10 @@ def build_fast_tokenizer(
     tokenizer = Tokenizer(
         _bpe(model, names, symbols) if model.algorithm == "bpe" else _unigram(model, names, symbols)
     )
-    tokenizer.normalizer = _normalizer(model, symbols)
-    if symbols and model.algorithm == "bpe":
-        # SentencePiece freezes the longest symbol at each place before it merges anything; cut
-        # out, a symbol meets the vocabulary whole (`ignore_merges`).
-        pattern = Regex("|".join(re.escape(symbol) for symbol in symbols))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.normalizer = build_normalizer(model, symbols)
+    pre_tokenizer = _pre_tokenizer(model, symbols)
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = _decoder(model)
     split_off = [_split_off_first(token) for token in tokens.values()]
     # All of them are in the vocabulary, so the order of adding does not decide their ids.
@@ -158,12 +155,12 @@ def _merges(model: SentencePieceModel, names: list[str]) -> Iterator[tuple[str, 
 def _unigram(model: SentencePieceModel, names: list[str], symbols: list[str]) -> Model:
     from tokenizers.models import Unigram
 
-    normal = [piece.score for piece in model.pieces if piece.kind is PieceKind.NORMAL]
-    # The library matches every entry against the text, SentencePiece neither bytes nor unused
-    # pieces. "<0x0A>" typed as text must lose against its single characters.
-    never = 10 * min(normal, default=0.0) - 100
-    score = dict.fromkeys(names, never)
-    score |= {piece.text: piece.score for piece in model.pieces if piece.kind is PieceKind.NORMAL}
+    normal = {p.text: p.score for p in model.pieces if p.kind is PieceKind.NORMAL}
+    worst = min(normal.values(), default=0.0)
+    # The library derives the cost of an unknown character from the worst score of all, so what
+    # text never gives (control and byte pieces) must not be worse. Unused pieces must lose.
+    score = dict.fromkeys(names, worst) | normal
+    score |= dict.fromkeys(model.texts(PieceKind.UNUSED), 10 * worst - 100)
     score |= {symbol: (len(symbol.encode()) - 1) * _SYMBOL_BONUS for symbol in symbols}
     return Unigram(
         [(name, score[name]) for name in names],
@@ -172,58 +169,18 @@ def _unigram(model: SentencePieceModel, names: list[str], symbols: list[str]) ->
     )
 
 
-def _normalizer(model: SentencePieceModel, symbols: list[str]) -> Normalizer:
-    from tokenizers import Regex, normalizers
+def _pre_tokenizer(model: SentencePieceModel, symbols: list[str]) -> PreTokenizer | None:
+    from tokenizers import Regex, pre_tokenizers
 
-    steps = _sparing(symbols, list(_charsmap_steps(model.charsmap)))
-    if model.remove_extra_whitespaces:
-        # Only the end also loses the mark itself, which is what a trailing space has become.
-        steps += [
-            normalizers.Replace(Regex(r"\A +"), ""),
-            normalizers.Replace(Regex(rf"[ {SPACE_MARK}]+\z"), ""),
-            normalizers.Replace(Regex(" {2,}"), " "),
-        ]
-    space = SPACE_MARK if model.escape_whitespaces else " "
-    if model.add_dummy_prefix:
-        steps.append(normalizers.Prepend(space))
-    if model.escape_whitespaces:
-        steps.append(normalizers.Replace(" ", SPACE_MARK))
-    return normalizers.Sequence(steps)
-
-
-def _charsmap_steps(charsmap: bytes) -> Iterator[Normalizer]:
-    """SentencePiece's table of replacements.
-
-    The library replaces at most once in what Unicode counts as one character: of a base with
-    several marks it would keep only the first step, and CR LF would become one space. So what the
-    table composes is composed before, and CR LF is spelled out.
-    """
-    from tokenizers import normalizers
-
-    if not charsmap:
-        return
-    table = normalizers.Precompiled(charsmap)
-    composes = table.normalize_str("e\u0301") == "\u00e9"
-    if composes:
-        yield normalizers.NFC()
-    yield normalizers.Replace("\r\n", table.normalize_str("\r") + table.normalize_str("\n"))
-    yield table
-    if composes:
-        # Half-width letters get their marks in a second step.
-        yield normalizers.NFC()
-
-
-def _sparing(symbols: list[str], steps: list[Normalizer]) -> list[Normalizer]:
-    """The same steps, which leave user-defined symbols as they are, as SentencePiece does."""
-    from tokenizers import normalizers
-
-    changing = normalizers.Sequence(steps)
-    changed = [symbol for symbol in symbols if changing.normalize_str(symbol) != symbol]
-    stand_ins = [chr(_FIRST_STAND_IN + number) for number in range(len(changed))]
-    pairs = list(zip(changed, stand_ins, strict=True))
-    hide = [normalizers.Replace(symbol, stand_in) for symbol, stand_in in pairs]
-    show = [normalizers.Replace(stand_in, symbol) for symbol, stand_in in pairs]
-    return [*hide, *steps, *show]
+    if model.algorithm == "bpe" and symbols:
+        # SentencePiece freezes the longest symbol at each place before it merges anything; cut
+        # out, a symbol meets the vocabulary whole (`ignore_merges`).
+        pattern = "|".join(re.escape(symbol) for symbol in symbols)
+        return pre_tokenizers.Split(Regex(pattern), "isolated")
+    if model.algorithm == "unigram" and model.byte_fallback:
+        # The library would match "<0x0A>" typed as text against the piece of that byte.
+        return pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")
+    return None
 
 
 def _decoder(model: SentencePieceModel) -> Decoder:

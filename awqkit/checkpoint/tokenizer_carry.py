@@ -48,6 +48,8 @@ _COPIED = (
 )
 #: The one class name that transformers 4 and 5 both know for a tokenizer.json without own code.
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
+#: Entries that steer how other code converts a SentencePiece model; here that has been done.
+_CONVERSION_KEYS = ("add_prefix_space", "from_slow", "legacy", "sp_model_kwargs", "vocab_file")
 #: Names of the same class that only transformers 5 knows.
 _NEW_CLASSES = ("TokenizersBackend",)
 
@@ -71,7 +73,9 @@ def carry_tokenizer(source: str | Path, out: str | Path, config: DecoderConfig) 
         _copy(path, out / TEMPLATES_FOLDER / path.name)
     if tokenizer is not None:
         if not (source / FAST_FILE).is_file():
-            tokenizer.backend_tokenizer.save(str(out / FAST_FILE))
+            # Its own save() reports a full disk as a bare Exception; Python's write as an OSError.
+            text = tokenizer.backend_tokenizer.to_str(pretty=True)
+            (out / FAST_FILE).write_text(text, encoding="utf-8")
         written = _tokenizer_config(source, settings, tokenizer)
         if written:
             _write_json(out / CONFIG_FILE, written)
@@ -114,6 +118,7 @@ def _tokenizer_config(
 ) -> dict[str, Any]:
     config = _without_remote_code(settings.raw)
     if not (source / FAST_FILE).is_file():
+        config = {key: value for key, value in config.items() if key not in _CONVERSION_KEYS}
         config |= _converted_entries(tokenizer)
     if settings.defaults is not NO_DEFAULTS:
         config["tokenizer_class"] = _PLAIN_CLASS
