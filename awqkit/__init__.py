@@ -1,7 +1,7 @@
 """awqkit turns a Hugging Face chat model into a 4-bit one.
 
-    from awqkit import quantize, QuantConfig
-    report = quantize("path/to/model", "path/to/output", QuantConfig(), calib_dataset="pileval")
+from awqkit import quantize, QuantConfig
+report = quantize("path/to/model", "path/to/output", QuantConfig(), calib_dataset="pileval")
 """
 
 from __future__ import annotations

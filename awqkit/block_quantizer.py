@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -156,12 +157,7 @@ def _choose_scales(
         weights = [block[f"{linear}.weight"] for linear in site.linears]
         feeder = block[f"{site.feeder}.weight"]
 
-        def realise(scale: Tensor, site: Site = site, feeder: Tensor = feeder) -> Tensor:
-            if not site.feeder_is_norm:
-                return scale
-            offset = job.config.norm_unit_offset
-            return realised_norm_scale(feeder, scale, job.stored_dtype, unit_offset=offset)
-
+        realise = partial(_realised, job, site, feeder)
         can_fold = site.feeder_is_norm or site.feeder in takers
         if not (job.search_scale and can_fold):
             yield site, realise(torch.ones_like(rows.search.magnitude)), "identity"
@@ -169,10 +165,18 @@ def _choose_scales(
         choice = choose_scale(
             weights,
             rows,
-            tie=lambda statistic, site=site: tie_channels(site, job.config, statistic),
+            tie=partial(tie_channels, site, job.config),
             realise=realise,
         )
         yield site, choice.scale, choice.description
+
+
+def _realised(job: BlockJob, site: Site, feeder: Tensor, scale: Tensor) -> Tensor:
+    """The scale [in] that counts once the feeder is stored; a linear is stored by its integers."""
+    if not site.feeder_is_norm:
+        return scale
+    offset = job.config.norm_unit_offset
+    return realised_norm_scale(feeder, scale, job.stored_dtype, unit_offset=offset)
 
 
 def _store_feeder(job: BlockJob, site: Site, block: Block) -> Block:
@@ -183,9 +187,7 @@ def _store_feeder(job: BlockJob, site: Site, block: Block) -> Block:
     return {**block, name: block[name].to(job.stored_dtype).float()}
 
 
-def _capture(
-    job: BlockJob, half: Half, hidden: Tensor, sites: tuple[Site, ...]
-) -> dict[str, Rows]:
+def _capture(job: BlockJob, half: Half, hidden: Tensor, sites: tuple[Site, ...]) -> dict[str, Rows]:
     names = [site.name for site in sites]
     judges = max(1, hidden.shape[0] // JUDGING_SHARE)
     judged, searched = hidden[:judges], hidden[judges:] if hidden.shape[0] > 1 else hidden

@@ -39,7 +39,9 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if self.w_bits != layout.BITS:
-            raise ConfigError(f"--w-bits is {self.w_bits}; awqkit writes {layout.BITS}-bit weights.")
+            raise ConfigError(
+                f"--w-bits is {self.w_bits}; awqkit writes {layout.BITS}-bit weights."
+            )
         if self.w_group_size != layout.GROUP_SIZE:
             raise ConfigError(
                 f"--w-group-size is {self.w_group_size}; "

@@ -82,7 +82,9 @@ def show_plan(
     decoder = checkpoint.config
     console.print(f"Model     {checkpoint.folder}: {decoder.num_layers} blocks")
     console.print(f"Weights   {human_bytes(before)} → {human_bytes(after)} ({config.format})")
-    console.print(f"Text      {calib_dataset}, {config.calib_samples} × {config.calib_seqlen} tokens")
+    console.print(
+        f"Text      {calib_dataset}, {config.calib_samples} × {config.calib_seqlen} tokens"
+    )
     if unquantized:
         console.print(f"Stay {config.dtype}: {', '.join(unquantized)}")
     console.print(f"Output    {output}. Nothing was written: this was a dry run.")

@@ -8,7 +8,7 @@ from awqkit.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto (a GPU if there is one), cpu, cuda or cuda:N. Raises ConfigError for what is not here."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N; ConfigError for what is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

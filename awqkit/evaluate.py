@@ -92,9 +92,7 @@ class HeldOutRows:
         )
 
 
-def _log_probabilities(
-    hidden: Tensor, config: DecoderConfig, norm: Tensor, head: Tensor
-) -> Tensor:
+def _log_probabilities(hidden: Tensor, config: DecoderConfig, norm: Tensor, head: Tensor) -> Tensor:
     """[tokens, hidden] → float32 [tokens, vocab]."""
     normalised = rms_norm(
         hidden, norm.to(hidden), config.norm_eps, unit_offset=config.norm_unit_offset

@@ -126,9 +126,7 @@ def planned_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
 class _Run:
     """One quantization: its settings, what it has measured, and the time it took."""
 
-    def __init__(
-        self, config: QuantConfig, output: Path, progress: Progress, device: str
-    ) -> None:
+    def __init__(self, config: QuantConfig, output: Path, progress: Progress, device: str) -> None:
         self.config = config
         self.output = output
         self.progress = progress

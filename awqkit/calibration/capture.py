@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from awqkit.decoder import Observer, SiteName
+from awqkit.decoder import Observer
 from awqkit.errors import CalibrationError
 from awqkit.search.moments import Moments
 
@@ -29,7 +29,7 @@ class _Sums:
         self.magnitude = flat.abs().sum(0) + self.magnitude
         self.tokens += flat.shape[0]
 
-    def mean(self, site: SiteName) -> Moments:
+    def mean(self, site: str) -> Moments:
         gram = torch.as_tensor(self.gram) / self.tokens
         if not gram.isfinite().all():
             raise CalibrationError(
@@ -41,12 +41,12 @@ class _Sums:
 
 
 def capture_moments(
-    half: Half, hidden: Tensor, sites: Collection[SiteName], *, batch_size: int
-) -> dict[SiteName, Moments]:
+    half: Half, hidden: Tensor, sites: Collection[str], *, batch_size: int
+) -> dict[str, Moments]:
     """Moments of each named site over hidden [rows, T, hidden], batch_size rows at a time."""
     sums = {site: _Sums() for site in sites}
 
-    def observe(site: SiteName, x: Tensor) -> None:
+    def observe(site: str, x: Tensor) -> None:
         if site in sums:
             sums[site].add(x)
 
@@ -61,5 +61,5 @@ def advance(half: Half, hidden: Tensor, *, batch_size: int) -> None:
         batch.copy_(half(batch, _ignore))
 
 
-def _ignore(site: SiteName, x: Tensor) -> None:
+def _ignore(site: str, x: Tensor) -> None:
     """Observe nothing."""

@@ -40,16 +40,13 @@ def sampled_rows(
     model = _Model(checkpoint, seqlen, device, dtype)
     total = samples + held_out
     batches = [min(ROWS_AT_ONCE, total - first) for first in range(0, total, ROWS_AT_ONCE)]
-    rows = []
-    for index, batch in enumerate(batches):
-        done = index * seqlen
-        rows.append(
-            model.sample(
-                batch,
-                generator,
-                lambda position, done=done: on_token(done + position, seqlen * len(batches)),
-            )
-        )
+    rows: list[Tensor] = []
+
+    def on_position(position: int) -> None:
+        on_token(len(rows) * seqlen + position, len(batches) * seqlen)
+
+    for batch in batches:
+        rows.append(model.sample(batch, generator, on_position))
     tokens = torch.cat(rows).cpu()
     chosen = tokens[:samples]
     return CalibrationRows(
@@ -119,9 +116,7 @@ class _Model:
         device = self.embedding.device
         if self.config.bos_token_id is not None:
             return torch.full((batch,), self.config.bos_token_id, device=device)
-        return torch.randint(
-            self.config.vocab_size, (batch,), generator=generator, device=device
-        )
+        return torch.randint(self.config.vocab_size, (batch,), generator=generator, device=device)
 
     def _ends(self) -> Tensor:
         return torch.tensor(self.config.eos_token_ids, device=self.embedding.device)

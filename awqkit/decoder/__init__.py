@@ -2,7 +2,6 @@
 
 from awqkit.decoder.block import (
     Observer,
-    SiteName,
     attend,
     attention_half,
     block_forward,
@@ -16,7 +15,6 @@ from awqkit.decoder.state import KeyValues
 __all__ = [
     "KeyValues",
     "Observer",
-    "SiteName",
     "apply_rotary",
     "attend",
     "attention_half",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +13,9 @@ from awqkit.decoder.norm import rms_norm
 from awqkit.decoder.rotary import apply_rotary
 from awqkit.decoder.state import KeyValues
 
-#: The four inputs that linears read, in the order in which they arise.
-SiteName = Literal["qkv", "o", "gate_up", "down"]
-
-#: Called with each site and its input [batch, T, in], before the linears read it.
-Observer = Callable[[SiteName, Tensor], None]
+#: Called with the name of each site ("qkv", "o", "gate_up", "down") and what its linears are about
+#: to read, [batch, T, in].
+Observer = Callable[[str, Tensor], None]
 Weights = Mapping[str, Tensor]
 
 
@@ -88,7 +85,7 @@ def mlp_half(
     return x + _linear(block, "mlp.down_proj", h)
 
 
-def _ignore(site: SiteName, value: Tensor) -> None:
+def _ignore(site: str, value: Tensor) -> None:
     """Observe nothing."""
 
 

@@ -9,9 +9,7 @@ from torch import Tensor
 class KeyValues:
     """Keys and values of one layer for a batch of sequences that advance in step."""
 
-    def __init__(
-        self, batch: int, length: int, kv_heads: int, head_dim: int, like: Tensor
-    ) -> None:
+    def __init__(self, batch: int, length: int, kv_heads: int, head_dim: int, like: Tensor) -> None:
         shape = (batch, kv_heads, length, head_dim)
         self._keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self._values = torch.empty_like(self._keys)

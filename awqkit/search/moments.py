@@ -27,7 +27,7 @@ def output_error(delta: Tensor, gram: Tensor) -> Tensor:
 
 
 def group_blocks(gram: Tensor) -> Tensor:
-    """The diagonal blocks of a Gram matrix [in, in] that belong to single groups: [groups, g, g]."""
+    """The diagonal blocks of a Gram matrix [in, in], one a group: [groups, g, g]."""
     groups = gram.shape[0] // GROUP_SIZE
     blocks = gram.view(groups, GROUP_SIZE, groups, GROUP_SIZE)
     return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()

@@ -56,9 +56,7 @@ def choose_scale(
     judged = rounding_loss(weights, rows.judge.gram, choice.scale)
     if judged < rounding_loss(weights, rows.judge.gram, identity):
         return choice
-    return replace(
-        choice, scale=identity, loss=choice.identity_loss, description="identity"
-    )
+    return replace(choice, scale=identity, loss=choice.identity_loss, description="identity")
 
 
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:

@@ -9,7 +9,6 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Linears that read one input, and the op before that can take its scale."""

@@ -17,7 +17,7 @@ from awqkit_runtime import load
 from tests.tiny_models import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
-#: The last release that takes an asymmetric checkpoint on a default load; the Makefile puts it here.
+#: The last release that takes an asymmetric checkpoint on a default load; `make test` fetches it.
 OLDER = ROOT / ".cache" / "compressed-tensors-0.17.1"
 SETTINGS = {"calib_samples": 8, "calib_seqlen": 32, "evaluate": False}
 

@@ -1,6 +1,6 @@
 """Run by test_other_engines.py: logits of a folder through the transformers library, to a file.
 
-    python transformers_logits.py FOLDER TOKENS.pt LOGITS.pt default|dequantize
+python transformers_logits.py FOLDER TOKENS.pt LOGITS.pt default|dequantize
 """
 
 import sys
