@@ -1,8 +1,10 @@
 """A SentencePiece model as a fast tokenizer that gives the same ids and the same text.
 
-What is equal and why is written at each step. Known differences that remain: unigram paths whose
-scores tie in SentencePiece's float32, stacks of combining marks in unusual order under an NFKC
-table, and byte pieces that form no UTF-8, where the whole run of bytes is shown as U+FFFD.
+Differences that remain: unigram paths whose scores tie in SentencePiece's float32, stacks of
+combining marks in unusual order under an NFKC table, several U+2581 typed at the start of a text
+where spaces are trimmed (decoding), and byte pieces that form no UTF-8, where the library shows the
+whole run of bytes as U+FFFD. Control pieces typed as text become those pieces, as in every fast
+tokenizer, while SentencePiece reads them as text.
 """
 
 from __future__ import annotations

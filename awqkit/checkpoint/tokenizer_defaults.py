@@ -52,7 +52,7 @@ _INTERNLM2 = TokenizerDefaults(
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
 )
-_FAMILIES = (_INTERNLM2,)
+FAMILIES = (_INTERNLM2,)
 
 
 def find_defaults(folder: Path, tokenizer_config: Mapping[str, Any]) -> TokenizerDefaults:
@@ -60,7 +60,7 @@ def find_defaults(folder: Path, tokenizer_config: Mapping[str, Any]) -> Tokenize
     path = folder / "config.json"
     model_type = read_json_object(path).get("model_type") if path.is_file() else None
     tokenizer_class = tokenizer_config.get("tokenizer_class")
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if model_type == family.model_type or tokenizer_class in family.tokenizer_classes:
             return family
     return NO_DEFAULTS

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from awqkit.checkpoint import tokenizer_defaults
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from tests.checkpoint.sentencepiece_models import as_proto, train, training_lines
 
@@ -81,6 +84,23 @@ def write_sentencepiece_folder(folder: Path, *, model: bytes | None = None, **co
     if config:
         write_json(folder / "tokenizer_config.json", config)
     return folder
+
+
+def write_reserving_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **config: Any
+) -> tuple[int, int]:
+    """A small model with two reserved pieces, which the families' defaults name.
+
+    Returns the ids of <|im_end|> and <|im_start|>.
+    """
+    model = train(symbols=("[UNUSED_0]", "[UNUSED_1]"), add_dummy_prefix=False)
+    write_sentencepiece_folder(folder, model=model, **config)
+    pieces = [piece.piece for piece in as_proto(model).pieces]
+    im_end, im_start = pieces.index("[UNUSED_0]"), pieces.index("[UNUSED_1]")
+    names = {im_end: "<|im_end|>", im_start: "<|im_start|>"}
+    families = [replace(family, reserved_names=names) for family in tokenizer_defaults.FAMILIES]
+    monkeypatch.setattr(tokenizer_defaults, "FAMILIES", tuple(families))
+    return im_end, im_start
 
 
 def internlm2_shaped_model() -> bytes:
