@@ -103,6 +103,11 @@ class LLM:
         return load_tokenizer(self._folder) if self._tokenizer is None else self._tokenizer
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether chat() can be used."""
+        return self._tokenizer is not None and bool(self._tokenizer.chat_template)
+
+    @property
     def session_len(self) -> int:
         """Tokens that prompt and answer can have together."""
         return self._open.engine.session_len

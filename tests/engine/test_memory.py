@@ -33,7 +33,7 @@ def pages(
 def test_a_share_of_free_memory_or_an_absolute_size() -> None:
     assert pages(100, cache_max_entry_count=0.4, max_batch_size=64) == 40
     assert pages(100, cache_max_entry_count=str(30 * PAGE), max_batch_size=64) == 30
-    with pytest.raises(ConfigError, match="only .* are free"):
+    with pytest.raises(ConfigError, match=r"only .* are free"):
         pages(100, cache_max_entry_count=101 * PAGE)
 
 

@@ -1,0 +1,18 @@
+"""awqkit-runtime: one group of commands."""
+
+from __future__ import annotations
+
+import click
+
+from awqkit_runtime.commands.chat import chat
+from awqkit_runtime.commands.generate import generate
+from awqkit_runtime.commands.plan import plan
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Run chat models: 4-bit checkpoints of awqkit, and plain ones."""
+
+
+for command in (chat, generate, plan):
+    main.add_command(command)

@@ -1,0 +1,139 @@
+"""awqkit-runtime chat: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from awqkit_runtime.commands.console import note, paragraph_errors, say, working
+from awqkit_runtime.commands.options import (
+    engine_options,
+    engine_settings,
+    sampling_options,
+    sampling_params,
+)
+
+if TYPE_CHECKING:
+    from awqkit_runtime.engine.sampling_params import SamplingParams
+    from awqkit_runtime.llm import LLM
+
+PROMPT = ">>> "
+HELP = """/reset   forget the conversation and start a new one
+/exit    leave (so do Ctrl-D, and Ctrl-C at the prompt)
+/help    this text
+Ctrl-C stops an answer and keeps the conversation."""
+
+
+@click.command()
+@click.argument("model")
+@click.option("--system", metavar="TEXT", help="System message at the start of the conversation.")
+@sampling_options
+@engine_options
+@paragraph_errors
+def chat(model: str, system: str | None, **options: Any) -> None:
+    """Chat with MODEL, a folder or hub id.
+
+    Where no sampling option is given, the model's generation_config.json decides. Each line is a
+    message; lines can also be piped in. /help lists the commands of the conversation.
+    """
+    from awqkit_runtime.llm import LLM
+
+    sampling_params(options)
+    with working(f"Loading {model}"):
+        llm = LLM(model, **engine_settings(options))
+    with llm:
+        conversation = Conversation(llm, sampling_params(options, llm.chat_defaults), system)
+        note(f"{model}: {llm.session_len} tokens of context. /help lists the commands.")
+        for line in read_lines():
+            if line == "/exit":
+                break
+            if line == "/help":
+                note(HELP)
+            elif line == "/reset":
+                conversation.reset()
+                note("(a new conversation)")
+            elif re.fullmatch(r"/[a-z]+", line):
+                note(f"There is no command {line}; /help lists those there are.")
+            elif line:
+                conversation.answer(line)
+
+
+class Conversation:
+    """Messages so far, and the model that answers them."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        """Fails at once where the model has no chat template or takes no system message."""
+        self._llm = llm
+        self._params = params
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._messages: list[dict[str, str]] = []
+        llm.encode_chat([*self._system, {"role": "user", "content": "?"}])
+
+    def reset(self) -> None:
+        self._messages = []
+
+    def answer(self, text: str) -> None:
+        """Streams the answer to a message. A message that finds no room is not kept."""
+        question = {"role": "user", "content": text}
+        ids = self._llm.encode_chat([*self._system, *self._messages, question])
+        if len(ids) >= self._llm.session_len:
+            note(
+                f"(the conversation would have {len(ids)} tokens, the context holds "
+                f"{self._llm.session_len}; /reset starts a new one, --session-len may allow more)"
+            )
+            return
+        answer = self._stream(ids)
+        if answer:
+            self._messages += [question, {"role": "assistant", "content": answer}]
+
+    def _stream(self, ids: list[int]) -> str:
+        """Shows the answer and returns it; Ctrl-C ends it early."""
+        pieces: list[str] = []
+        try:
+            with closing(self._llm.stream_outputs(ids, self._params)) as outputs:
+                for output in outputs:
+                    pieces.append(output.text)
+                    say(output.text)
+            say("\n")
+            if output.completion is not None and output.completion.finish_reason == "length":
+                self._explain_cut(len(ids) + len(output.completion.token_ids))
+        except KeyboardInterrupt:
+            say("\n")
+            note("(stopped)")
+        return "".join(pieces)
+
+    def _explain_cut(self, num_tokens: int) -> None:
+        if num_tokens >= self._llm.session_len:
+            note(f"(the context of {self._llm.session_len} tokens is full; /reset starts anew)")
+        else:
+            note(f"(cut after {self._params.max_tokens} tokens; --max-tokens allows more)")
+
+
+def read_lines() -> Iterator[str]:
+    """What the user types until Ctrl-D or Ctrl-C, or the lines of a file or pipe."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.strip()
+        return
+    enable_line_editing()
+    while True:
+        try:
+            line = input(PROMPT)
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        yield line.strip()
+
+
+def enable_line_editing() -> None:
+    """Arrow keys and history at the prompt, where Python has them."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        # Windows' console brings its own.
+        return

@@ -1,0 +1,81 @@
+"""How the commands speak: answers on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import click
+
+from awqkit_runtime.errors import AwqkitError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The shell's own code for a program that SIGINT ended.
+INTERRUPTED = 130
+_LOUD_LIBRARIES = ("torch", "transformers", "huggingface_hub", "tokenizers")
+
+
+def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Prints a user's error as one paragraph and exits with its code, never with a traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        quiet_libraries()
+        tolerate_narrow_encodings()
+        try:
+            return command(*args, **kwargs)
+        except AwqkitError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            sys.exit(INTERRUPTED)
+
+    return wrapper
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' advice to their developers off the user's screen."""
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(_LOUD_LIBRARIES)})\b")
+    for name in _LOUD_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tolerate_narrow_encodings() -> None:
+    """Lets a terminal that lacks a character show a question mark instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Shows what is going on for as long as it takes; nothing where no one watches."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def note(text: str) -> None:
+    """Something that the user should know beside the answer."""
+    click.secho(text, err=True, dim=True)
+
+
+def say(piece: str) -> None:
+    """Writes a piece of an answer at once.
+
+    On a terminal without control characters, which could move the cursor or change its settings.
+    """
+    if sys.stdout.isatty():
+        piece = "".join(c for c in piece if unicodedata.category(c) != "Cc" or c in "\n\t")
+    click.echo(piece, nl=False)
