@@ -15,7 +15,7 @@ from awqkit.console import human_bytes
 from awqkit.errors import QuantizationError
 from awqkit.pipeline import check_quantizable, planned_bytes, quantize
 from awqkit.progress_bar import ProgressBar
-from awqkit.report import REPORT_NAME, Report, write_html
+from awqkit.report import REPORT_NAME, Report, refuse_unwritable, write_html
 
 
 def run(
@@ -31,6 +31,8 @@ def run(
     """Quantize model into output, or repack it where it is quantized already."""
     console = Console(stderr=True)
     refuse_occupied(output)
+    if html is not None:
+        refuse_unwritable(html)
     checkpoint = open_checkpoint(model)
     if checkpoint.format != "hf":
         repack(checkpoint, output, config, console, dry_run=dry_run)
@@ -68,8 +70,15 @@ def repack(
             ((name, checkpoint.weight(name)) for name in checkpoint.names()),
             source=checkpoint,
             format=config.format,
+            documents=_carried_report(checkpoint.folder),
         )
         Console().print(f"Written to {output}")
+
+
+def _carried_report(folder: Path) -> dict[str, str]:
+    """The report of the quantization that made these integers, by its name, where there is one."""
+    path = folder / REPORT_NAME
+    return {REPORT_NAME: path.read_text(encoding="utf-8")} if path.is_file() else {}
 
 
 def show_plan(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint
 from awqkit.console import human_bytes
@@ -18,7 +18,8 @@ def show(path: str) -> None:
     """Print format, shape and sizes of the checkpoint at path, and its report's figures."""
     checkpoint = open_checkpoint(path)
     console = Console()
-    console.print(_overview(checkpoint))
+    for what, figure in _overview(checkpoint):
+        console.print(f"{what:10}{figure}", soft_wrap=True, highlight=False, markup=False)
     report = read_report(checkpoint.folder)
     if report is not None:
         _show_figures(console, report)
@@ -33,29 +34,36 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _overview(checkpoint: Checkpoint) -> Table:
+def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Lines of (what, figure)."""
     decoder = checkpoint.config
-    quantized = [name for name in checkpoint.names() if checkpoint.is_quantized(name)]
+    quantized = {name for name in checkpoint.names() if checkpoint.is_quantized(name)}
     linears = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
-    table = Table(show_header=False)
-    table.add_row("folder", str(checkpoint.folder))
-    table.add_row("format", checkpoint.format)
-    table.add_row("family", str(checkpoint.raw_config.get("model_type")))
-    table.add_row(
-        "shape",
+    yield "folder", str(checkpoint.folder)
+    yield "format", checkpoint.format
+    yield "family", str(checkpoint.raw_config.get("model_type"))
+    yield (
+        "blocks",
         f"{decoder.num_layers} blocks, hidden {decoder.hidden_size}, "
-        f"{decoder.num_heads} heads over {decoder.num_kv_heads} key-value heads of "
-        f"{decoder.head_dim}, intermediate {decoder.intermediate_size}, "
-        f"vocabulary {decoder.vocab_size}",
+        + (f"intermediate {decoder.intermediate_size}"),
     )
-    table.add_row("context", str(decoder.max_position_embeddings))
-    table.add_row("rotary", f"{decoder.rope.kind}, base {decoder.rope.theta:g}")
-    table.add_row("weights", human_bytes(checkpoint.weight_bytes()))
-    table.add_row("quantized", f"{len(quantized)} of {len(linears)} linears in the blocks")
-    left = [name for name in linears if name not in quantized]
+    yield (
+        "heads",
+        f"{decoder.num_heads} over {decoder.num_kv_heads} key-value heads of "
+        + (f"{decoder.head_dim}"),
+    )
+    yield (
+        "words",
+        f"{decoder.vocab_size} tokens"
+        + (", embeddings tied" if decoder.tie_word_embeddings else ""),
+    )
+    yield "context", f"{decoder.max_position_embeddings} tokens"
+    yield "rotary", f"{decoder.rope.kind}, base {decoder.rope.theta:g}"
+    yield "weights", human_bytes(checkpoint.weight_bytes())
+    yield "int4", f"{len(quantized)} of {len(linears)} linears in the blocks"
+    left = [name.removesuffix(".weight") for name in linears if name not in quantized]
     if quantized and left:
-        table.add_row("unquantized", ", ".join(name.removesuffix(".weight") for name in left))
-    return table
+        yield "not int4", ", ".join(left)
 
 
 def _show_figures(console: Console, report: dict[str, Any]) -> None:

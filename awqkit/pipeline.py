@@ -205,8 +205,8 @@ class _Run:
                         nearest=nearest_block(weights),
                         quantized=block.running,
                     )
-            for name, weight in block.stored.items():
-                yield f"model.layers.{layer}.{name}", weight
+            for name in weights:
+                yield f"model.layers.{layer}.{name}", block.stored[name]
             self.progress.block_done(layer)
         norm = checkpoint.tensor(NORM)
         yield NORM, norm.to(self.stored_dtype)

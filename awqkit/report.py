@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +48,17 @@ class Report:
         document["model"] = Path(self.model).name
         del document["output"]
         return json.dumps(document, indent=1)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise OutputError where a report could not be written, before the long work begins."""
+    folder = path.absolute().parent
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(
+            f"The report cannot be written to {path}: "
+            f"{'it is a folder' if path.is_dir() else f'{folder} is no folder to write into'}. "
+            "Give another place with --report."
+        )
 
 
 def write_html(report: Report, path: Path) -> None:
