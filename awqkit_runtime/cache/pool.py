@@ -22,7 +22,8 @@ from awqkit_runtime.cache.page_format import (
 class PagePool:
     """num_pages pages of all layers. A slot is page · PAGE_TOKENS + offset of the token in it.
 
-    The pool knows nothing of sequences: who owns a page is the allocator's business.
+    The pool knows nothing of sequences: who owns a page is the allocator's business. Pages are not
+    cleared, so that on a CPU only those that were written to take real memory.
     """
 
     def __init__(self, format: PageFormat, num_pages: int, device: torch.device | str) -> None:
@@ -58,7 +59,7 @@ class _DensePages:
 
     def __init__(self, format: PageFormat, slots: int, device: torch.device) -> None:
         shape = (format.num_layers, slots, 2 * format.num_kv_heads, format.head_dim)
-        self._layers = torch.zeros(shape, dtype=format.dtype, device=device).unbind(0)
+        self._layers = torch.empty(shape, dtype=format.dtype, device=device).unbind(0)
 
     def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
         rows = self._layers[layer]
@@ -82,9 +83,9 @@ class _QuantizedPages:
         )
         row_bytes = heads * (format.key.element_bytes + format.value.element_bytes)
         shape = (format.num_layers, slots, row_bytes)
-        self._codes = torch.zeros(shape, dtype=torch.uint8, device=device).unbind(0)
+        self._codes = torch.empty(shape, dtype=torch.uint8, device=device).unbind(0)
         param_shape = (format.num_layers, slots, 2 * heads, PARAMS_PER_VECTOR)
-        self._params = torch.zeros(param_shape, dtype=PARAM_DTYPE, device=device).unbind(0)
+        self._params = torch.empty(param_shape, dtype=PARAM_DTYPE, device=device).unbind(0)
         bits = torch.tensor([format.k_bits, format.v_bits]).repeat_interleave(heads)
         self._max_codes = (2.0**bits - 1.0).unsqueeze(-1).to(device)
 

@@ -30,7 +30,13 @@ def make_pool(name: str) -> PagePool:
         v_bits=v_bits,
         dtype=dtype,
     )
-    return PagePool(format, PAGES, "cpu")
+    pool = PagePool(format, PAGES, "cpu")
+    # A pool starts with whatever the memory held.
+    everywhere = torch.arange(PAGES * PAGE_TOKENS)
+    blank = torch.zeros(len(everywhere), HEADS, HEAD_DIM)
+    for layer in range(LAYERS):
+        pool.append(layer, blank, blank, everywhere)
+    return pool
 
 
 def random_vectors(tokens: int, seed: int) -> tuple[Tensor, Tensor]:
