@@ -23,7 +23,7 @@ _PADDING_SHARE = 0.25
 #: … or this number of them.
 _PADDING_TOKENS = 64
 #: … and while the batch gathers no more keys than this, which bounds its workspace.
-_BATCH_KEYS = 32768
+BATCH_KEYS = 32768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _fits(batch: Sequence[SequenceSpan], span: SequenceSpan) -> bool:
     return (
         span.length == shortest.length
         and span.total - shortest.total <= padding
-        and span.total * (len(batch) + 1) <= _BATCH_KEYS
+        and span.total * (len(batch) + 1) <= BATCH_KEYS
     )
 
 

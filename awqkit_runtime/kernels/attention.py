@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Query rows that are attended at once; bounds the size of masks and skips keys in their future.
-_BLOCK_ROWS = 256
+BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ def plan_attention(
     """
     offsets = torch.tensor(query_start) - torch.tensor(key_start)
     blocks = []
-    for start in range(0, num_queries, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, num_queries)
+    for start in range(0, num_queries, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, num_queries)
         # In keys counted from the first: the last one that each query of each sequence sees.
         last = offsets.unsqueeze(1) + torch.arange(start, stop)
         first = torch.zeros_like(last) if window is None else (last - window + 1).clamp_(min=0)

@@ -35,7 +35,7 @@ def load_decoder(
     it fixes a dynamic rotary base. Raises CheckpointError, UnsupportedModelError, ConfigError.
     """
     placed_on = resolve_device(device)
-    wanted = parse_dtype(dtype)
+    parse_dtype(dtype)  # Before files are read.
     checkpoint = (
         source
         if isinstance(source, Checkpoint)
@@ -44,9 +44,7 @@ def load_decoder(
     config = checkpoint.config
     require_supported(config)
     length = resolve_session_len(config, session_len)
-    placement = Placement(
-        device=placed_on, dtype=_own_dtype(config) if wanted == "auto" else wanted
-    )
+    placement = Placement(device=placed_on, dtype=resolve_dtype(config, dtype))
     layers = [
         DecoderLayer(config, layer, checkpoint.block(layer), placement)
         for layer in range(config.num_layers)
@@ -83,7 +81,14 @@ def longest_session(config: DecoderConfig) -> int | None:
     return longest
 
 
-def _own_dtype(config: DecoderConfig) -> torch.dtype:
+def resolve_dtype(config: DecoderConfig, dtype: str | torch.dtype) -> torch.dtype:
+    """dtype itself, or for "auto" the one that the checkpoint names.
+
+    ConfigError for another spelling, UnsupportedModelError where the checkpoint's is not known.
+    """
+    wanted = parse_dtype(dtype)
+    if wanted != "auto":
+        return wanted
     if config.dtype not in DTYPES:
         raise UnsupportedModelError(
             f"config.json says that the weights are {config.dtype}; known are "

@@ -1,0 +1,73 @@
+"""Bytes that a step of the engine takes besides weights and cache: an upper bound, from shapes.
+
+The factors count the tensors that are alive at once where a layer takes most; a test holds the
+sum against what torch allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.cache.paged_attention import BATCH_KEYS
+from awqkit_runtime.kernels.attention import BLOCK_ROWS
+from awqkit_runtime.layers.placement import Placement
+
+#: The residual stream, the output of a norm and that of a layer: tensors of hidden_size.
+_HIDDEN_TENSORS = 3
+#: Gate, up, activated gate, product: tensors of intermediate_size.
+_MLP_TENSORS = 4
+#: The joint projection, the rotated copy and the products that make it.
+_PROJECTION_TENSORS = 6
+#: A gathered key or value element, as the pages hold it and as attention computes with it.
+_GATHERED_BYTES = 6
+#: One pair of a query and a key in a block's mask: as a truth value, and as torch wants it.
+_MASK_BYTES = 5
+#: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
+_LOGIT_BYTES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """Bytes of a step at its largest."""
+
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.logits
+
+
+def workspace(
+    config: DecoderConfig,
+    placement: Placement,
+    *,
+    step_tokens: int,
+    max_batch_size: int,
+    session_len: int,
+) -> Workspace:
+    """What a step of up to step_tokens new tokens takes, in sessions of up to session_len."""
+    tokens = min(step_tokens, max_batch_size * session_len)
+    width = config.q_size + 2 * config.kv_size
+    attention = _PROJECTION_TENSORS * width * tokens * placement.activation_dtype.itemsize
+    attention += _attention_bytes(config, tokens, max_batch_size, session_len)
+    inner = config.intermediate_size * placement.activation_dtype.itemsize
+    mlp = _MLP_TENSORS * inner * tokens
+    residual = _HIDDEN_TENSORS * config.hidden_size * tokens * placement.activation_dtype.itemsize
+    rows = min(max_batch_size, tokens)
+    return Workspace(
+        activations=residual + max(attention, mlp),
+        logits=rows * config.vocab_size * _LOGIT_BYTES,
+    )
+
+
+def _attention_bytes(
+    config: DecoderConfig, tokens: int, max_batch_size: int, session_len: int
+) -> int:
+    """Keys and values of the sequences that attend together, and the masks of a long prompt."""
+    keys = max(session_len, min(max_batch_size * session_len, BATCH_KEYS))
+    gathered = 2 * config.kv_size * keys * _GATHERED_BYTES
+    queries = min(tokens, session_len)
+    block = min(queries, BLOCK_ROWS) * config.queries_per_kv * session_len * _MASK_BYTES
+    return gathered + block + queries * session_len

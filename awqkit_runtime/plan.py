@@ -1,0 +1,143 @@
+"""Where the memory of a machine goes when a model is served on it: pure arithmetic.
+
+    free = memory − weights        cache = cache_max_entry_count · free, in whole pages
+
+What the cache leaves is for the workspace of a step. The pages are those that the engine
+allocates, and on a CPU never more than max_batch_size sessions of session_len need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
+from awqkit_runtime.config import EngineConfig, QuantPolicy
+from awqkit_runtime.engine.memory import cache_pages
+from awqkit_runtime.engine.workspace import Workspace, workspace
+from awqkit_runtime.errors import OutOfMemoryError
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.loader import resolve_session_len
+from awqkit_runtime.units import human_bytes
+
+
+class DoesNotFit(OutOfMemoryError):
+    """lacking: what there is no room for, in a word or two."""
+
+    def __init__(self, text: str, *, lacking: str) -> None:
+        super().__init__(text)
+        self.lacking = lacking
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Sizes are in bytes."""
+
+    memory: int
+    weights: int
+    quant_policy: QuantPolicy
+    cache_max_entry_count: float | int
+    #: New tokens of the largest step.
+    step_tokens: int
+    max_batch_size: int
+    session_len: int
+    bytes_per_token: int
+    pages: int
+    #: What the whole cache takes.
+    cache: int
+    workspace: Workspace
+
+    @property
+    def free(self) -> int:
+        """After the weights."""
+        return self.memory - self.weights
+
+    @property
+    def left(self) -> int:
+        """Unused, even in the largest step."""
+        return self.free - self.cache - self.workspace.total
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the cache holds."""
+        return self.pages * PAGE_TOKENS
+
+    @property
+    def sessions(self) -> int:
+        """Sessions of full length that the cache holds."""
+        return self.pages // pages_for(self.session_len)
+
+    @property
+    def session_bytes(self) -> int:
+        return pages_for(self.session_len) * PAGE_TOKENS * self.bytes_per_token
+
+
+def plan_memory(
+    config: DecoderConfig,
+    *,
+    weights: int,
+    memory: int,
+    engine: EngineConfig,
+    placement: Placement,
+) -> MemoryPlan:
+    """How a model whose loaded weights take `weights` bytes shares `memory` bytes.
+
+    Raises DoesNotFit where weights, one session or the workspace do not fit, and
+    ConfigError where the settings contradict the model or the memory.
+    """
+    session_len = resolve_session_len(config, engine.session_len)
+    _require_weights_fit(weights, memory)
+    page_format = PageFormat.for_policy(config, engine.policy, placement.dtype)
+    try:
+        pages = cache_pages(
+            engine,
+            page_format,
+            device=placement.device,
+            session_len=session_len,
+            free_bytes=memory - weights,
+        )
+    except OutOfMemoryError as error:
+        raise DoesNotFit(str(error), lacking="no session") from error
+    max_batch_size = engine.batch_size_for(placement.device)
+    step_tokens = min(engine.max_prefill_tokens, max_batch_size * session_len)
+    plan = MemoryPlan(
+        memory=memory,
+        weights=weights,
+        quant_policy=engine.policy,
+        cache_max_entry_count=engine.cache_max_entry_count,  # type: ignore[arg-type]
+        step_tokens=step_tokens,
+        max_batch_size=max_batch_size,
+        session_len=session_len,
+        bytes_per_token=page_format.bytes_per_token,
+        pages=pages,
+        cache=pages * page_format.bytes_per_page,
+        workspace=workspace(
+            config,
+            placement,
+            step_tokens=step_tokens,
+            max_batch_size=max_batch_size,
+            session_len=session_len,
+        ),
+    )
+    _require_workspace_fits(plan)
+    return plan
+
+
+def _require_weights_fit(weights: int, memory: int) -> None:
+    if weights >= memory:
+        raise DoesNotFit(
+            f"The weights alone take {human_bytes(weights)}, but there are {human_bytes(memory)}. "
+            "Quantize the model with awqkit-convert if it is not in 4 bits yet, choose a smaller "
+            "one, or more memory.",
+            lacking="no model",
+        )
+
+
+def _require_workspace_fits(plan: MemoryPlan) -> None:
+    if plan.left < 0:
+        raise DoesNotFit(
+            f"Weights and cache leave {human_bytes(plan.free - plan.cache)}, but a step of "
+            f"{plan.step_tokens} new tokens takes up to {human_bytes(plan.workspace.total)}. Lower "
+            "cache_max_entry_count, max_batch_size, max_prefill_tokens or session_len.",
+            lacking="no workspace",
+        )
