@@ -1,0 +1,43 @@
+"""Constants that C++ and Python both need are equal on the two sides."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from awqkit.checkpoint import layout
+from awqkit_runtime.kernels import native, packed_w4
+
+CSRC = Path(__file__).parents[2] / "csrc"
+
+
+def constants(header: Path) -> dict[str, str]:
+    """`constexpr T kName = value;` and `enum class T : U { kName = value }` of a header."""
+    pattern = r"\b(k\w+)(?:\[\d+\])? = (\{[^}]*\}|\d+)"
+    return dict(re.findall(pattern, header.read_text(encoding="utf-8")))
+
+
+def test_checkpoint_and_packed_layouts() -> None:
+    in_cpp = constants(CSRC / "layout.h")
+    order = tuple(int(place) for place in re.findall(r"\d+", in_cpp.pop("kAwqOrder")))
+    assert order == layout.AWQ_ORDER
+    assert {name: int(value) for name, value in in_cpp.items()} == {
+        "kBits": layout.BITS,
+        "kMaxCode": layout.MAX_CODE,
+        "kGroupSize": layout.GROUP_SIZE,
+        "kCodesPerWord": layout.CODES_PER_WORD,
+        "kBlockRows": packed_w4.BLOCK_ROWS,
+        "kGroupParamBytes": packed_w4.GROUP_PARAM_BYTES,
+    }
+
+
+def test_library_interface() -> None:
+    in_cpp = constants(CSRC / "cpu" / "abi.h")
+    assert int(in_cpp["kAbiVersion"]) == native.ABI_VERSION
+    isas = {"kScalar": "scalar", "kAvx2": "avx2", "kAvx512": "avx512", "kAvx512Bf16": "avx512_bf16"}
+    assert {isas[name]: int(in_cpp[name]) for name in isas} == {
+        name: number for number, name in enumerate(native.ISAS)
+    }
+    dtypes = [int(in_cpp[f"k{name}"]) for name in ("Float32", "BFloat16", "Float16")]
+    assert dtypes == list(native.DTYPE_CODES.values())
+    assert int(in_cpp["kOutOfMemory"]) == native.OUT_OF_MEMORY
