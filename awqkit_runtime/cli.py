@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from awqkit_runtime.commands.bench import bench
 from awqkit_runtime.commands.chat import chat
 from awqkit_runtime.commands.generate import generate
 from awqkit_runtime.commands.plan import plan
@@ -14,5 +15,5 @@ def main() -> None:
     """Run chat models: 4-bit checkpoints of awqkit, and plain ones."""
 
 
-for command in (chat, generate, plan):
+for command in (chat, generate, plan, bench):
     main.add_command(command)

@@ -14,14 +14,15 @@ from awqkit_runtime.errors import RequestError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_ENGINE_OPTIONS = (
-    click.option(
-        "--quant-policy",
-        type=click.Choice([str(policy) for policy in QUANT_POLICIES]),
-        default=str(EngineConfig.quant_policy),
-        show_default=True,
-        help="KV cache: 0 in the model's dtype, 8 int8, 4 int4, k8v4 int8 keys and int4 values.",
-    ),
+quant_policy_option = click.option(
+    "--quant-policy",
+    type=click.Choice([str(policy) for policy in QUANT_POLICIES]),
+    default=str(EngineConfig.quant_policy),
+    show_default=True,
+    help="KV cache: 0 in the model's dtype, 8 int8, 4 int4, k8v4 int8 keys and int4 values.",
+)
+
+_SERVING_OPTIONS = (
     click.option(
         "--cache-max-entry-count",
         default=str(EngineConfig.cache_max_entry_count),
@@ -46,6 +47,9 @@ _ENGINE_OPTIONS = (
         default=EngineConfig.max_prefill_tokens, show_default=True,
         help="New tokens in one step; longer prompts are split.",
     ),
+)  # fmt: skip
+
+_LOADING_OPTIONS = (
     click.option(
         "--model-format", type=click.Choice(MODEL_FORMATS), default=EngineConfig.model_format,
         show_default=True,
@@ -84,7 +88,12 @@ _SAMPLING_NAMES = {field.name for field in fields(SamplingParams)}
 
 def engine_options(command: Command) -> Command:
     """How the model is loaded and served."""
-    return _apply(_ENGINE_OPTIONS, command)
+    return quant_policy_option(_apply(_SERVING_OPTIONS, loading_options(command)))
+
+
+def loading_options(command: Command) -> Command:
+    """How the model is loaded."""
+    return _apply(_LOADING_OPTIONS, command)
 
 
 def sampling_options(command: Command) -> Command:
