@@ -7,6 +7,7 @@ import click
 from awqkit_runtime.commands.bench import bench
 from awqkit_runtime.commands.chat import chat
 from awqkit_runtime.commands.generate import generate
+from awqkit_runtime.commands.perplexity import perplexity
 from awqkit_runtime.commands.plan import plan
 
 
@@ -15,5 +16,5 @@ def main() -> None:
     """Run chat models: 4-bit checkpoints of awqkit, and plain ones."""
 
 
-for command in (chat, generate, plan, bench):
+for command in (chat, generate, perplexity, plan, bench):
     main.add_command(command)

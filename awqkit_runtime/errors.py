@@ -16,6 +16,10 @@ class RequestError(AwqkitError, ValueError):
     """A request that this engine can never serve: too long, empty, or with bad parameters."""
 
 
+class TextError(AwqkitError):
+    """A text that cannot be read, is not UTF-8, or is too short to be scored."""
+
+
 class NumericsError(AwqkitError):
     """The numbers of a model left the range of its dtype."""
 
@@ -32,5 +36,6 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "RequestError",
+    "TextError",
     "UnsupportedModelError",
 ]
