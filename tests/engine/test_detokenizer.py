@@ -17,6 +17,7 @@ from tests.engine.tokenizers_for_tests import (
     TEXT,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
+    shared_folder,
     stories_tokenizer,
 )
 
@@ -123,6 +124,16 @@ def test_endless_broken_bytes_are_not_held_forever() -> None:
     shown = "".join(detokenizer.push(broken) for _ in range(500))
     assert len(shown) > 400 and longest < 100
     assert shown + detokenizer.flush() == REPLACEMENT * 500
+
+
+def test_a_large_converted_vocabulary_streams_like_the_small_ones() -> None:
+    from awqkit.checkpoint.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(shared_folder("tokenizers/internlm2"))
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    pieces = pieces_of(tokenizer, ids)
+    assert "".join(pieces) == whole(tokenizer, ids)
+    assert not any(REPLACEMENT in piece for piece in pieces)
 
 
 def test_special_tokens_show_only_when_wanted() -> None:

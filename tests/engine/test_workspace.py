@@ -1,0 +1,102 @@
+"""The workspace that is planned bounds what torch allocates in a step, and not by much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from awqkit_runtime.bench.runs import prepare_step
+from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.config import QuantPolicy
+from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.sampler import sample
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.workspace import Workspace, workspace
+from awqkit_runtime.models.decoder import Decoder
+from awqkit_runtime.models.loader import load_decoder
+from tests.tiny_models import write_tiny_model
+
+VOCAB = 2000
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Wide enough that activations count, not constants."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    write_tiny_model(
+        folder,
+        dtype=torch.bfloat16,
+        hidden_size=512,
+        intermediate_size=1792,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=VOCAB,
+        max_position_embeddings=8192,
+    )
+    return load_decoder(folder)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most that torch holds during a call beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def planned(decoder: Decoder, scenario: Scenario) -> Workspace:
+    return workspace(
+        decoder.config,
+        decoder.placement,
+        step_tokens=scenario.batch * scenario.new_tokens,
+        max_batch_size=scenario.batch,
+        session_len=scenario.session_len,
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "new_tokens", "context", "policy"),
+    [(1, 1024, 0, 0), (1, 1024, 0, 4), (1, 256, 3000, 0), (1, 256, 3000, 8), (16, 1, 1000, 4)],
+)
+def test_a_step_stays_within_its_workspace(
+    decoder: Decoder, batch: int, new_tokens: int, context: int, policy: QuantPolicy
+) -> None:
+    scenario = Scenario(
+        name="test", batch=batch, new_tokens=new_tokens, context=context, quant_policy=policy
+    )
+    step = prepare_step(decoder, scenario)
+    step()
+    bound = planned(decoder, scenario).total
+    assert bound / 3 < peak_bytes(step) <= bound
+
+
+def test_sampling_stays_within_its_share(decoder: Decoder) -> None:
+    params = SamplingParams(
+        temperature=0.8, top_k=0, top_p=0.9, repetition_penalty=1.1, logprobs=3, max_tokens=4
+    )
+    requests = [
+        Request(
+            request_id=number,
+            prompt_token_ids=(1, 2),
+            params=params,
+            seed=number,
+            stop_token_ids=frozenset(),
+            max_output=4,
+        )
+        for number in range(8)
+    ]
+    logits = torch.randn(8, VOCAB)
+    scenario = Scenario(name="test", batch=8, new_tokens=1, context=1)
+    peak = logits.nbytes + peak_bytes(lambda: sample(logits, requests))
+    assert planned(decoder, scenario).logits / 2 < peak <= planned(decoder, scenario).logits
