@@ -21,6 +21,8 @@ _MLP_TENSORS = 4
 _PROJECTION_TENSORS = 6
 #: A gathered key or value element, as the pages hold it and as attention computes with it.
 _GATHERED_BYTES = 6
+#: Sine and cosine of an angle, float32.
+_ANGLE_BYTES = 8
 #: One pair of a query and a key in a block's mask: as a truth value, and as torch wants it.
 _MASK_BYTES = 5
 #: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
@@ -49,25 +51,23 @@ def workspace(
 ) -> Workspace:
     """What a step of up to step_tokens new tokens takes, in sessions of up to session_len."""
     tokens = min(step_tokens, max_batch_size * session_len)
-    width = config.q_size + 2 * config.kv_size
-    attention = _PROJECTION_TENSORS * width * tokens * placement.activation_dtype.itemsize
-    attention += _attention_bytes(config, tokens, max_batch_size, session_len)
-    inner = config.intermediate_size * placement.activation_dtype.itemsize
-    mlp = _MLP_TENSORS * inner * tokens
-    residual = _HIDDEN_TENSORS * config.hidden_size * tokens * placement.activation_dtype.itemsize
-    rows = min(max_batch_size, tokens)
+    row = tokens * placement.activation_dtype.itemsize
+    projections = _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
+    attention = projections + _gathered_bytes(config, tokens, max_batch_size, session_len)
+    mlp = _MLP_TENSORS * config.intermediate_size * row
+    # All masks of a step are made before the first layer, and its rotary angles too.
+    prepared = min(tokens, session_len) * session_len + _ANGLE_BYTES * config.head_dim * tokens
+    residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
-        activations=residual + max(attention, mlp),
-        logits=rows * config.vocab_size * _LOGIT_BYTES,
+        activations=prepared + residual + max(attention, mlp),
+        logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
     )
 
 
-def _attention_bytes(
+def _gathered_bytes(
     config: DecoderConfig, tokens: int, max_batch_size: int, session_len: int
 ) -> int:
-    """Keys and values of the sequences that attend together, and the masks of a long prompt."""
+    """Keys and values of the sequences that attend together, and the mask of a prompt's block."""
     keys = max(session_len, min(max_batch_size * session_len, BATCH_KEYS))
-    gathered = 2 * config.kv_size * keys * _GATHERED_BYTES
-    queries = min(tokens, session_len)
-    block = min(queries, BLOCK_ROWS) * config.queries_per_kv * session_len * _MASK_BYTES
-    return gathered + block + queries * session_len
+    rows = min(tokens, session_len, BLOCK_ROWS) * config.queries_per_kv
+    return 2 * config.kv_size * keys * _GATHERED_BYTES + rows * session_len * _MASK_BYTES

@@ -1,0 +1,88 @@
+"""Scenarios run, or say why they do not, within their time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from awqkit_runtime.bench.runs import (
+    Result,
+    Skipped,
+    Speed,
+    measure_speed,
+    prepare_step,
+    run_scenarios,
+)
+from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.bench.timing import time_calls
+from awqkit_runtime.config import QUANT_POLICIES, QuantPolicy
+from awqkit_runtime.models.decoder import Decoder
+from awqkit_runtime.models.loader import load_decoder
+from tests.tiny_models import write_tiny_model
+
+FAST = Speed(bandwidth=1e15, multiply_rate=1e15)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_decoder(write_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def run(
+    decoder: Decoder, *scenarios: Scenario, speed: Speed = FAST, seconds: float = 1.0
+) -> list[Result | Skipped]:
+    return list(run_scenarios(decoder, lambda name: False, scenarios, speed, seconds=seconds))
+
+
+@pytest.mark.parametrize("policy", QUANT_POLICIES)
+def test_a_step_gives_a_row_of_logits_for_each_sequence(
+    decoder: Decoder, policy: QuantPolicy
+) -> None:
+    step = prepare_step(
+        decoder, Scenario(name="test", batch=3, new_tokens=2, context=70, quant_policy=policy)
+    )
+    logits = step()
+    assert logits.shape == (3, decoder.config.vocab_size)
+    assert torch.equal(logits, step())
+
+
+def test_results_are_medians_with_their_limit(decoder: Decoder) -> None:
+    (row,) = run(decoder, Scenario(name="test", batch=2, new_tokens=1, context=5))
+    assert isinstance(row, Result)
+    assert row.calls >= 1 and 0 < row.seconds < 1
+    assert row.tokens_per_second == pytest.approx(2 / row.seconds)
+    assert (row.limit, row.limited_by) == FAST.limit(row.work)
+    assert row.limit == max(row.work.bytes, row.work.operations) / 1e15
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Scenario(name="fits", batch=1, new_tokens=1, context=5)
+    long = Scenario(name="long", batch=1, new_tokens=513, context=0)
+    rows = run(decoder, long, step)
+    assert isinstance(rows[0], Skipped) and "the model takes 512" in rows[0].reason
+    assert isinstance(rows[1], Result)
+    (slow,) = run(decoder, step, speed=Speed(bandwidth=1.0, multiply_rate=1.0))
+    assert isinstance(slow, Skipped) and "--seconds" in slow.reason
+    monkeypatch.setattr("awqkit_runtime.bench.runs.free_memory", lambda device: 1000)
+    (large,) = run(decoder, step)
+    assert isinstance(large, Skipped) and "1000 B are free" in large.reason
+
+
+def test_time_is_bounded_and_every_call_counted() -> None:
+    calls = []
+    start = time.perf_counter()
+    times = time_calls(lambda: calls.append(time.sleep(0.02)), torch.device("cpu"), seconds=0.2)
+    assert time.perf_counter() - start < 1
+    assert len(calls) == len(times) + 1
+    assert min(times) >= 0.02
+    assert len(time_calls(lambda: time.sleep(0.02), torch.device("cpu"), seconds=0.001)) == 1
+
+
+def test_the_machine_is_measured(decoder: Decoder) -> None:
+    speed = measure_speed(decoder)
+    assert 1e8 < speed.bandwidth < 1e13
+    assert 1e8 < speed.multiply_rate < 1e15

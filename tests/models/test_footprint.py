@@ -1,0 +1,85 @@
+"""The bytes that a config promises are those that loaded models take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from awqkit.checkpoint import open_checkpoint, write_checkpoint
+from awqkit_runtime.layers.linear import PackedLinear
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.decoder import Decoder
+from awqkit_runtime.models.footprint import loaded_bytes, packable
+from awqkit_runtime.models.loader import load_decoder
+from tests.checkpoint.folders import quantized_weights
+from tests.tiny_models import write_tiny_model
+
+#: q, k and v have 72 rows together, which the CPU's layout pads to 80.
+PADDED = {
+    "family": "llama",
+    "hidden_size": 384,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+}
+
+
+def measured_bytes(decoder: Decoder) -> int:
+    """Of everything that is kept except the rotary frequencies, tied tensors once."""
+    buffers = {
+        buffer.data_ptr(): buffer.nbytes
+        for name, buffer in decoder.named_buffers()
+        if "rotary" not in name
+    }
+    packed = [m.packed.nbytes for m in decoder.modules() if isinstance(m, PackedLinear)]
+    return sum(buffers.values()) + sum(packed)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"family": "llama"},
+        {"family": "llama", "tie_word_embeddings": True, "num_key_value_heads": 4},
+        {"family": "qwen2", "intermediate_size": 320},
+        {"family": "qwen3", "head_dim": 16},
+    ],
+    ids=lambda shape: "-".join(str(value) for value in shape.values()),
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plain_model(tmp_path: Path, shape: dict[str, Any], dtype: str) -> None:
+    decoder = load_decoder(write_tiny_model(tmp_path, **shape), dtype=dtype)
+    promised = loaded_bytes(decoder.config, lambda name: False, decoder.placement)
+    assert promised == measured_bytes(decoder)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"family": "llama"},
+        {"family": "qwen2", "intermediate_size": 320},  # down_proj stays dense
+        PADDED,
+    ],
+    ids=["all", "some-dense", "padded-rows"],
+)
+def test_an_int4_model_and_its_estimate(tmp_path: Path, shape: dict[str, Any]) -> None:
+    source = open_checkpoint(write_tiny_model(tmp_path / "plain", **shape))
+    write_checkpoint(tmp_path / "int4", quantized_weights(source), source=source, format="awq")
+    checkpoint = open_checkpoint(tmp_path / "int4")
+    decoder = load_decoder(checkpoint)
+    config, placement = decoder.config, decoder.placement
+    assert loaded_bytes(config, checkpoint.is_quantized, placement) == measured_bytes(decoder)
+    assert loaded_bytes(config, packable(config), placement) == measured_bytes(decoder)
+
+
+def test_a_gpu_needs_no_padding_and_keeps_norms_in_the_models_dtype(tmp_path: Path) -> None:
+    config = open_checkpoint(write_tiny_model(tmp_path, num_hidden_layers=1)).config
+    gpu = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
+    tables, norms = 2 * 320 * 128, 3 * 128
+    linears = 128 * (128 + 2 * 64) + 128 * 128 + 3 * 128 * 256
+    assert loaded_bytes(config, lambda name: False, gpu) == 2 * (tables + norms + linears)
+    # 64 bytes of codes, an FP16 scale and a zero point of a byte for 128 weights.
+    packed = linears // 128 * 67
+    assert loaded_bytes(config, packable(config), gpu) == 2 * (tables + norms) + packed
