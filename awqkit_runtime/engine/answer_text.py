@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from awqkit_runtime.engine.detokenizer import IncrementalDetokenizer, StopTexts, TextDecoder
 from awqkit_runtime.engine.sampling_params import SamplingParams
 
@@ -9,9 +11,11 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 class AnswerText:
     """push() and finish() give pieces that together are `text`."""
 
-    def __init__(self, tokenizer: TextDecoder, params: SamplingParams) -> None:
+    def __init__(
+        self, tokenizer: TextDecoder, params: SamplingParams, *, prompt: Sequence[int] = ()
+    ) -> None:
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, skip_special_tokens=params.skip_special_tokens
+            tokenizer, after=prompt, skip_special_tokens=params.skip_special_tokens
         )
         self._stops = StopTexts(params.stop_texts)
         self._min_tokens = params.min_tokens

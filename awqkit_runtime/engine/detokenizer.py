@@ -10,6 +10,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 #: A character is at most four tokens of one byte each; what is still broken after this many is
 #: broken for good, and holding it would make every later step decode a longer window.
 _MAX_HELD = 32
+#: Tokens before a text that show how it is joined to them.
+_CONTEXT = 8
 
 
 class TextDecoder(Protocol):
@@ -34,14 +36,23 @@ class IncrementalDetokenizer:
     first token of a text differently (SentencePiece drops its leading space).
     """
 
-    def __init__(self, tokenizer: TextDecoder, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: TextDecoder,
+        *,
+        after: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+    ) -> None:
+        """after: the tokens that the text continues; the space between the two is kept."""
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._window: list[int] = []
+        self._window: list[int] = list(after[-_CONTEXT:])
         #: Text of the window that was given out already.
-        self._shown = ""
+        self._shown = self._decode(self._window)
+        if self._shown.endswith(REPLACEMENT):
+            self._window, self._shown = [], ""
         #: Tokens of the window whose text is complete and was given out.
-        self._settled = 0
+        self._settled = len(self._window)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""

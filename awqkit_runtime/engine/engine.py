@@ -90,7 +90,7 @@ class Engine:
             max_output=room if params.max_tokens is None else min(params.max_tokens, room),
         )
         self._next_id += 1
-        self._texts[request.request_id] = AnswerText(self._tokenizer, params)
+        self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
         self._scheduler.add(request)
         return request.request_id
 

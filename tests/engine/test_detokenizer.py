@@ -26,7 +26,7 @@ every_tokenizer = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.
 WRITING = st.text(st.sampled_from([*sorted(set(TEXT)), "\U0001f600", "𠀀", " "]), max_size=60)
 
 
-def pieces_of(tokenizer: Any, ids: list[int], **options: bool) -> list[str]:
+def pieces_of(tokenizer: Any, ids: list[int], **options: Any) -> list[str]:
     detokenizer = IncrementalDetokenizer(tokenizer, **options)
     return [*(detokenizer.push(token) for token in ids), detokenizer.flush()]
 
@@ -53,6 +53,17 @@ def test_pieces_of_any_writing_are_whole_characters_and_add_up(
     pieces = pieces_of(tokenizer, ids)
     assert "".join(pieces) == whole(tokenizer, ids)
     assert not any(REPLACEMENT in piece for piece in pieces)
+
+
+@every_tokenizer
+@pytest.mark.parametrize("cut", [1, 4, 11])
+def test_a_prompt_and_the_text_after_it_join_as_one_text(make: Callable[[], Any], cut: int) -> None:
+    tokenizer = make()
+    ids = tokenizer.encode(
+        "The dog was on a little hill, and the cat too.", add_special_tokens=False
+    )
+    pieces = pieces_of(tokenizer, ids[cut:], after=ids[:cut])
+    assert whole(tokenizer, ids[:cut]) + "".join(pieces) == whole(tokenizer, ids)
 
 
 @settings(max_examples=150, deadline=None)

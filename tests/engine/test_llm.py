@@ -59,7 +59,9 @@ def test_a_completion_says_what_was_generated_and_why_it_ended(llm: LLM) -> None
     assert done.finish_reason in ("stop", "length") and 1 <= len(done.token_ids) <= 12
     assert done.prompt_token_ids == llm.encode(PROMPTS[0])
     text_ids = [token for token in done.token_ids if token != 1]
-    assert done.text == llm.tokenizer.decode(text_ids, skip_special_tokens=True)
+    before = llm.tokenizer.decode(done.prompt_token_ids, skip_special_tokens=True)
+    joined = llm.tokenizer.decode([*done.prompt_token_ids, *text_ids], skip_special_tokens=True)
+    assert before + done.text == joined
     assert done.logprobs is not None and len(done.logprobs) == len(done.token_ids)
 
 
