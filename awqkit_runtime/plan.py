@@ -54,7 +54,7 @@ class MemoryPlan:
 
     @property
     def left(self) -> int:
-        """Unused, even in the largest step."""
+        """Unused in the largest step; below 0 that step may run out of memory."""
         return self.free - self.cache - self.workspace.total
 
     @property
@@ -82,8 +82,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """How a model whose loaded weights take `weights` bytes shares `memory` bytes.
 
-    Raises DoesNotFit where weights, one session or the workspace do not fit, and
-    ConfigError where the settings contradict the model or the memory.
+    Raises DoesNotFit where the weights or one session do not fit, and ConfigError where the
+    settings contradict the model or the memory. Whether a step can run out of memory, `left` says.
     """
     session_len = resolve_session_len(config, engine.session_len)
     _require_weights_fit(weights, memory)
@@ -100,7 +100,7 @@ def plan_memory(
         raise DoesNotFit(str(error), lacking="no session") from error
     max_batch_size = engine.batch_size_for(placement.device)
     step_tokens = min(engine.max_prefill_tokens, max_batch_size * session_len)
-    plan = MemoryPlan(
+    return MemoryPlan(
         memory=memory,
         weights=weights,
         quant_policy=engine.policy,
@@ -119,8 +119,6 @@ def plan_memory(
             session_len=session_len,
         ),
     )
-    _require_workspace_fits(plan)
-    return plan
 
 
 def _require_weights_fit(weights: int, memory: int) -> None:
@@ -130,14 +128,4 @@ def _require_weights_fit(weights: int, memory: int) -> None:
             "Quantize the model with awqkit-convert if it is not in 4 bits yet, choose a smaller "
             "one, or more memory.",
             lacking="no model",
-        )
-
-
-def _require_workspace_fits(plan: MemoryPlan) -> None:
-    if plan.left < 0:
-        raise DoesNotFit(
-            f"Weights and cache leave {human_bytes(plan.free - plan.cache)}, but a step of "
-            f"{plan.step_tokens} new tokens takes up to {human_bytes(plan.workspace.total)}. Lower "
-            "cache_max_entry_count, max_batch_size, max_prefill_tokens or session_len.",
-            lacking="no workspace",
         )

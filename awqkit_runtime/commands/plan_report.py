@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
+from awqkit_runtime.commands.console import note
 from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.layers.placement import Placement
@@ -116,6 +117,11 @@ def show_plan(plan: MemoryPlan, size: ModelSize, room: Room, dtype: str) -> None
         table.add_row(name, human_bytes(count), f"{count:,}", how)
     Console().print(table)
     Console().print(_summary(plan), highlight=False)
+    if plan.left < 0:
+        note(
+            f"The largest step may take {human_bytes(-plan.left)} more than there is. Lower "
+            "--cache-max-entry-count, --max-batch-size, --max-prefill-tokens or --session-len."
+        )
 
 
 def _steps(plan: MemoryPlan, size: ModelSize, room: Room) -> list[tuple[str, int, str]]:

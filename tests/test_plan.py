@@ -1,0 +1,142 @@
+"""The arithmetic of a plan, against sums written out by hand and against the engine itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.cache.page_format import PAGE_TOKENS
+from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy
+from awqkit_runtime.engine.engine import Engine
+from awqkit_runtime.errors import ConfigError
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.footprint import loaded_bytes, packable
+from awqkit_runtime.models.loader import load_decoder
+from awqkit_runtime.plan import DoesNotFit, MemoryPlan, plan_memory
+from tests.engine.tokenizers_for_tests import byte_level_tokenizer
+from tests.tiny_models import write_tiny_model
+
+GIB = 2**30
+GPU = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
+CPU = Placement(device=torch.device("cpu"), dtype=torch.bfloat16)
+#: The shape of a chat model of 7.7 billion parameters.
+LARGE = DecoderConfig(
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    vocab_size=92544,
+    max_position_embeddings=32768,
+    norm_eps=1e-5,
+)
+TABLES = 2 * 92544 * 4096
+NORMS = 65 * 4096
+LINEARS = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+DENSE = 2 * (TABLES + NORMS + LINEARS)
+#: 128 codes of half a byte, an FP16 scale, a zero point of a byte.
+INT4 = 2 * (TABLES + NORMS) + LINEARS // 128 * (64 + 2 + 1)
+
+
+def plan(
+    *,
+    weights: int = DENSE,
+    memory: int = 24 * GIB,
+    placement: Placement = GPU,
+    config: DecoderConfig = LARGE,
+    **settings: object,
+) -> MemoryPlan:
+    engine = EngineConfig(**settings)  # type: ignore[arg-type]
+    return plan_memory(config, weights=weights, memory=memory, engine=engine, placement=placement)
+
+
+def test_the_weights_of_a_large_model() -> None:
+    assert loaded_bytes(LARGE, lambda name: False, GPU) == DENSE == 15_475_417_088
+    assert loaded_bytes(LARGE, packable(LARGE), GPU) == INT4 == 5_170_012_160
+
+
+def test_eight_tenths_of_what_is_free_after_the_weights() -> None:
+    found = plan()
+    assert found.bytes_per_token == 32 * 2 * 8 * 128 * 2
+    assert found.free == 24 * GIB - DENSE
+    assert found.pages == int(0.8 * found.free) // (64 * 131072) == 981
+    assert (found.tokens, found.sessions) == (981 * 64, 1)
+    assert found.cache == 981 * 64 * 131072
+    assert found.session_bytes == 4 * GIB
+    assert found.left == found.free - found.cache - found.workspace.total >= 0
+
+
+def test_int4_weights_and_an_int4_cache_of_four_tenths() -> None:
+    found = plan(weights=INT4, quant_policy=4, cache_max_entry_count=0.4)
+    assert found.bytes_per_token == 32 * 2 * 8 * (64 + 4) == 34_816
+    assert found.pages == int(0.4 * (24 * GIB - INT4)) // (64 * 34_816) == 3697
+    assert found.sessions == 3697 // 512 == 7
+
+
+@pytest.mark.parametrize(("policy", "vector"), [(0, 256), (8, 132), (4, 68), ("k8v4", 100)])
+def test_bytes_of_a_token(policy: QuantPolicy, vector: int) -> None:
+    assert plan(quant_policy=policy).bytes_per_token == 32 * 2 * 8 * vector
+
+
+def test_an_absolute_cache_and_a_short_session() -> None:
+    found = plan(cache_max_entry_count="2GiB", session_len=1000, max_batch_size=4)
+    assert (found.pages, found.sessions) == (256, 256 // 16)
+    assert found.workspace.logits == 4 * 92544 * 40
+
+
+def test_on_a_cpu_no_more_than_all_sessions_need() -> None:
+    settings = {"session_len": 100, "max_batch_size": 3}
+    assert plan(placement=CPU, **settings).pages == 3 * 2
+    assert plan(placement=GPU, **settings).pages == 981
+
+
+@pytest.mark.parametrize(
+    ("settings", "lacking", "text"),
+    [
+        ({"memory": 14 * GIB}, "no model", "weights alone take 14.41 GiB.*awqkit-convert"),
+        ({"memory": DENSE}, "no model", "weights alone"),
+        ({"memory": 16 * GIB}, "no session", "session_len lower.*quant_policy"),
+    ],
+)
+def test_what_does_not_fit_says_what_helps(
+    settings: dict[str, int], lacking: str, text: str
+) -> None:
+    with pytest.raises(DoesNotFit, match=text) as error:
+        plan(**settings)  # type: ignore[arg-type]
+    assert error.value.lacking == lacking
+
+
+def test_a_cache_that_leaves_no_room_for_a_step() -> None:
+    assert plan(cache_max_entry_count=1.0).left < 0 < plan(cache_max_entry_count=0.7).left
+
+
+def test_settings_against_the_model_or_the_memory() -> None:
+    with pytest.raises(ConfigError, match="at most 32768"):
+        plan(session_len=32769)
+    with pytest.raises(ConfigError, match="only"):
+        plan(cache_max_entry_count="20GiB")
+
+
+@pytest.mark.parametrize("policy", QUANT_POLICIES)
+@pytest.mark.parametrize("free", [2**17 + 12345, 2**30])
+def test_the_engine_allocates_what_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: QuantPolicy, free: int
+) -> None:
+    decoder = load_decoder(write_tiny_model(tmp_path, max_position_embeddings=64), device="cpu")
+    settings = EngineConfig(quant_policy=policy, device="cpu", max_batch_size=3)
+    monkeypatch.setattr("awqkit_runtime.engine.engine.free_memory", lambda device: free)
+    engine = Engine(decoder, byte_level_tokenizer(), settings)
+    weights = loaded_bytes(decoder.config, lambda name: False, decoder.placement)
+    found = plan_memory(
+        decoder.config,
+        weights=weights,
+        memory=weights + free,
+        engine=settings,
+        placement=decoder.placement,
+    )
+    assert found.pages == engine.stats().total_pages
+    assert found.cache == found.pages * PAGE_TOKENS * found.bytes_per_token
