@@ -77,7 +77,7 @@ def cpu_isa() -> str:
 
 
 @cache
-def _parallel_region() -> int | None:
+def parallel_region() -> int | None:
     """OpenMP's entry point, from the very runtime that torch uses; None where torch has none.
 
     Sharing torch's threads keeps two pools from spinning against each other on the same cores.
@@ -108,7 +108,7 @@ def w4_linear(
         out_features,
         in_features,
         torch.get_num_threads(),
-        _parallel_region(),
+        parallel_region(),
     )
     if status == OUT_OF_MEMORY:
         raise MemoryError("w4_linear found no memory for its prepared activations")

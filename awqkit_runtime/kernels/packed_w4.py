@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from awqkit.checkpoint.layout import AWQ_ORDER, BITS, CODES_PER_WORD, GROUP_SIZE, MAX_CODE
+from awqkit.checkpoint.layout import CODES_PER_WORD
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 
 #: Output rows whose codes lie interleaved, one 32-bit word each.
@@ -75,16 +75,30 @@ def _squeeze(octets: Tensor) -> Tensor:
 
 def unpack_w4(packed: PackedW4) -> QuantizedWeight:
     """The inverse of `pack_w4`."""
-    shifts = torch.tensor([BITS * AWQ_ORDER.index(k) for k in range(CODES_PER_WORD)])
-    words = packed.codes.transpose(1, 2).reshape(-1, packed.in_features // CODES_PER_WORD, 1)
-    codes = ((words >> shifts.to(torch.int32)) & MAX_CODE).to(torch.uint8)
+    words = packed.codes.transpose(1, 2).reshape(-1, packed.in_features // CODES_PER_WORD)
+    codes = _codes(words)
     rows = codes.shape[0]
     scale_bytes, zeros = packed.group_params.split([BLOCK_ROWS * 2, BLOCK_ROWS], dim=-1)
     scales = scale_bytes.contiguous().view(torch.float16)
-    groups = packed.in_features // GROUP_SIZE
     kept = slice(packed.out_features)
     return QuantizedWeight(
-        codes=codes.reshape(rows, packed.in_features)[kept],
-        scales=scales.transpose(1, 2).reshape(rows, groups)[kept],
-        zeros=zeros.transpose(1, 2).reshape(rows, groups)[kept],
+        codes=codes[kept],
+        scales=scales.transpose(1, 2).reshape(rows, -1)[kept],
+        zeros=zeros.transpose(1, 2).reshape(rows, -1)[kept],
     )
+
+
+def _codes(words: Tensor) -> Tensor:
+    """The inverse of `_words`."""
+    wide = words.to(torch.int64)
+    return (_spread(wide) | _spread(wide >> 16) << 8).contiguous().view(torch.uint8)
+
+
+def _spread(halves: Tensor) -> Tensor:
+    """The inverse of `_squeeze`, of the low 16 bits."""
+    nibbles = halves & 0xFFFF
+    nibbles |= nibbles << 24
+    nibbles &= 0x000000FF000000FF
+    nibbles |= nibbles << 12
+    nibbles &= 0x000F000F000F000F
+    return nibbles

@@ -9,6 +9,9 @@ from awqkit_runtime.kernels.packed_w4 import PackedW4, pack_w4
 
 __all__ = ["PackedW4", "pack_w4", "w4_linear"]
 
+#: From here on torch's float32 product of unpacked weights beats the scalar variant (measured).
+_SCALAR_TOKENS = 16
+
 
 def w4_linear(
     x: Tensor, weight: PackedW4, bias: Tensor | None = None, *, isa: str | None = None
@@ -17,9 +20,10 @@ def w4_linear(
 
     x: [..., in] float32, bfloat16 or float16 on the CPU; the result is [..., out] of that dtype.
     Products and sums are float32, whatever the dtype. A row's result does not depend on the other
-    rows of x. isa: one of `native.supported_isas()`; the fastest when None.
+    rows of x, unless the reference computes it. isa: one of `native.supported_isas()`; the
+    fastest when None.
     """
-    isa = isa or native.cpu_isa()
+    isa = isa or fastest_isa(native.cpu_isa(), x.numel() // weight.in_features)
     if isa == native.REFERENCE:
         return reference.w4_linear(x, weight, bias)
     if not x.is_cpu or x.dtype not in native.DTYPE_CODES:
@@ -34,3 +38,14 @@ def w4_linear(
     if out.numel() > 0:
         native.w4_linear(isa, x, weight.codes, weight.group_params, bias, out)
     return out
+
+
+def fastest_isa(cpu_isa: str, tokens: int) -> str:
+    """The way to compute `tokens` rows where the processor's best variant is cpu_isa.
+
+    The vector variants unpack a weight once for several tokens and are always fastest; the scalar
+    one unpacks it for each token, and loses to torch's product of unpacked weights.
+    """
+    if cpu_isa == "scalar" and tokens >= _SCALAR_TOKENS:
+        return native.REFERENCE
+    return cpu_isa

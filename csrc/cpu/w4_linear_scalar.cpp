@@ -5,9 +5,12 @@
 namespace awqkit {
 namespace {
 
-void add_word(const uint32_t* words, const float* x, const float* zeros, float* sums) {
+void add_word(const uint32_t* words, const float* x, const float* __restrict zeros,
+              float* __restrict sums) {
     for (int p = 0; p < kCodesPerWord; ++p) {
         const float activation = x[kAwqOrder[p]];
+        // Left whole, the loop over rows is what compilers vectorise.
+#pragma GCC unroll 1
         for (int r = 0; r < kBlockRows; ++r) {
             const float code = float(int32_t((words[r] >> (kBits * p)) & uint32_t(kMaxCode)));
             sums[r] += (code - zeros[r]) * activation;

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit_runtime.kernels import native
+from awqkit_runtime.kernels import native, reference
 from awqkit_runtime.kernels.packed_w4 import unpack_w4
-from awqkit_runtime.kernels.w4_linear import pack_w4, w4_linear
+from awqkit_runtime.kernels.w4_linear import fastest_isa, pack_w4, w4_linear
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
@@ -178,6 +178,21 @@ def test_packing_loses_nothing_and_pads_whole_blocks() -> None:
     assert torch.equal(unpacked.scales, weight.scales)
     assert torch.equal(unpacked.zeros, weight.zeros)
     assert packed.nbytes == 48 * (384 // 2 + 384 // GROUP_SIZE * 3)
+
+
+def test_only_the_scalar_variant_leaves_many_tokens_to_torch() -> None:
+    assert fastest_isa("scalar", 1) == "scalar"
+    assert fastest_isa("scalar", 512) == native.REFERENCE
+    assert {fastest_isa("avx2", tokens) for tokens in (1, 16, 512)} == {"avx2"}
+
+
+def test_the_reference_unpacks_in_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(11)
+    weight = random_weight(88, 256, generator)
+    x = torch.randn(3, 256, generator=generator)
+    monkeypatch.setattr(reference, "_PANEL_ELEMENTS", 256 * 40)
+    out = w4_linear(x, pack_w4(weight), isa=native.REFERENCE)
+    torch.testing.assert_close(out, x @ weight.dequantize().T)
 
 
 def test_misuse_is_refused() -> None:
