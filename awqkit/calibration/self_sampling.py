@@ -15,8 +15,9 @@ from awqkit.calibration.dataset import CalibrationRows, check_row_sizes, token_d
 from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
 from awqkit.decoder import KeyValues, block_forward, rms_norm, rotary_tables
 
-#: Sequences that advance together.
-ROWS_AT_ONCE = 64
+#: Sequences that advance together, at most, and the bytes that their keys and values may take.
+ROWS_AT_ONCE = 128
+CACHE_BYTES = 4 << 30
 
 
 def sampled_rows(
@@ -39,7 +40,8 @@ def sampled_rows(
     generator = torch.Generator(device).manual_seed(seed)
     model = _Model(checkpoint, seqlen, device, dtype)
     total = samples + held_out
-    batches = [min(ROWS_AT_ONCE, total - first) for first in range(0, total, ROWS_AT_ONCE)]
+    at_once = _rows_at_once(checkpoint.config, seqlen, dtype)
+    batches = [min(at_once, total - first) for first in range(0, total, at_once)]
     rows: list[Tensor] = []
 
     def on_position(position: int) -> None:
@@ -55,6 +57,11 @@ def sampled_rows(
         digest=token_digest(chosen),
         source="sampled from the model itself",
     )
+
+
+def _rows_at_once(config: DecoderConfig, seqlen: int, dtype: torch.dtype) -> int:
+    row = 2 * config.kv_size * config.num_layers * seqlen * dtype.itemsize
+    return max(1, min(ROWS_AT_ONCE, CACHE_BYTES // row))
 
 
 class _Model:
