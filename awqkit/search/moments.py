@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint.layout import GROUP_SIZE
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -24,13 +22,6 @@ def output_error(delta: Tensor, gram: Tensor) -> Tensor:
     delta: the weight's error [out, in]. Exact for a linear, at a cost free of the token count.
     """
     return ((delta @ gram) * delta).sum()
-
-
-def group_blocks(gram: Tensor) -> Tensor:
-    """The diagonal blocks of a Gram matrix [in, in], one a group: [groups, g, g]."""
-    groups = gram.shape[0] // GROUP_SIZE
-    blocks = gram.view(groups, GROUP_SIZE, groups, GROUP_SIZE)
-    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
 
 def divided_by(moments: Moments, scale: Tensor) -> Moments:

@@ -17,7 +17,7 @@ from awqkit.search.affine import (
     round_to_nearest,
 )
 from awqkit.search.clip import search_clip
-from awqkit.search.moments import Moments, group_blocks, output_error
+from awqkit.search.moments import Moments, output_error
 from awqkit.search.rounding import round_second_order
 from awqkit.search.scale import ScaleChoice, rounding_loss, search_scale
 
@@ -62,7 +62,7 @@ def choose_scale(
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:
     """Clip, then round; weight: float32 [out, in], already scaled, like the rows' inputs."""
     plain = min_max_grid(weight)
-    clipped = search_clip(weight, group_blocks(rows.search.gram))
+    clipped = search_clip(weight, rows.search.gram)
     plain_error = _judge(round_to_nearest(weight, plain), weight, rows)
     clipped_error = _judge(round_to_nearest(weight, clipped), weight, rows)
     keep_clip = clipped_error < plain_error

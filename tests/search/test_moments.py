@@ -1,7 +1,6 @@
 import torch
 
-from awqkit.checkpoint.layout import GROUP_SIZE
-from awqkit.search.moments import Moments, divided_by, group_blocks, output_error
+from awqkit.search.moments import Moments, divided_by, output_error
 
 
 def moments_of(x: torch.Tensor) -> Moments:
@@ -21,11 +20,3 @@ def test_division_equals_dividing_the_inputs() -> None:
     expected, actual = moments_of(x / scale), divided_by(moments_of(x), scale)
     torch.testing.assert_close(actual.gram, expected.gram)
     torch.testing.assert_close(actual.magnitude, expected.magnitude)
-
-
-def test_group_blocks_are_the_diagonal() -> None:
-    torch.manual_seed(2)
-    gram = torch.randn(3 * GROUP_SIZE, 3 * GROUP_SIZE)
-    for group, block in enumerate(group_blocks(gram)):
-        span = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
-        assert torch.equal(block, gram[span, span])
