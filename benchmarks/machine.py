@@ -15,7 +15,7 @@ import torch
 def save_results(path: Path, **figures: Any) -> None:
     """Write figures as JSON, with where and how they were measured."""
     document = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(_shown(argument) for argument in sys.argv)]),
         "commit": _commit(),
         "machine": machine(),
         **figures,
@@ -34,6 +34,13 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _shown(argument: str) -> str:
+    """A path that leaves this folder by its name alone: where it lies is this machine's affair."""
+    path = Path(argument)
+    outside = path.is_absolute() or ".." in path.parts
+    return path.name if outside else argument
 
 
 def _processor() -> str:
