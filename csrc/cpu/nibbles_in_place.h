@@ -1,8 +1,8 @@
 // Weights as floats without moving their nibbles: what the float32 variants share.
 //
-// Step p of a word multiplies nibble p. It is masked where it lies, the upper four after one shift
-// by half a word, and then counts 16^(p mod 4) times too much; that comes off its activation,
-// exactly, when the activation is prepared.
+// Step p of a word multiplies nibble p. It is masked where it lies and then counts 16^p times too
+// much; that comes off its activation, exactly, when the activation is prepared. Only the topmost
+// nibble, which would make the word negative, is shifted down instead.
 #pragma once
 
 #include "w4_linear.h"
@@ -10,16 +10,16 @@
 namespace awqkit {
 namespace {
 
-constexpr int kNibblesPerHalf = kCodesPerWord / 2;
+constexpr bool is_topmost(int nibble) { return nibble == kCodesPerWord - 1; }
 
-constexpr bool in_upper_half(int nibble) { return nibble >= kNibblesPerHalf; }
+constexpr int shift_of(int nibble) { return kBits * nibble; }
 
-constexpr int mask_of(int nibble) { return kMaxCode << (kBits * (nibble % kNibblesPerHalf)); }
+constexpr int mask_of(int nibble) { return kMaxCode << shift_of(nibble); }
 
 inline void pack_shares(const float* row, float* packed) {
     for (int word = 0; word < kSumInputs; word += kCodesPerWord) {
         for (int nibble = 0; nibble < kCodesPerWord; ++nibble) {
-            const float excess = float(1 << (kBits * (nibble % kNibblesPerHalf)));
+            const float excess = is_topmost(nibble) ? 1.0f : float(1 << shift_of(nibble));
             packed[word + nibble] = row[word + kAwqOrder[nibble]] / excess;
         }
     }

@@ -20,11 +20,21 @@ struct Avx2 {
 
     static void pack_activations(const float* row, float* packed) { pack_shares(row, packed); }
 
+    // What one step does to the codes of every vector in turn.
     template <int kStep>
-    static AWQKIT_INLINE Weights weights(Codes codes) {
-        const Codes half = in_upper_half(kStep) ? _mm256_srli_epi32(codes, 16) : codes;
-        return _mm256_cvtepi32_ps(_mm256_and_si256(half, _mm256_set1_epi32(mask_of(kStep))));
-    }
+    struct Step {
+        Codes mask = _mm256_set1_epi32(mask_of(kStep));
+
+        // Left to itself the compiler carries all masks through the loop, in memory, and loads
+        // each again for every vector of a step.
+        AWQKIT_INLINE void keep_in_register() { asm volatile("" : "+x"(mask)); }
+        AWQKIT_INLINE Weights weights(Codes codes) const {
+            const Codes nibble = is_topmost(kStep) ? _mm256_srli_epi32(codes, shift_of(kStep))
+                                                   : _mm256_and_si256(codes, mask);
+            return _mm256_cvtepi32_ps(nibble);
+        }
+    };
+
     static AWQKIT_INLINE Codes load_codes(const uint32_t* words) {
         return _mm256_load_si256(reinterpret_cast<const __m256i*>(words));
     }

@@ -14,10 +14,17 @@ struct Avx512 : Avx512Vector {
     static void pack_activations(const float* row, float* packed) { pack_shares(row, packed); }
 
     template <int kStep>
-    static AWQKIT_INLINE Weights weights(Codes codes) {
-        const Codes half = in_upper_half(kStep) ? _mm512_srli_epi32(codes, 16) : codes;
-        return _mm512_cvtepi32_ps(_mm512_and_si512(half, _mm512_set1_epi32(mask_of(kStep))));
-    }
+    struct Step {
+        Codes mask = _mm512_set1_epi32(mask_of(kStep));
+
+        AWQKIT_INLINE void keep_in_register() {}  // of 32 there are enough
+        AWQKIT_INLINE Weights weights(Codes codes) const {
+            const Codes nibble = is_topmost(kStep) ? _mm512_srli_epi32(codes, shift_of(kStep))
+                                                   : _mm512_and_si512(codes, mask);
+            return _mm512_cvtepi32_ps(nibble);
+        }
+    };
+
     static AWQKIT_INLINE Vector broadcast(Activation x) { return _mm512_set1_ps(x); }
     static AWQKIT_INLINE Vector multiply_add(Weights weights, Vector x, Vector sum) {
         return _mm512_fmadd_ps(weights, x, sum);

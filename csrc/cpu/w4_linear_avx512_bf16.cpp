@@ -8,6 +8,11 @@
 namespace awqkit {
 namespace {
 
+alignas(64) constexpr uint16_t kBf16OfCode[32] = {
+    0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+    0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+    0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+
 struct Avx512Bf16 : Avx512Vector {
     using Weights = __m512i;
     using Activation = uint32_t;  // bfloat16 of inputs 2i (low half) and 2i + 1 of a word
@@ -23,15 +28,16 @@ struct Avx512Bf16 : Avx512Vector {
     // After the shift each 16-bit half begins with its nibble. Of the half, the lookup reads five
     // bits: the table holds every code twice, so that the fifth does not matter.
     template <int kStep>
-    static AWQKIT_INLINE Weights weights(Codes codes) {
-        alignas(64) static constexpr uint16_t kBf16OfCode[32] = {
-            0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-            0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170,
-            0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-            0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
-        const __m512i table = _mm512_load_si512(kBf16OfCode);
-        return _mm512_permutexvar_epi16(_mm512_srli_epi32(codes, kBits * kStep), table);
-    }
+    struct Step {
+        __m512i bf16_of_code = _mm512_load_si512(kBf16OfCode);
+
+        AWQKIT_INLINE void keep_in_register() {}  // of 32 there are enough
+        AWQKIT_INLINE Weights weights(Codes codes) const {
+            const Codes nibbles = _mm512_srli_epi32(codes, kBits * kStep);
+            return _mm512_permutexvar_epi16(nibbles, bf16_of_code);
+        }
+    };
+
     static AWQKIT_INLINE Codes broadcast(Activation x) { return _mm512_set1_epi32(int32_t(x)); }
     static AWQKIT_INLINE Vector multiply_add(Weights weights, Codes x, Vector sum) {
         return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);

@@ -43,8 +43,10 @@ struct Tile {
     template <int kStep>
     static AWQKIT_INLINE void step_by_vector(const typename Simd::Codes (&codes)[kVectors],
                                              const Activation* x, Sums& sums) {
+        typename Simd::template Step<kStep> step;
+        if constexpr (kTokens == 1) step.keep_in_register();
         AWQKIT_UNROLL for (int v = 0; v < kVectors; ++v) {
-            const auto weights = Simd::template weights<kStep>(codes[v]);
+            const auto weights = step.weights(codes[v]);
             AWQKIT_UNROLL for (int t = 0; t < kTokens; ++t) {
                 sums[v][t] = Simd::multiply_add(weights, Simd::broadcast(x[t]), sums[v][t]);
             }
@@ -54,10 +56,9 @@ struct Tile {
     template <int kStep>
     static AWQKIT_INLINE void step_by_token(const typename Simd::Codes (&codes)[kVectors],
                                             const Activation* x, Sums& sums) {
+        const typename Simd::template Step<kStep> step;
         typename Simd::Weights weights[kVectors];
-        AWQKIT_UNROLL for (int v = 0; v < kVectors; ++v) {
-            weights[v] = Simd::template weights<kStep>(codes[v]);
-        }
+        AWQKIT_UNROLL for (int v = 0; v < kVectors; ++v) weights[v] = step.weights(codes[v]);
         AWQKIT_UNROLL for (int t = 0; t < kTokens; ++t) {
             const auto activation = Simd::broadcast(x[t]);
             AWQKIT_UNROLL for (int v = 0; v < kVectors; ++v) {
