@@ -22,6 +22,7 @@ from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.safetensors_file import TORCH_DTYPES
 from awqkit.checkpoint.shards import find_tensors
 from awqkit.checkpoint.stored_values import read_dense, read_quantized
+from awqkit.checkpoint.tied_head import require_tied
 
 CONFIG_FILE = "config.json"
 Format = Literal["hf", "awq", "compressed-tensors"]
@@ -115,6 +116,7 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
         )
     tensors = find_tensors(folder)
     placements = place_tensors(tensors, config, family, quantization)
+    require_tied(tensors, config, family)
     embedding = TORCH_DTYPES[placements[EMBEDDING].entries[""].dtype]
     stored_dtype = str(embedding).removeprefix("torch.")
     return Checkpoint(

@@ -77,6 +77,23 @@ def test_tied_head_that_is_stored_nevertheless_is_ignored(tmp_path: Path) -> Non
     assert "lm_head.weight" not in open_checkpoint(folder).names()
 
 
+@pytest.mark.parametrize("change", ["one value in the last row", "other dtype"])
+def test_tied_head_that_differs_from_the_embedding_is_refused(tmp_path: Path, change: str) -> None:
+    folder = write_tiny_model(tmp_path, tie_word_embeddings=True)
+
+    def add_head(tensors: dict[str, torch.Tensor]) -> None:
+        head = tensors["model.embed_tokens.weight"].clone()
+        if change == "other dtype":
+            head = head.half()
+        else:
+            head[-1, -1] += 1
+        tensors["lm_head.weight"] = head
+
+    edit_tensors(folder, add_head)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+        open_checkpoint(folder)
+
+
 def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
