@@ -30,10 +30,17 @@ class TextScore:
     negative_log_likelihood: float
     #: KL divergence of the model from the reference, Σ p_ref · log(p_ref / p); None without one.
     divergence: float | None
+    #: What the reference loses on the same tokens; None without one.
+    reference_loss: float | None
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.negative_log_likelihood / self.predicted)
+
+    @property
+    def reference_perplexity(self) -> float | None:
+        loss = self.reference_loss
+        return None if loss is None else math.exp(loss / self.predicted)
 
     @property
     def kl(self) -> float | None:
@@ -87,21 +94,27 @@ def score_text(
     The first token of a chunk is given, not predicted. on_chunk: called with the tokens of every
     chunk that is done.
     """
-    predicted, loss, divergence = 0, 0.0, 0.0
+    predicted, loss, divergence, reference_loss = 0, 0.0, 0.0, 0.0
     for chunk in ids.split(seqlen):
         for targets, logs, reference_logs in _slices(model, reference, chunk):
-            chosen = logs.gather(1, targets.unsqueeze(1))
-            loss -= float(chosen.sum(dtype=torch.float64))
+            loss += _loss(logs, targets)
             predicted += len(targets)
             if reference_logs is not None:
                 terms = reference_logs.exp() * (reference_logs - logs)
                 divergence += float(terms.sum(dtype=torch.float64))
+                reference_loss += _loss(reference_logs, targets)
         on_chunk(len(chunk))
     return TextScore(
         predicted=predicted,
         negative_log_likelihood=loss,
         divergence=None if reference is None else divergence,
+        reference_loss=None if reference is None else reference_loss,
     )
+
+
+def _loss(logs: Tensor, targets: Tensor) -> float:
+    """−Σ log p(target); logs [R, vocab], targets [R]."""
+    return -float(logs.gather(1, targets.unsqueeze(1)).sum(dtype=torch.float64))
 
 
 def _slices(

@@ -54,16 +54,18 @@ def test_loss_and_divergence_equal_a_direct_computation(
 ) -> None:
     monkeypatch.setattr(text_scores, "PREFILL_TOKENS", 33)
     monkeypatch.setattr(text_scores, "_LOGIT_BYTES", 4 * 320 * 7)
-    loss = divergence = 0.0
+    loss = divergence = reference_loss = 0.0
     for chunk in ids.split(SEQLEN):
         ours, theirs = (direct(folder, chunk) for folder in folders)
         loss -= float(ours.gather(1, chunk[1:].unsqueeze(1)).sum())
         divergence += float((theirs.exp() * (theirs - ours)).sum())
+        reference_loss -= float(theirs.gather(1, chunk[1:].unsqueeze(1)).sum())
     found = score(folders[0], ids, against=folders[1])
     assert found.predicted == 251 - 3
     assert found.negative_log_likelihood == pytest.approx(loss, rel=1e-5)
     assert found.divergence == pytest.approx(divergence, rel=1e-4)
     assert found.perplexity == pytest.approx(math.exp(loss / 248), rel=1e-4)
+    assert found.reference_perplexity == pytest.approx(math.exp(reference_loss / 248), rel=1e-4)
 
 
 def test_a_model_is_no_distance_from_itself_until_its_cache_is_quantized(

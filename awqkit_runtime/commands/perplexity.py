@@ -28,7 +28,7 @@ _DEFAULT_SEQLEN = 2048
 @click.option(
     "--against",
     metavar="MODEL",
-    help="Also measure the KL divergence from this model, whose cache is not quantized.",
+    help="Also measure this model, whose cache is not quantized, and the KL divergence from it.",
 )
 @click.option(
     "--seqlen",
@@ -70,6 +70,7 @@ def perplexity(
         "nll": score.negative_log_likelihood / score.predicted,
         "perplexity": score.perplexity,
         "against": against,
+        "against_perplexity": score.reference_perplexity,
         "kl": score.kl,
     }
     click.echo(json.dumps(figures, indent=1) if as_json else _as_text(figures))
@@ -83,7 +84,10 @@ def _as_text(figures: dict[str, Any]) -> str:
         f"Perplexity  {figures['perplexity']:.4f}",
     ]
     if figures["kl"] is not None:
-        lines.append(f"KL          {figures['kl']:.6f} nats per token from {figures['against']}")
+        lines += [
+            f"KL          {figures['kl']:.6f} nats per token from {figures['against']}, "
+            f"whose perplexity is {figures['against_perplexity']:.4f}",
+        ]
     return "\n".join(lines)
 
 

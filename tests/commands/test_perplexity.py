@@ -62,6 +62,7 @@ def test_divergence_from_itself_and_through_an_int4_cache(model: Path, text: Pat
     assert figures(model, *against)["kl"] == 0
     found = figures(model, *against, "--quant-policy", "4")
     assert found["kl"] > 0 and found["quant_policy"] == 4
+    assert found["against_perplexity"] == figures(model, "--text", text)["perplexity"]
 
 
 def test_text_for_people(model: Path, text: Path) -> None:
