@@ -49,7 +49,12 @@ def _join_switch_values(args: list[str]) -> list[str]:
     help="pileval, c4, wikitext2; a .txt, .json, .jsonl, .jsonl.zst or .parquet file; a hub id; "
     "or self: text sampled from the model, which needs it whole in memory, but no network.",
 )
-@click.option("--calib-samples", default=DEFAULTS["calib_samples"], show_default=True)
+@click.option(
+    "--calib-samples",
+    default=DEFAULTS["calib_samples"],
+    show_default=True,
+    help="Samples to calibrate on.",
+)
 @click.option(
     "--calib-seqlen",
     default=DEFAULTS["calib_seqlen"],
@@ -57,8 +62,15 @@ def _join_switch_values(args: list[str]) -> list[str]:
     help="Tokens a sample.",
 )
 @click.option("--batch-size", default="auto", show_default=True, help="Samples at once.")
-@click.option("--w-bits", default=DEFAULTS["w_bits"], show_default=True)
-@click.option("--w-group-size", default=DEFAULTS["w_group_size"], show_default=True)
+@click.option(
+    "--w-bits", default=DEFAULTS["w_bits"], show_default=True, help="Bits a weight; only 4."
+)
+@click.option(
+    "--w-group-size",
+    default=DEFAULTS["w_group_size"],
+    show_default=True,
+    help="Weights that share a scale; only 128.",
+)
 @click.option(
     "--search-scale/--no-search-scale",
     default=DEFAULTS["search_scale"],
@@ -73,7 +85,12 @@ def _join_switch_values(args: list[str]) -> list[str]:
     help="fast: nearest rounding; balanced: second-order rounding.",
 )
 @click.option(
-    "--format", "format_", type=click.Choice(FORMATS), default=DEFAULTS["format"], show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    default=DEFAULTS["format"],
+    show_default=True,
+    help="How the integers lie on disk; the same in both.",
 )
 @click.option(
     "--dtype",
@@ -82,8 +99,19 @@ def _join_switch_values(args: list[str]) -> list[str]:
     show_default=True,
     help="Of what stays unquantized.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
-@click.option("--seed", default=DEFAULTS["seed"], show_default=True)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N",
+    help="auto: a GPU where there is one.",
+)
+@click.option(
+    "--seed",
+    default=DEFAULTS["seed"],
+    show_default=True,
+    help="Of the choice of samples; the same seed gives the same checkpoint.",
+)
 @click.option(
     "--evaluate/--no-evaluate",
     default=DEFAULTS["evaluate"],

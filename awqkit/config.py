@@ -33,6 +33,7 @@ class QuantConfig:
     calib_seqlen: int = 2048
     #: Samples that pass through a block at once; None chooses.
     batch_size: int | None = None
+    #: 0 to 2⁶³ − 1, what torch's generators take.
     seed: int = 0
     #: Compare with the unquantized model on rows held out from the calibration.
     evaluate: bool = True
@@ -57,6 +58,8 @@ class QuantConfig:
         ):
             if value < 1:
                 raise ConfigError(f"{option} is {value}; it must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2^63 − 1.")
 
     @property
     def rows_at_once(self) -> int:

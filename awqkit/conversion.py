@@ -107,13 +107,13 @@ def show_report(report: Report, html: Path | None) -> None:
         console.print(_score_table(report))
     before, after = report.bytes_before, report.bytes_after
     console.print(
-        f"Weights {human_bytes(before)} → {human_bytes(after)} on disk and in memory "
-        f"({before / after:.2f} times smaller)"
+        f"Weights {human_bytes(before)} → {human_bytes(after)} on disk and in memory"
+        + (f" ({before / after:.2f} times smaller)" if after < before else "")
     )
     if report.unquantized:
         console.print(
-            f"{len(report.unquantized)} linears stay {report.config.dtype}, as groups of "
-            f"{report.config.w_group_size} do not divide them: {_shortened(report.unquantized)}"
+            f"Linears left in {report.config.dtype}, as groups of {report.config.w_group_size} do "
+            f"not divide them: {len(report.unquantized)} ({_shortened(report.unquantized)})"
         )
     console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
     console.print(f"Written {report.output}", soft_wrap=True)

@@ -44,7 +44,7 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "family", str(checkpoint.raw_config.get("model_type"))
     yield (
         "blocks",
-        f"{decoder.num_layers} blocks, hidden {decoder.hidden_size}, "
+        f"{decoder.num_layers}, hidden {decoder.hidden_size}, "
         + (f"intermediate {decoder.intermediate_size}"),
     )
     yield (
@@ -53,7 +53,7 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         + (f"{decoder.head_dim}"),
     )
     yield (
-        "words",
+        "vocab",
         f"{decoder.vocab_size} tokens"
         + (", embeddings tied" if decoder.tie_word_embeddings else ""),
     )

@@ -150,10 +150,24 @@ def test_report_that_cannot_be_written_is_refused_before_the_work(model, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(model, tmp_path, seed: int) -> None:
+    result = run(convert, model, tmp_path / "out", *SELF, "--seed", seed)
+    assert_one_paragraph(result, f"--seed is {seed}", "2^63")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_option_is_explained() -> None:
+    options = [
+        p for command in (convert, inspect) for p in command.params if p.param_type_name == "option"
+    ]
+    assert options and all(option.help for option in options)
+
+
 def test_inspect_says_what_a_plain_model_is(model) -> None:
     result = run(inspect, model)
     assert result.exit_code == 0
-    assert "2 blocks" in result.stdout and "0 of 14 linears" in result.stdout
+    assert "blocks    2," in result.stdout and "0 of 14 linears" in result.stdout
 
 
 def test_interrupt_ends_quietly_and_leaves_nothing(model, tmp_path) -> None:

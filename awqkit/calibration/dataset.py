@@ -69,8 +69,8 @@ def calibration_rows(
         CalibrationError: the numbers do not fit the model, the source is unknown, unreachable or
             broken, or it has too little text.
     """
-    check_row_sizes(samples=samples, seqlen=seqlen, max_length=max_length)
     text = open_source(source, render_chat=chat_renderer(tokenizer))
+    check_row_sizes(samples=samples, seqlen=seqlen, max_length=max_length)
     encoded = encoded_documents(text.documents(seed), tokenizer)
     needed = samples * seqlen
     tokens = _take_tokens(encoded, needed)

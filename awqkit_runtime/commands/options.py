@@ -52,11 +52,11 @@ _SERVING_OPTIONS = (
 _LOADING_OPTIONS = (
     click.option(
         "--model-format", type=click.Choice(MODEL_FORMATS), default=EngineConfig.model_format,
-        show_default=True,
+        show_default=True, help="auto finds out; another one must be what the folder holds.",
     ),
     click.option(
         "--device", default=str(EngineConfig.device), show_default=True,
-        metavar="auto|cpu|cuda|cuda:N",
+        metavar="auto|cpu|cuda|cuda:N", help="auto: a GPU where there is one.",
     ),
     click.option(
         "--dtype", type=click.Choice(["auto", *DTYPES]), default=str(EngineConfig.dtype),

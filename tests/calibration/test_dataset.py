@@ -170,8 +170,13 @@ def test_short_text_serves_calibration_first(tmp_path: Path) -> None:
 def test_numbers_that_cannot_be_are_refused_before_anything_is_read(
     numbers: dict[str, int], words: list[str]
 ) -> None:
-    message = failure(Path("/nowhere/at.all"), **numbers)
+    message = failure(Path("c4"), **numbers)
     assert all(word in message for word in words)
+
+
+def test_a_source_that_is_none_is_named_before_numbers_that_cannot_be() -> None:
+    assert "ptb.train.txt" in failure(Path("ptb"), seqlen=4096)
+    assert "does not exist" in failure(Path("/nowhere/at.txt"), seqlen=4096)
 
 
 def test_row_sizes_are_checked_for_other_sources_too() -> None:
