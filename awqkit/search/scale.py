@@ -11,6 +11,7 @@ from torch import Tensor
 from awqkit.search.affine import in_groups, min_max_grid, round_to_nearest
 from awqkit.search.moments import Moments, output_error
 
+IDENTITY = "identity"
 RATIOS = tuple(step / 20 for step in range(20))
 
 
@@ -20,39 +21,35 @@ class ScaleChoice:
 
     scale: Tensor
     loss: float
-    identity_loss: float
     description: str
 
     @property
     def is_identity(self) -> bool:
-        return self.description == "identity"
+        return self.description == IDENTITY
 
 
-def search_scale(
+def rank_scales(
     weights: Sequence[Tensor],
     moments: Moments,
     *,
     tie: Callable[[Tensor], Tensor],
     realise: Callable[[Tensor], Tensor],
-) -> ScaleChoice:
-    """The candidate with the least output error after rounding to nearest.
+) -> list[ScaleChoice]:
+    """All candidates, the one with the least output error after rounding to nearest first.
 
     weights: the linears that read this input, float32 [out_i, in].
     tie: makes a per-channel statistic [in] agree among channels that must share a scale
         (query heads over one value head).
     realise: the scale that counts once the op before has been stored, [in] → [in].
     """
-    identity = torch.ones_like(moments.magnitude)
-    identity_loss = rounding_loss(weights, moments.gram, identity)
-    best = ScaleChoice(identity, identity_loss, identity_loss, "identity")
     activation = tie(moments.magnitude)
     magnitude = tie(weight_magnitude(weights))
-    for description, wanted in _candidates(activation, magnitude):
-        scale = realise(wanted)
-        loss = rounding_loss(weights, moments.gram, scale)
-        if loss < best.loss:
-            best = ScaleChoice(scale, loss, identity_loss, description)
-    return best
+    wanted = [(IDENTITY, torch.ones_like(activation)), *_candidates(activation, magnitude)]
+    choices = [
+        ScaleChoice(scale, rounding_loss(weights, moments.gram, scale), description)
+        for description, scale in ((name, realise(scale)) for name, scale in wanted)
+    ]
+    return sorted(choices, key=lambda choice: choice.loss)
 
 
 def rounding_loss(weights: Sequence[Tensor], gram: Tensor, scale: Tensor) -> float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from awqkit.search.affine import (
@@ -17,9 +16,12 @@ from awqkit.search.affine import (
     round_to_nearest,
 )
 from awqkit.search.clip import search_clip
-from awqkit.search.moments import Moments, output_error
+from awqkit.search.moments import Moments, divided_by, output_error
 from awqkit.search.rounding import round_second_order
-from awqkit.search.scale import ScaleChoice, rounding_loss, search_scale
+from awqkit.search.scale import ScaleChoice, rank_scales
+
+#: Scales that are tried with clipping, which costs more than ranking them without.
+SHORTLIST = 3
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,36 @@ def choose_scale(
     tie: Callable[[Tensor], Tensor],
     realise: Callable[[Tensor], Tensor],
 ) -> ScaleChoice:
-    """The best scale on the search rows, or the identity where the judging rows prefer that."""
-    choice = search_scale(weights, rows.search, tie=tie, realise=realise)
-    identity = realise(torch.ones_like(choice.scale))
-    judged = rounding_loss(weights, rows.judge.gram, choice.scale)
-    if judged < rounding_loss(weights, rows.judge.gram, identity):
-        return choice
-    return replace(choice, scale=identity, loss=choice.identity_loss, description="identity")
+    """The scale that serves best once ranges are clipped, or the identity.
+
+    Clipping takes over part of what a scale does, so the candidates that promise most are compared
+    behind it. The identity stays unless the judging rows prefer the other, too.
+    """
+    ranked = rank_scales(weights, rows.search, tie=tie, realise=realise)
+    identity = next(choice for choice in ranked if choice.is_identity)
+    tried = [identity, *(choice for choice in ranked[:SHORTLIST] if choice is not identity)]
+    errors = [_clipped_errors(weights, rows, choice.scale) for choice in tried]
+    best = min(range(len(tried)), key=lambda index: errors[index].search)
+    return tried[best] if errors[best].judge < errors[0].judge else identity
+
+
+@dataclass(frozen=True)
+class _Errors:
+    search: float
+    judge: float
+
+
+def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Errors:
+    """Output errors of rounding W·scale to nearest on clipped ranges, summed over the linears."""
+    search, judge = divided_by(rows.search, scale).gram, divided_by(rows.judge, scale).gram
+    deltas = []
+    for weight in weights:
+        scaled = weight * scale
+        deltas.append(round_to_nearest(scaled, search_clip(scaled, search)) - scaled)
+    return _Errors(
+        search=sum(float(output_error(delta, search)) for delta in deltas),
+        judge=sum(float(output_error(delta, judge)) for delta in deltas),
+    )
 
 
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:

@@ -1,7 +1,7 @@
 import torch
 
 from awqkit.search.moments import Moments
-from awqkit.search.scale import normalised, rounding_loss, search_scale
+from awqkit.search.scale import normalised, rank_scales, rounding_loss
 
 
 def same(x: torch.Tensor) -> torch.Tensor:
@@ -18,9 +18,10 @@ def test_search_protects_loud_channels() -> None:
     loudness[::32] = 30.0
     moments = moments_of(torch.randn(2000, 256) * loudness)
     weights = [torch.randn(64, 256), torch.randn(32, 256)]
-    choice = search_scale(weights, moments, tie=same, realise=same)
+    choice, *others = rank_scales(weights, moments, tie=same, realise=same)
     assert not choice.is_identity
-    assert choice.loss < 0.7 * choice.identity_loss
+    identity = next(other for other in others if other.is_identity)
+    assert choice.loss < 0.7 * identity.loss
     assert choice.scale[::32].mean() > 1.5 * choice.scale.median()
     assert choice.loss == rounding_loss(weights, moments.gram, choice.scale)
 
@@ -31,7 +32,7 @@ def test_identity_is_a_candidate() -> None:
     gram = torch.zeros(128, 128)
     gram[0, 0] = 1.0
     moments = Moments(gram=gram, magnitude=gram.diagonal().sqrt())
-    choice = search_scale(weights, moments, tie=same, realise=same)
+    choice = rank_scales(weights, moments, tie=same, realise=same)[0]
     assert choice.is_identity and torch.equal(choice.scale, torch.ones(128))
 
 
@@ -39,21 +40,20 @@ def test_channels_that_never_fire_keep_scale_one() -> None:
     torch.manual_seed(1)
     x = torch.randn(300, 256) * torch.linspace(0.1, 5, 256)
     x[:, 7], x[:, 200] = 0.0, 0.0
-    choice = search_scale([torch.randn(32, 256)], moments_of(x), tie=same, realise=same)
+    choice = rank_scales([torch.randn(32, 256)], moments_of(x), tie=same, realise=same)[0]
     assert choice.scale.isfinite().all() and (choice.scale > 0).all()
     assert choice.scale[7] == choice.scale[200] == 1.0
 
 
 def test_silence_everywhere_is_the_identity() -> None:
     silent = Moments(gram=torch.zeros(128, 128), magnitude=torch.zeros(128))
-    choice = search_scale([torch.randn(8, 128)], silent, tie=same, realise=same)
+    choice = rank_scales([torch.randn(8, 128)], silent, tie=same, realise=same)[0]
     assert choice.is_identity
     assert torch.equal(normalised(torch.zeros(128), torch.zeros(128)), torch.ones(128))
 
 
 def test_zero_weights_have_an_outcome() -> None:
     torch.manual_seed(2)
-    choice = search_scale(
-        [torch.zeros(8, 128)], moments_of(torch.randn(50, 128)), tie=same, realise=same
-    )
+    moments = moments_of(torch.randn(50, 128))
+    choice = rank_scales([torch.zeros(8, 128)], moments, tie=same, realise=same)[0]
     assert choice.scale.isfinite().all() and choice.loss == 0.0
