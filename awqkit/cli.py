@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import awqkit.openmp  # noqa: F401  (before torch)
 from awqkit.config import DTYPES, FORMATS, QUALITIES, QuantConfig
 from awqkit.console import paragraph_errors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+import awqkit_runtime.openmp  # noqa: F401  (before torch)
 from awqkit_runtime.commands.bench import bench
 from awqkit_runtime.commands.chat import chat
 from awqkit_runtime.commands.generate import generate
