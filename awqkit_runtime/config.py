@@ -190,5 +190,6 @@ def _parse_cache_size(value: object) -> float | int:
             return int(value)
     raise ConfigError(
         f"cache_max_entry_count is {value!r}; it must be a share in (0, 1] of the memory that is "
-        "free after the weights, or an absolute size such as '8GiB'."
+        f"free after the weights, or an absolute size such as '8GiB', of at least "
+        f"{_SMALLEST_CACHE} bytes."
     )
