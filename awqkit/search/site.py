@@ -20,8 +20,8 @@ from awqkit.search.moments import Moments, divided_by, output_error
 from awqkit.search.rounding import round_second_order
 from awqkit.search.scale import ScaleChoice, rank_scales
 
-#: Scales that are tried with clipping, which costs more than ranking them without.
-SHORTLIST = 3
+#: Of the ranked scales, those that are tried with clipping, which costs far more than ranking.
+SHORTLIST = 1
 
 
 @dataclass(frozen=True)
