@@ -14,7 +14,7 @@ constexpr bool is_topmost(int nibble) { return nibble == kCodesPerWord - 1; }
 
 constexpr int shift_of(int nibble) { return kBits * nibble; }
 
-constexpr int mask_of(int nibble) { return kMaxCode << shift_of(nibble); }
+constexpr int mask_of(int nibble) { return int(uint32_t(kMaxCode) << shift_of(nibble)); }
 
 inline void pack_shares(const float* row, float* packed) {
     for (int word = 0; word < kSumInputs; word += kCodesPerWord) {

@@ -35,7 +35,7 @@ void work_on(void* data) {
     std::free(workspace.memory);
 }
 
-W4LinearVariant variant_of(Isa isa, DType dtype) {
+W4LinearVariant variant_of([[maybe_unused]] Isa isa, [[maybe_unused]] DType dtype) {
 #ifdef AWQKIT_X86_VARIANTS
     if (isa == Isa::kAvx512Bf16 && dtype == DType::kBFloat16) return w4_linear_avx512_bf16;
     if (isa == Isa::kAvx512Bf16 || isa == Isa::kAvx512) return w4_linear_avx512;

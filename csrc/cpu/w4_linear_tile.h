@@ -44,7 +44,7 @@ struct Tile {
     static AWQKIT_INLINE void step_by_vector(const typename Simd::Codes (&codes)[kVectors],
                                              const Activation* x, Sums& sums) {
         typename Simd::template Step<kStep> step;
-        if constexpr (kTokens == 1) step.keep_in_register();
+        if constexpr (kTokens == 1) step.keep_in_register();  // where loads are the limit
         AWQKIT_UNROLL for (int v = 0; v < kVectors; ++v) {
             const auto weights = step.weights(codes[v]);
             AWQKIT_UNROLL for (int t = 0; t < kTokens; ++t) {
@@ -107,7 +107,7 @@ struct Tile {
         }
     }
 
-    // totals: [kTokens][kVectors][kLanes], all inputs of the first token's rows first.
+    // Adds to totals, [kTokens][kBlocks * kBlockRows].
     static AWQKIT_INLINE void add_all_groups(const W4Linear& call, int64_t block,
                                              TileInput<Simd> input, float* totals) {
         const int64_t words_stride = call.words_per_block();
