@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from awqkit.checkpoint import open_checkpoint
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.dispatcher import Dispatcher
-from awqkit_runtime.engine.engine import Engine, EngineStats
-from awqkit_runtime.engine.generation_defaults import sampling_defaults
+from awqkit_runtime.engine.engine import EngineStats
+from awqkit_runtime.engine.loading import load_engine
 from awqkit_runtime.engine.request import Completion, RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import RequestError
-from awqkit_runtime.models.loader import load_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,9 +50,6 @@ class LLM:
         model_format: str = EngineConfig.model_format,
         seed: int | None = EngineConfig.seed,
     ) -> None:
-        from awqkit.checkpoint.stop_tokens import read_generation_config
-        from awqkit.checkpoint.tokenizer import has_tokenizer, load_tokenizer, stop_token_ids
-
         self.config = EngineConfig(
             quant_policy=quant_policy,
             cache_max_entry_count=cache_max_entry_count,
@@ -68,16 +63,9 @@ class LLM:
             model_format=model_format,
             seed=seed,
         )
-        checkpoint = open_checkpoint(path, model_format=model_format)
-        self._folder = checkpoint.folder
-        self._bos_token_id = checkpoint.config.bos_token_id
-        self._tokenizer = load_tokenizer(self._folder) if has_tokenizer(self._folder) else None
+        engine, self._text = load_engine(path, self.config)
         #: What chat() uses where the caller says nothing.
-        self.chat_defaults = sampling_defaults(read_generation_config(self._folder))
-        stops = stop_token_ids(self._folder, checkpoint.config, tokenizer=self._tokenizer)
-        decoder = load_decoder(checkpoint, device=device, dtype=dtype, session_len=session_len)
-        text_decoder = self._tokenizer or _NoText()
-        engine = Engine(decoder, text_decoder, self.config, stop_token_ids=stops)
+        self.chat_defaults = self._text.chat_defaults
         self._dispatcher: Dispatcher | None = Dispatcher(engine)
 
     def __enter__(self) -> LLM:
@@ -100,12 +88,12 @@ class LLM:
         """CheckpointError where the folder has none."""
         from awqkit.checkpoint.tokenizer import load_tokenizer
 
-        return load_tokenizer(self._folder) if self._tokenizer is None else self._tokenizer
+        return self._text.tokenizer or load_tokenizer(self._text.folder)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether chat() can be used."""
-        return self._tokenizer is not None and bool(self._tokenizer.chat_template)
+        return self._text.has_chat_template
 
     @property
     def session_len(self) -> int:
@@ -172,8 +160,8 @@ class LLM:
 
         if isinstance(prompt, str):
             ids = encode_prompt(self.tokenizer, prompt)
-            if not ids and self._bos_token_id is not None:
-                return [self._bos_token_id]
+            if not ids and self._text.bos_token_id is not None:
+                return [self._text.bos_token_id]
             return ids
         if isinstance(prompt, Sequence):
             return [*prompt]
@@ -192,13 +180,6 @@ class LLM:
         if self._dispatcher is None:
             raise RuntimeError("this LLM is closed")
         return self._dispatcher
-
-
-class _NoText:
-    """Stands in for the tokenizer of a folder without one."""
-
-    def decode(self, token_ids: list[int], **options: Any) -> str:
-        return ""
 
 
 def _texts(outputs: Generator[RequestOutput]) -> Generator[str]:
