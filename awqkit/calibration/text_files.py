@@ -9,9 +9,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import zstandard
 
 from awqkit.calibration.text_fields import KNOWN_FIELDS, TEXT_FIELDS, text_columns
 from awqkit.errors import CalibrationError
@@ -24,6 +23,10 @@ ZSTD_MAX_WINDOW = 1 << 31
 ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
 COMPRESSED_ENDINGS = (".zst", ".gz")
 ENDINGS_TEXT = ".txt, .jsonl, .jsonl.zst, .json or .parquet"
+
+
+class _DamagedFrame(ValueError):
+    """A zstd frame that cannot be decompressed."""
 
 
 def split_ending(path: Path) -> tuple[str, str]:
@@ -149,7 +152,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         _refuse_utf16(first, path)
         yield first.removeprefix(b"\xef\xbb\xbf")
         yield from chunks
-    except (zstandard.ZstdError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except (_DamagedFrame, zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise CalibrationError(
             f"The calibration file {path} cannot be decompressed ({in_one_line(error)}). It is not "
             "what its ending says or was cut short while it was copied or downloaded: fetch it "
@@ -180,17 +183,33 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
     The library's own stream reader takes the end of a file for the end of a frame, so that a
     truncated archive would pass for a short one; here it is an EOFError.
     """
+    zstandard = _zstandard(path)
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
     frame = None
     for compressed in _plain_chunks(path):
         while compressed:
             frame = frame or decompressor.decompressobj()
-            yield frame.decompress(compressed)
+            try:
+                yield frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise _DamagedFrame(str(error)) from error
             compressed = frame.unused_data
             if frame.eof:
                 frame = None
     if frame is not None:
         raise EOFError("the file ends inside a compressed frame")
+
+
+def _zstandard(path: Path) -> ModuleType:
+    """The library, imported only where a file needs it."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise CalibrationError(
+            f"The calibration file {path} is compressed with zstd, which takes the package "
+            "zstandard. Install it with `pip install zstandard`, or decompress the file."
+        ) from error
+    return zstandard
 
 
 def _refuse_utf16(first: bytes, path: Path) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from tests.calibration import fake_hub
 from tests.calibration.fake_hub import FakeHub, Repository, serving
+
+zstandard = pytest.importorskip("zstandard")
 
 ROOT = Path(__file__).parents[2]
 Outcomes = dict[str, dict[str, Any]]

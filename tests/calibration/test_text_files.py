@@ -6,15 +6,17 @@ import contextlib
 import gzip
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from awqkit.calibration.text_files import file_records, split_ending, text_file_lines
 from awqkit.errors import CalibrationError
+
+zstandard = pytest.importorskip("zstandard")
 
 
 def random_records(count: int, seed: int) -> list[dict[str, Any]]:
@@ -219,3 +221,15 @@ def test_a_file_is_read_no_further_than_asked(tmp_path: Path) -> None:
     records = file_records(path)
     assert [next(records)["id"] for _ in range(10)] == list(range(10))
     records.close()
+
+
+def test_zstd_needs_its_package_only_where_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "a.jsonl.zst"
+    for path in (plain, packed):
+        path.write_bytes(b'{"text": "one"}\n')
+    assert list(file_records(plain)) == [{"text": "one"}]
+    with pytest.raises(CalibrationError, match="pip install zstandard"):
+        list(file_records(packed))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import sentencepiece
-import zstandard
 from tokenizers import AddedToken, Tokenizer
 
 from awqkit.checkpoint.errors import CheckpointError
@@ -24,6 +23,8 @@ from tests.checkpoint.sentencepiece_models import (
     train,
     training_lines,
 )
+
+zstandard = pytest.importorskip("zstandard")
 
 INTERNLM2 = SHARED / "tokenizers/internlm2/tokenizer.model"
 STORIES = SHARED / "models/stories260k/tokenizer.model"
