@@ -12,7 +12,7 @@ from torch import Tensor
 from awqkit.calibration.capture import Half, advance, capture_moments
 from awqkit.checkpoint import DecoderConfig, QuantizedWeight
 from awqkit.checkpoint.layout import is_quantizable
-from awqkit.decoder import Observer, attention_half, mlp_half
+from awqkit.decoder import Observer, RotaryTables, attention_half, mlp_half
 from awqkit.errors import QuantizationError
 from awqkit.search.affine import min_max_grid, round_to_nearest, to_quantized_weight
 from awqkit.search.fold import fold, realised_norm_scale
@@ -31,7 +31,7 @@ class BlockJob:
     """What stays the same from block to block."""
 
     config: DecoderConfig
-    rotary: tuple[Tensor, Tensor]
+    rotary: RotaryTables
     compute_dtype: torch.dtype
     stored_dtype: torch.dtype
     search_scale: bool
@@ -232,7 +232,8 @@ def _run_attention(job: BlockJob, layer: int, block: Block) -> Half:
     weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
 
     def half(x: Tensor, observe: Observer) -> Tensor:
-        return attention_half(weights, job.config, layer, x, job.rotary, observe=observe)
+        rotary = job.rotary.of(layer)
+        return attention_half(weights, job.config, layer, x, rotary, observe=observe)
 
     return half
 
@@ -241,7 +242,7 @@ def _run_mlp(job: BlockJob, layer: int, block: Block) -> Half:
     weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
 
     def half(x: Tensor, observe: Observer) -> Tensor:
-        return mlp_half(weights, job.config, x, observe=observe)
+        return mlp_half(weights, job.config, layer, x, observe=observe)
 
     return half
 

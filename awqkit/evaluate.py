@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.decoder import block_forward, rms_norm
+from awqkit.decoder import block_forward, final_logits
 
 #: Tokens whose logits are held at once.
 LOGIT_TOKENS = 256
@@ -94,7 +94,4 @@ class HeldOutRows:
 
 def _log_probabilities(hidden: Tensor, config: DecoderConfig, norm: Tensor, head: Tensor) -> Tensor:
     """[tokens, hidden] → float32 [tokens, vocab]."""
-    normalised = rms_norm(
-        hidden, norm.to(hidden), config.norm_eps, unit_offset=config.norm_unit_offset
-    )
-    return torch.log_softmax((normalised @ head.to(hidden).T).float(), dim=-1)
+    return torch.log_softmax(final_logits(hidden, norm.to(hidden), head.to(hidden), config), dim=-1)

@@ -22,6 +22,7 @@ from awqkit.calibration.dataset import CalibrationRows, calibration_rows
 from awqkit.calibration.self_sampling import sampled_rows
 from awqkit.checkpoint import (
     Checkpoint,
+    DecoderConfig,
     QuantizedWeight,
     open_checkpoint,
     refuse_occupied,
@@ -30,7 +31,7 @@ from awqkit.checkpoint import (
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 from awqkit.checkpoint.tokenizer import load_tokenizer
 from awqkit.config import QuantConfig
-from awqkit.decoder import require_supported, rotary_tables
+from awqkit.decoder import RotaryTables, embed
 from awqkit.device import resolve_device
 from awqkit.errors import QuantizationError
 from awqkit.evaluate import Evaluation, HeldOutRows
@@ -76,7 +77,6 @@ def quantize(
 
 def check_quantizable(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Names of the linears that stay unquantized; raises where quantizing makes no sense."""
-    require_supported(checkpoint.config)
     if checkpoint.format != "hf":
         raise QuantizationError(
             f"{checkpoint.folder} is quantized already ({checkpoint.format}). "
@@ -175,11 +175,10 @@ class _Run:
         decoder, device = checkpoint.config, self.device
         embedding = checkpoint.tensor(EMBEDDING)
         yield EMBEDDING, embedding.to(self.stored_dtype)
-        hidden = self._embed(rows.tokens, embedding)
-        held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding))
+        hidden = self._embed(rows.tokens, embedding, decoder)
+        held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding, decoder))
         evaluate = self.config.evaluate and len(rows.held_out) > 0
-        cos, sin = rotary_tables(decoder, self.config.calib_seqlen)
-        rotary = (cos.to(device), sin.to(device))
+        rotary = RotaryTables(decoder, self.config.calib_seqlen, device)
         job = BlockJob(
             config=decoder,
             rotary=rotary,
@@ -200,7 +199,7 @@ class _Run:
                     held_out.advance(
                         decoder,
                         layer,
-                        rotary,
+                        rotary.of(layer),
                         original=weights,
                         nearest=nearest_block(weights),
                         quantized=block.running,
@@ -225,9 +224,9 @@ class _Run:
             self.bytes_written += weight.nbytes
             yield name, weight
 
-    def _embed(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, embedding: Tensor, decoder: DecoderConfig) -> Tensor:
         """int64 [rows, T] → [rows, T, hidden] on the device."""
-        return embedding[tokens].to(self.device, self.compute_dtype)
+        return embed(tokens, embedding, decoder, self.compute_dtype).to(self.device)
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)

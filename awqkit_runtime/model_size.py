@@ -13,7 +13,6 @@ from awqkit.checkpoint import DecoderConfig, open_checkpoint, read_decoder_confi
 from awqkit.checkpoint.hub import resolve_source
 from awqkit.checkpoint.json_file import read_json_object
 from awqkit.checkpoint.quantization_config import read_quantization
-from awqkit.decoder import require_supported
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.footprint import loaded_bytes, packable
@@ -54,7 +53,6 @@ def read_model_size(source: str | Path, model_format: str = "auto") -> ModelSize
     if not any(Path(source).expanduser().glob("*.safetensors")):
         return _estimate(resolve_source(source, files=("config.json",)), model_format)
     checkpoint = open_checkpoint(source, model_format=model_format)
-    require_supported(checkpoint.config)
     return ModelSize(
         config=checkpoint.config,
         form="dense" if checkpoint.format == "hf" else "int4",
@@ -70,7 +68,6 @@ def place(config: DecoderConfig, engine: EngineConfig, device: torch.device) -> 
 
 def _estimate(folder: Path, model_format: str) -> ModelSize:
     config = read_decoder_config(folder)
-    require_supported(config)
     if model_format == "auto":
         stored = read_quantization(read_json_object(folder / "config.json"))
         model_format = "hf" if stored is None else stored.format

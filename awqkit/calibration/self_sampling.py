@@ -13,7 +13,7 @@ from torch import Tensor
 
 from awqkit.calibration.dataset import CalibrationRows, check_row_sizes, token_digest
 from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
-from awqkit.decoder import KeyValues, block_forward, rms_norm, rotary_tables
+from awqkit.decoder import KeyValues, RotaryTables, block_forward, embed, final_logits
 
 #: Sequences that advance together, at most, and the bytes that their keys and values may take.
 ROWS_AT_ONCE = 128
@@ -88,7 +88,7 @@ class _Model:
             {name: dense(weight) for name, weight in checkpoint.block(layer).items()}
             for layer in range(self.config.num_layers)
         ]
-        self.rotary = tuple(t.to(device) for t in rotary_tables(self.config, seqlen))
+        self.rotary = RotaryTables(self.config, seqlen, device)
 
     def sample(
         self, batch: int, generator: torch.Generator, on_position: Callable[[int], None]
@@ -112,11 +112,12 @@ class _Model:
 
     def _step(self, token: Tensor, position: int, caches: list[KeyValues]) -> Tensor:
         """Logits [batch, vocab] after token [batch] at position."""
-        here = (self.rotary[0][position : position + 1], self.rotary[1][position : position + 1])
-        x = self.embedding[token].unsqueeze(1)
+        x = embed(token, self.embedding, self.config, self.embedding.dtype).unsqueeze(1)
         for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+            cos, sin = self.rotary.of(layer)
+            here = (cos[position : position + 1], sin[position : position + 1])
             x = block_forward(block, self.config, layer, x, here, cache=cache)
-        return rms_norm(x[:, 0], self.norm, self.config.norm_eps) @ self.head.T
+        return final_logits(x[:, 0], self.norm, self.head, self.config)
 
     def _first(self, batch: int, generator: torch.Generator) -> Tensor:
         """The token that begins a text; any token where the model has none."""

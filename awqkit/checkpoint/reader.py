@@ -84,7 +84,7 @@ class Checkpoint:
     def block(self, layer: int) -> dict[str, Tensor | QuantizedWeight]:
         """All tensors of one layer by their names within it, such as "self_attn.q_proj.weight"."""
         prefix = layer_prefix(layer)
-        return {name: self.weight(prefix + name) for name in layer_shapes(self.config)}
+        return {name: self.weight(prefix + name) for name in layer_shapes(self.config, layer)}
 
     def weight_bytes(self) -> int:
         """Bytes of all stored tensors on disk."""

@@ -10,37 +10,74 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig, RopeConfig
 
 
+class RotaryTables:
+    """cos and sin of the positions 0 … length − 1, as each layer of a decoder rotates them."""
+
+    def __init__(self, config: DecoderConfig, length: int, device: torch.device | str) -> None:
+        self._config = config
+        self._tables: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
+        for rope in layer_ropes(config):
+            cos, sin = rotary_tables(config, length, rope=rope)
+            self._tables[rope] = (cos.to(device), sin.to(device))
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """float32 [length, rotary_dim]."""
+        return self._tables[self._config.rope_of(layer)]
+
+
+def layer_ropes(config: DecoderConfig) -> tuple[RopeConfig, ...]:
+    """The different rotary embeddings that the layers use."""
+    return tuple({config.rope_of(layer): None for layer in range(config.num_layers)})
+
+
 def rotary_tables(
-    config: DecoderConfig, length: int, *, session_len: int | None = None
+    config: DecoderConfig,
+    length: int,
+    *,
+    session_len: int | None = None,
+    rope: RopeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of every position's angles: float32 [length, rotary_dim], halves repeated.
 
-    A dynamic base (NTK) is fixed once for sessions of session_len tokens, so that keys which
-    lie in a cache stay valid while the session grows; None means the model's own maximum.
+    session_len: of rotary_frequencies; None means `length`, or the model's maximum where the
+    frequencies are dynamic.  rope: None means config.rope.
     """
-    frequencies, amplitude = rotary_frequencies(config, session_len=session_len)
+    rope = rope or config.rope
+    if session_len is None and rope.kind == "longrope":
+        session_len = length
+    frequencies, amplitude = rotary_frequencies(config, session_len=session_len, rope=rope)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
 def rotary_frequencies(
-    config: DecoderConfig, *, session_len: int | None = None
+    config: DecoderConfig, *, session_len: int | None = None, rope: RopeConfig | None = None
 ) -> tuple[Tensor, float]:
-    """Angle per position for each rotating pair: float32 [rotary_dim / 2]; and the amplitude."""
-    rope = config.rope
+    """Angle per position for each rotating pair: float32 [rotary_dim / 2]; and the amplitude.
+
+    What depends on the length of a text (a dynamic base, the choice between longrope's factors) is
+    fixed once for sessions of session_len tokens, so that keys which lie in a cache stay valid
+    while the session grows; None means the model's own maximum.  rope: None means config.rope.
+    """
+    rope = rope or config.rope
     rotary_dim = int(config.head_dim * rope.partial_rotary_factor)
+    plain = _plain(rope.theta, rotary_dim)
     match rope.kind:
         case "dynamic":
-            return _plain(_dynamic_base(config, rotary_dim, session_len), rotary_dim), 1.0
+            return _plain(_dynamic_base(config, rope, rotary_dim, session_len), rotary_dim), 1.0
         case "linear":
-            return _plain(rope.theta, rotary_dim) / rope.factor, 1.0
+            return plain / rope.factor, 1.0
         case "llama3":
-            return _llama3(_plain(rope.theta, rotary_dim), rope, _original_length(config)), 1.0
+            return _llama3(plain, rope, _original_length(config, rope)), 1.0
         case "yarn":
-            frequencies = _yarn(rope, rotary_dim, _original_length(config))
+            frequencies = _yarn(rope, rotary_dim, _original_length(config, rope))
             return frequencies, _yarn_amplitude(rope)
-    return _plain(rope.theta, rotary_dim), 1.0
+        case "longrope":
+            return plain / _longrope_factors(config, rope, session_len), _longrope_amplitude(
+                rope, _original_length(config, rope)
+            )
+    return plain, 1.0
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,12 +97,14 @@ def _plain(base: float, rotary_dim: int) -> Tensor:
     return 1.0 / base ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
 
 
-def _original_length(config: DecoderConfig) -> int:
-    return config.rope.original_max_position_embeddings or config.max_position_embeddings
+def _original_length(config: DecoderConfig, rope: RopeConfig) -> int:
+    return rope.original_max_position_embeddings or config.max_position_embeddings
 
 
-def _dynamic_base(config: DecoderConfig, rotary_dim: int, session_len: int | None) -> float:
-    rope, limit = config.rope, config.max_position_embeddings
+def _dynamic_base(
+    config: DecoderConfig, rope: RopeConfig, rotary_dim: int, session_len: int | None
+) -> float:
+    limit = config.max_position_embeddings
     length = max(session_len or limit, limit)
     stretch = rope.factor * length / limit - (rope.factor - 1.0)
     return rope.theta * stretch ** (rotary_dim / (rotary_dim - 2))
@@ -105,3 +144,17 @@ def _yarn_amplitude(rope: RopeConfig) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return amplitude(rope.mscale) / amplitude(rope.mscale_all_dim)
     return amplitude(1.0)
+
+
+def _longrope_factors(config: DecoderConfig, rope: RopeConfig, session_len: int | None) -> Tensor:
+    """Divisors of the frequencies (Ding et al., 2024, "LongRoPE"): float32 [rotary_dim / 2]."""
+    is_long = (session_len or config.max_position_embeddings) > _original_length(config, rope)
+    return torch.tensor(rope.long_factors if is_long else rope.short_factors)
+
+
+def _longrope_amplitude(rope: RopeConfig, original_length: int) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(original_length))

@@ -105,7 +105,14 @@ class PagedAttention:
     def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
         k, v = self._pool.gather(layer, group.slots)
         q, k, v = (x.unflatten(0, (group.batch, -1)) for x in (q, k, v))
-        return attend(q, k, v, group.blocks, scale=self._config.softmax_scale).flatten(0, 1)
+        return attend(
+            q,
+            k,
+            v,
+            group.blocks,
+            scale=self._config.softmax_scale,
+            softcap=self._config.attention_softcap,
+        ).flatten(0, 1)
 
 
 def _starts(spans: Sequence[SequenceSpan]) -> list[int]:

@@ -65,9 +65,17 @@ def _visible(first: Tensor, last: Tensor, keys: slice, device: torch.device) -> 
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[AttentionBlock], *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Sequence[AttentionBlock],
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """softmax(scale · q·kᵀ) · v over the keys that each query sees.
+
+    With a softcap the scores x become softcap · tanh(x / softcap) before the softmax.
 
     q: [batch, T, heads, head_dim]; k, v: [batch, S, kv_heads, head_dim], in any float dtypes;
     heads is a multiple of kv_heads. Returns q's shape and dtype. Computed in float32 on a CPU,
@@ -75,11 +83,13 @@ def attend(
     """
     compute = torch.float32 if q.device.type == "cpu" else q.dtype
     k, v = k.to(compute).transpose(1, 2), v.to(compute).transpose(1, 2)
-    results = [_attend_block(q.to(compute), k, v, block, scale) for block in blocks]
+    results = [_attend_block(q.to(compute), k, v, block, scale, softcap) for block in blocks]
     return (results[0] if len(results) == 1 else torch.cat(results, dim=1)).to(q.dtype)
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: AttentionBlock, scale: float) -> Tensor:
+def _attend_block(
+    q: Tensor, k: Tensor, v: Tensor, block: AttentionBlock, scale: float, softcap: float | None
+) -> Tensor:
     """The queries that share a key-value head become rows of one product; nothing is repeated."""
     q = q[:, block.queries]
     k, v = k[:, :, block.keys], v[:, :, block.keys]
@@ -91,6 +101,19 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: AttentionBlock, scale:
     visible = block.visible
     if visible is not None and group > 1 and queries > 1:
         visible = visible.repeat_interleave(group, dim=2)
-    out = F.scaled_dot_product_attention(rows, k, v, attn_mask=visible, scale=scale)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=visible, scale=scale)
+    else:
+        out = _capped_attention(rows, k, v, visible, scale, softcap)
     out = out.view(batch, kv_heads, queries, group, head_dim).transpose(1, 2)
     return out.reshape(batch, queries, heads, head_dim)
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """torch's own attention cannot cap its scores."""
+    scores = (torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) * softcap).float()
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v

@@ -43,7 +43,14 @@ class DenseAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.unflatten(0, (self._batch, -1)) for x in (q, k, v))
         blocks = self._blocks[self._config.window(layer)]
-        return attend(q, k, v, blocks, scale=self._config.softmax_scale).flatten(0, 1)
+        return attend(
+            q,
+            k,
+            v,
+            blocks,
+            scale=self._config.softmax_scale,
+            softcap=self._config.attention_softcap,
+        ).flatten(0, 1)
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary angles of arbitrary positions, once for all layers of a step."""
+"""Rotary angles of arbitrary positions, once a step for all layers that rotate alike."""
 
 from __future__ import annotations
 
@@ -6,23 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.decoder.rotary import rotary_frequencies
+from awqkit.decoder.rotary import layer_ropes, rotary_frequencies
 
 
 class RotaryAngles(nn.Module):
-    """positions [T] → cos and sin, float32 [T, rotary_dim], as awqkit.decoder.apply_rotary takes.
+    """positions [T] → each layer's cos and sin, as awqkit.decoder.apply_rotary takes them.
 
-    session_len fixes a dynamic base, so that cached keys stay valid while a session grows.
+    session_len fixes what depends on the length of a text, so that cached keys stay valid while a
+    session grows.
     """
-
-    frequencies: Tensor
 
     def __init__(self, config: DecoderConfig, *, session_len: int, device: torch.device) -> None:
         super().__init__()
-        frequencies, self._amplitude = rotary_frequencies(config, session_len=session_len)
-        self.register_buffer("frequencies", frequencies.to(device))
+        self.session_len = session_len
+        ropes = layer_ropes(config)
+        self._kinds = [ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)]
+        self._amplitudes = []
+        for kind, rope in enumerate(ropes):
+            frequencies, amplitude = rotary_frequencies(config, session_len=session_len, rope=rope)
+            self.register_buffer(f"frequencies_{kind}", frequencies.to(device))
+            self._amplitudes.append(amplitude)
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = torch.outer(positions.to(self.frequencies.dtype), self.frequencies)
+    def forward(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """cos and sin of every layer, float32 [T, rotary_dim]; layers that rotate alike share."""
+        tables = [self._tables(positions, kind) for kind in range(len(self._amplitudes))]
+        return [tables[kind] for kind in self._kinds]
+
+    def _tables(self, positions: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+        frequencies, amplitude = self.get_buffer(f"frequencies_{kind}"), self._amplitudes[kind]
+        angles = torch.outer(positions.to(frequencies.dtype), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        return angles.cos() * amplitude, angles.sin() * amplitude

@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from awqkit.checkpoint import DecoderConfig, QuantizedWeight
+from awqkit.checkpoint.canonical import (
+    ATTENTION_OUTPUT_NORM,
+    MLP_OUTPUT_NORM,
+    ROUTER,
+    SHARED_EXPERT,
+    SHARED_EXPERT_GATE,
+    expert_prefix,
+)
+from awqkit.decoder import scale_embedding, soft_cap
 from awqkit_runtime.layers.attention import Attention, AttentionState
+from awqkit_runtime.layers.experts import SharedExpert, SparseMLP
 from awqkit_runtime.layers.linear import LinearWeights, build_linear
 from awqkit_runtime.layers.mlp import GatedMLP
 from awqkit_runtime.layers.norm import RMSNorm
@@ -21,7 +31,10 @@ Weights = Mapping[str, Tensor | QuantizedWeight]
 
 
 class DecoderLayer(nn.Module):
-    """norm → attention → add, norm → MLP → add, on [T, hidden]."""
+    """norm → attention → add, norm → MLP → add, on [T, hidden].
+
+    Models with post-norms have a further norm before each add.
+    """
 
     def __init__(
         self, config: DecoderConfig, layer: int, block: Weights, placement: Placement
@@ -40,16 +53,14 @@ class DecoderLayer(nn.Module):
             None if q_norm is None or k_norm is None else (q_norm, k_norm),
             placement,
         )
+        self.attention_output_norm = _post_norm(block, ATTENTION_OUTPUT_NORM, config, placement)
         self.mlp_norm = _norm(block, "post_attention_layernorm", config, placement)
-        self.mlp = GatedMLP(
-            [_linear(block, f"mlp.{name}_proj") for name in ("gate", "up")],
-            _linear(block, "mlp.down_proj"),
-            placement,
-        )
+        self.mlp = _mlp(block, layer, config, placement)
+        self.mlp_output_norm = _post_norm(block, MLP_OUTPUT_NORM, config, placement)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
-        x = x + self.attention(self.input_norm(x), rotary, state)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attention_output_norm(self.attention(self.input_norm(x), rotary, state))
+        return x + self.mlp_output_norm(self.mlp(self.mlp_norm(x)))
 
 
 class Decoder(nn.Module):
@@ -102,15 +113,16 @@ class Decoder(nn.Module):
         rotary replaces the angles that were fixed at load.
         """
         x = F.embedding(token_ids, self.embedding).to(self.placement.activation_dtype)
+        x = scale_embedding(x, self.config, self.dtype)
         angles = (rotary or self.rotary)(positions)
-        for layer in self.layers:
-            x = layer(x, angles, state)
+        for layer, tables in zip(self.layers, angles, strict=True):
+            x = layer(x, tables, state)
         return self.norm(x)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] → float32 [R, vocab]."""
-        return self.head(hidden).float()
+        return soft_cap(self.head(hidden).float(), self.config.final_softcap)
 
 
 def _dense(weights: Weights, name: str) -> Tensor:
@@ -124,6 +136,40 @@ def _norm(weights: Weights, name: str, config: DecoderConfig, placement: Placeme
         placement,
         eps=config.norm_eps,
         unit_offset=config.norm_unit_offset,
+    )
+
+
+def _post_norm(block: Weights, name: str, config: DecoderConfig, placement: Placement) -> nn.Module:
+    return _norm(block, name, config, placement) if config.post_norms else nn.Identity()
+
+
+def _mlp(block: Weights, layer: int, config: DecoderConfig, placement: Placement) -> nn.Module:
+    experts = config.experts_of(layer)
+    if experts is None:
+        return _gated_mlp(block, "mlp", config, placement)
+    shared = None
+    if experts.shared_intermediate_size is not None:
+        shared = SharedExpert(
+            _gated_mlp(block, SHARED_EXPERT, config, placement),
+            build_linear(_linear(block, SHARED_EXPERT_GATE), placement),
+        )
+    return SparseMLP(
+        experts,
+        placement.weight(_dense(block, f"{ROUTER}.weight")),
+        [
+            _gated_mlp(block, expert_prefix(expert), config, placement)
+            for expert in range(experts.num_experts)
+        ],
+        shared,
+    )
+
+
+def _gated_mlp(block: Weights, name: str, config: DecoderConfig, placement: Placement) -> GatedMLP:
+    return GatedMLP(
+        [_linear(block, f"{name}.{part}_proj") for part in ("gate", "up")],
+        _linear(block, f"{name}.down_proj"),
+        placement,
+        activation=config.activation,
     )
 
 

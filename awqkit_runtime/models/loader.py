@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
-from awqkit.decoder import require_supported
+from awqkit.decoder import layer_ropes
 from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
 from awqkit_runtime.errors import ConfigError, UnsupportedModelError
 from awqkit_runtime.layers.attention import DenseAttention
@@ -42,7 +42,6 @@ def load_decoder(
         else open_checkpoint(source, model_format=model_format)
     )
     config = checkpoint.config
-    require_supported(config)
     length = resolve_session_len(config, session_len)
     placement = Placement(device=placed_on, dtype=resolve_dtype(config, dtype))
     layers = [
@@ -116,7 +115,7 @@ class LanguageModel(nn.Module):
         positions = torch.arange(length, device=decoder.device).repeat(batch)
         state = DenseAttention(decoder.config, batch=batch, length=length, device=decoder.device)
         hidden = decoder.hidden(
-            ids.flatten(), positions, state, rotary=_longer_angles(decoder, length)
+            ids.flatten(), positions, state, rotary=_angles_for(decoder, length)
         )
         return decoder.logits(hidden).view(batch, length, -1)
 
@@ -132,9 +131,13 @@ def _require_ids(ids: Tensor, vocab_size: int) -> None:
         raise ValueError(f"ids must lie in 0…{vocab_size - 1}, not in {low}…{high}")
 
 
-def _longer_angles(decoder: Decoder, length: int) -> RotaryAngles | None:
-    """A dynamic base for texts beyond the session length: here no cached keys depend on it."""
-    if length <= decoder.session_len:
+def _angles_for(decoder: Decoder, length: int) -> RotaryAngles | None:
+    """Angles for texts of just this length, as no cached keys depend on them here.
+
+    None for the decoder's own: a dynamic base moves only beyond the session length.
+    """
+    chooses_by_length = any(rope.kind == "longrope" for rope in layer_ropes(decoder.config))
+    if length <= decoder.session_len and not chooses_by_length:
         return None
     return RotaryAngles(decoder.config, session_len=length, device=decoder.device)
 

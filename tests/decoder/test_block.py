@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from awqkit.checkpoint import ExpertsConfig, UnsupportedModelError, open_checkpoint
-from awqkit.decoder import KeyValues, block_forward, require_supported, rms_norm, rotary_tables
+from awqkit.checkpoint import open_checkpoint
+from awqkit.decoder import KeyValues, RotaryTables, block_forward, embed, final_logits
 from tests.tiny_models import write_tiny_model
 
 WINDOW = {"sliding_window": 7}
@@ -12,7 +12,7 @@ def run(checkpoint, tokens: torch.Tensor, *, one_by_one: bool = False) -> torch.
     """Logits [batch, T, vocab] through the decoder's blocks."""
     config = checkpoint.config
     batch, length = tokens.shape
-    cos, sin = rotary_tables(config, length)
+    rotary = RotaryTables(config, length, "cpu")
     steps = [slice(i, i + 1) for i in range(length)] if one_by_one else [slice(0, length)]
     embedding = checkpoint.tensor("model.embed_tokens.weight")
     blocks = [checkpoint.block(layer) for layer in range(config.num_layers)]
@@ -21,14 +21,14 @@ def run(checkpoint, tokens: torch.Tensor, *, one_by_one: bool = False) -> torch.
     ]
     outputs = []
     for step in steps:
-        x = embedding[tokens[:, step]]
+        x = embed(tokens[:, step], embedding, config, torch.float32)
         for layer, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
+            cos, sin = rotary.of(layer)
             x = block_forward(block, config, layer, x, (cos[step], sin[step]), cache=cache)
         outputs.append(x)
-    hidden = rms_norm(
-        torch.cat(outputs, 1), checkpoint.tensor("model.norm.weight"), config.norm_eps
-    )
-    return hidden @ checkpoint.tensor("lm_head.weight").T
+    norm = checkpoint.tensor("model.norm.weight")
+    head = embedding if config.tie_word_embeddings else checkpoint.tensor("lm_head.weight")
+    return final_logits(torch.cat(outputs, 1), norm, head, config)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,3 @@ def test_logits_equal_the_transformers_library(tmp_path, family, overrides, one_
         expected = oracle(tokens).logits
     actual = run(open_checkpoint(folder), tokens, one_by_one=one_by_one)
     assert (actual - expected).abs().max() < 1e-4
-
-
-def test_features_that_are_not_computed_are_refused(tmp_path) -> None:
-    from dataclasses import replace
-
-    config = open_checkpoint(write_tiny_model(tmp_path / "model")).config
-    require_supported(config)
-    experts = ExpertsConfig(num_experts=8, experts_per_token=2, intermediate_size=64)
-    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
-        require_supported(replace(config, experts=experts))
-    with pytest.raises(UnsupportedModelError, match="soft caps"):
-        require_supported(replace(config, final_softcap=30.0))

@@ -55,7 +55,7 @@ def build(weights: Weights, dtype: torch.dtype = torch.float32, *, device: str =
         DecoderLayer(
             CONFIG,
             layer,
-            {name: weights[layer_prefix(layer) + name] for name in layer_shapes(CONFIG)},
+            {name: weights[layer_prefix(layer) + name] for name in layer_shapes(CONFIG, layer)},
             placement,
         )
         for layer in range(CONFIG.num_layers)

@@ -55,7 +55,7 @@ def test_folded_block_computes_the_same(site, unit_offset: bool) -> None:
     def run(weights):
         if site in ATTENTION_SITES:
             return attention_half(weights, config, 0, x, rotary)
-        return mlp_half(weights, config, x)
+        return mlp_half(weights, config, 0, x)
 
     torch.testing.assert_close(run(folded), run(block), rtol=1e-4, atol=1e-4)
     changed = f"{site.linears[0]}.weight"
