@@ -26,11 +26,45 @@ TINY_SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 FAMILIES = ("llama", "internlm2", "mistral", "qwen2", "qwen3")
+DENSE_FAMILIES = (*FAMILIES, "internlm3", "phi3", "gemma2", "gemma3")
+EXPERT_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
 _CLASSES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
     "mistral": ("MistralConfig", "MistralForCausalLM"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+    "qwen2_moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM"),
+    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+}
+#: What a family's shape has besides, or instead of, TINY_SHAPE.
+_FAMILY_SHAPES: dict[str, dict[str, Any]] = {
+    # Small enough for short texts to reach past the windows and into the caps.
+    "gemma2": {
+        "tie_word_embeddings": True,
+        "sliding_window": 20,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": {
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 20,
+        "query_pre_attn_scalar": 24,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 128},
+    "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 256},
+    "qwen3_moe": _EXPERTS | {"norm_topk_prob": True},
 }
 
 
@@ -47,20 +81,30 @@ def write_tiny_model(
     """Write a random model of a family and return its folder.
 
     overrides: fields of the transformers config, over TINY_SHAPE.  legacy_config: write config.json
-    as transformers 4 did (torch_dtype, rope_theta, rope_scaling).  "internlm2" has the weights that
-    "llama" has with the same seed and overrides, in InternLM2's own names and fused layout.
+    as transformers 4 did (torch_dtype, rope_theta, rope_scaling).  "internlm2" and "internlm3" have
+    the weights that "llama" has with the same seed and overrides; InternLM2 in its own names and
+    fused layout.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if family == "internlm2":
         model = random_model("llama", seed=seed, dtype=dtype, **overrides)
         _write_internlm2(folder, model)
         return folder
-    model = random_model(family, seed=seed, dtype=dtype, **overrides)
+    model = random_model(oracle_of(family), seed=seed, dtype=dtype, **overrides)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    if family == "internlm3":
+        raw = internlm3_config(raw)
     if legacy_config:
-        path = folder / "config.json"
-        path.write_text(json.dumps(as_legacy_config(json.loads(path.read_text()))))
+        raw = as_legacy_config(raw)
+    path.write_text(json.dumps(raw))
     return folder
+
+
+def oracle_of(family: str) -> str:
+    """The family under which the transformers library computes this one."""
+    return "llama" if family in ("internlm2", "internlm3") else family
 
 
 def random_model(
@@ -70,13 +114,17 @@ def random_model(
     import transformers
 
     config_name, model_name = _CLASSES[family]
-    config = getattr(transformers, config_name)(**(TINY_SHAPE | overrides))
+    shape = TINY_SHAPE | _FAMILY_SHAPES.get(family, {}) | overrides
+    config = getattr(transformers, config_name)(**shape)
+    # Of the library's ways to attend, only this one computes soft caps.
+    config._attn_implementation = "eager"
     model = getattr(transformers, model_name)(config)
     generator = torch.Generator().manual_seed(seed)
+    centre = 0 if family.startswith("gemma") else 1
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.08 * noise)
+            parameter.copy_(centre + 0.1 * noise if "norm" in name else 0.08 * noise)
     return model.to(dtype).eval()
 
 
@@ -84,11 +132,31 @@ def as_legacy_config(raw: dict[str, Any]) -> dict[str, Any]:
     """A config.json of transformers 5 in the words of transformers 4."""
     legacy = {key: value for key, value in raw.items() if key not in ("rope_parameters", "dtype")}
     rope = dict(raw.get("rope_parameters") or {})
+    if "sliding_attention" in rope:
+        legacy["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
     legacy["torch_dtype"] = raw["dtype"]
     legacy["rope_theta"] = rope.pop("rope_theta", 10000.0)
+    if "partial_rotary_factor" in rope:
+        legacy["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     kind = rope.pop("rope_type", "default")
     legacy["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
     return legacy
+
+
+def internlm3_config(llama: dict[str, Any]) -> dict[str, Any]:
+    """A Llama config.json in the words of InternLM3's own code."""
+    raw = dict(llama)
+    return raw | {
+        "model_type": "internlm3",
+        "architectures": ["InternLM3ForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_internlm3.InternLM3Config",
+            "AutoModelForCausalLM": "modeling_internlm3.InternLM3ForCausalLM",
+        },
+        "qkv_bias": raw.pop("attention_bias", False),
+        "bias": raw.pop("mlp_bias", False),
+    }
 
 
 def fuse_wqkv(q: Tensor, k: Tensor, v: Tensor, *, head_dim: int) -> Tensor:

@@ -165,9 +165,21 @@ class DecoderConfig:
         caps = (self.attention_softcap, self.final_softcap)
         if any(cap is not None and cap <= 0 for cap in caps):
             raise CheckpointError(f"config.json: the soft caps are {caps}; they must be positive.")
+        for rope in (self.rope, self.window_rope or self.rope):
+            self._require_divisors(rope)
         if self.windows and len(self.windows) != self.num_layers:
             raise CheckpointError(
                 f"config.json: {len(self.windows)} attention windows for {self.num_layers} layers."
+            )
+
+    def _require_divisors(self, rope: RopeConfig) -> None:
+        pairs = int(self.head_dim * rope.partial_rotary_factor) // 2
+        counts = {len(rope.short_factors), len(rope.long_factors)}
+        if rope.kind == "longrope" and counts != {pairs}:
+            raise CheckpointError(
+                f"config.json: the rotary embedding has {len(rope.short_factors)} short and "
+                f"{len(rope.long_factors)} long factors for {pairs} rotating pairs of a head. "
+                "Fetch the file again."
             )
 
     @property

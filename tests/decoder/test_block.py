@@ -33,8 +33,19 @@ def run(checkpoint, tokens: torch.Tensor, *, one_by_one: bool = False) -> torch.
 
 @pytest.mark.parametrize(
     ("family", "overrides"),
-    [("llama", {}), ("mistral", WINDOW), ("qwen2", {}), ("qwen3", {})],
-    ids=["llama", "mistral with a window", "qwen2", "qwen3"],
+    [
+        ("llama", {}),
+        ("mistral", WINDOW),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("phi3", WINDOW),
+        ("gemma2", WINDOW),
+        ("gemma3", WINDOW),
+        ("mixtral", {}),
+        ("qwen2_moe", {}),
+        ("qwen3_moe", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_logits_equal_the_transformers_library(tmp_path, family, overrides, one_by_one) -> None:
@@ -42,7 +53,9 @@ def test_logits_equal_the_transformers_library(tmp_path, family, overrides, one_
 
     folder = write_tiny_model(tmp_path / "model", family, **overrides)
     tokens = torch.randint(3, 320, (2, 19), generator=torch.Generator().manual_seed(1))
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         expected = oracle(tokens).logits
     actual = run(open_checkpoint(folder), tokens, one_by_one=one_by_one)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from awqkit_runtime import load
-from tests.tiny_models import random_model, write_tiny_model
+from tests.models.paged_generation import generate_greedily
+from tests.tiny_models import oracle_of, random_model, write_tiny_model
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
@@ -22,6 +23,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+#: For heads of 32: one divisor for each of the 16 rotating pairs.
+LONGROPE = rope(
+    "longrope",
+    short_factor=[1 + 0.05 * pair for pair in range(16)],
+    long_factor=[1.5 + 0.3 * pair for pair in range(16)],
+)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -59,6 +66,46 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", {}),
+    "internlm3": ("internlm3", rope("dynamic", factor=6.0)),
+    "internlm3-biases": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 17, "num_key_value_heads": 4}),
+    "phi3-partial-tied": (
+        "phi3",
+        {"tie_word_embeddings": True, **rope("default", partial_rotary_factor=0.75)},
+    ),
+    "phi3-longrope-short": ("phi3", {"original_max_position_embeddings": 90, **LONGROPE}),
+    "phi3-longrope-long": ("phi3", {"original_max_position_embeddings": 89, **LONGROPE}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-untied-head-dim": ("gemma2", {"tie_word_embeddings": False, "head_dim": 64}),
+    "gemma2-no-caps": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3", {}),
+    "gemma3-linear": (
+        "gemma3",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }
+        },
+    ),
+    "mixtral": ("mixtral", {}),
+    "mixtral-window": ("mixtral", {"sliding_window": 17}),
+    "qwen2-moe": ("qwen2_moe", {}),
+    "qwen2-moe-some-layers": (
+        "qwen2_moe",
+        {
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3-moe": ("qwen3_moe", {}),
+    "qwen3-moe-plain-shares": ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [0]}),
     "qwen3-tied-head-dim": ("qwen3", {"tie_word_embeddings": True, "head_dim": 64}),
 }
 
@@ -73,7 +120,7 @@ def test_logits_equal_those_of_transformers(case: str, legacy_config: bool, tmp_
         tmp_path / "model", family, seed=3, legacy_config=legacy_config, **overrides
     )
     model = load(folder, device="cpu", dtype=torch.float32)
-    reference = random_model("llama" if family == "internlm2" else family, seed=3, **overrides)
+    reference = random_model(oracle_of(family), seed=3, **overrides)
     ids = torch.randint(0, 320, (2, 90), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         expected = reference(ids).logits
@@ -81,6 +128,23 @@ def test_logits_equal_those_of_transformers(case: str, legacy_config: bool, tmp_
     assert logits.dtype == torch.float32
     assert expected.std() > 0.1
     assert (logits - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["internlm3", "phi3-longrope-long", "gemma2", "gemma3", "mixtral", "qwen2-moe", "qwen3-moe"],
+)
+def test_the_same_tokens_through_pages_as_by_transformers(case: str, tmp_path: Path) -> None:
+    """The prompt in chunks, longer than the windows; then one token after the other."""
+    family, overrides = CASES[case]
+    model = load(write_tiny_model(tmp_path / "model", family, seed=5, **overrides), device="cpu")
+    reference = random_model(oracle_of(family), seed=5, **overrides)
+    prompt = torch.randint(3, 320, (95,), generator=torch.Generator().manual_seed(6)).tolist()
+    expected = list(prompt)
+    with torch.no_grad():
+        for _ in range(12):
+            expected.append(int(reference(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert generate_greedily(model.decoder, prompt, 12, quant_policy=0, chunk=40) == expected
 
 
 def test_a_batch_gives_what_its_rows_give_alone(tmp_path: Path) -> None:

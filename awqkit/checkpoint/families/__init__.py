@@ -7,15 +7,35 @@ from typing import Any
 
 from awqkit.checkpoint.errors import UnsupportedModelError
 from awqkit.checkpoint.families.family import Family, Location
+from awqkit.checkpoint.families.gemma2 import GEMMA2
+from awqkit.checkpoint.families.gemma3 import GEMMA3
 from awqkit.checkpoint.families.internlm2 import INTERNLM2
+from awqkit.checkpoint.families.internlm3 import INTERNLM3
 from awqkit.checkpoint.families.llama import LLAMA
 from awqkit.checkpoint.families.mistral import MISTRAL
+from awqkit.checkpoint.families.mixtral import MIXTRAL
+from awqkit.checkpoint.families.phi3 import PHI3
 from awqkit.checkpoint.families.qwen2 import QWEN2
+from awqkit.checkpoint.families.qwen2_moe import QWEN2_MOE
 from awqkit.checkpoint.families.qwen3 import QWEN3
+from awqkit.checkpoint.families.qwen3_moe import QWEN3_MOE
 
 __all__ = ["FAMILIES", "Family", "Location", "find_family"]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, INTERNLM2, MISTRAL, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    INTERNLM2,
+    INTERNLM3,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3,
+    QWEN3_MOE,
+    PHI3,
+    GEMMA2,
+    GEMMA3,
+)
 
 
 def find_family(raw: Mapping[str, Any]) -> Family:

@@ -53,6 +53,13 @@ class ConfigFields:
     def optional_number(self, key: str) -> float | None:
         return None if self.get(key) is None else self.number(key)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers; it must be there."""
+        values = self._value(key, REQUIRED)
+        if not isinstance(values, list):
+            raise self._wrong(key, values, "a list of numbers")
+        return tuple(ConfigFields({key: value}, self._where).number(key) for value in values)
+
     def flag(self, key: str, *, default: bool) -> bool:
         value = self._value(key, default)
         if not isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,25 @@ def stored_as_named(name: str, config: DecoderConfig) -> Location:
     return Location(name=name)
 
 
+def renamed(pairs: Mapping[str, str]) -> Callable[[str, DecoderConfig], Location]:
+    """The locations in a family that calls some modules of a layer otherwise.
+
+    pairs: canonical module names, as they begin within a layer, and the family's own.
+    """
+
+    def locate(name: str, config: DecoderConfig) -> Location:
+        match = re.match(r"model\.layers\.\d+\.", name)
+        if match is None:
+            return Location(name=name)
+        prefix, rest = name[: match.end()], name[match.end() :]
+        for canonical, own in pairs.items():
+            if rest.startswith(canonical):
+                return Location(name=prefix + own + rest.removeprefix(canonical))
+        return Location(name=name)
+
+    return locate
+
+
 def unchanged(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a family that other engines load as it is."""
     return dict(raw)
@@ -40,7 +60,8 @@ class Family:
 
     read_config: config.json → DecoderConfig.
     locate: canonical name → stored tensor.
-    written_config: the family's config.json → the one that describes canonical names.
+    written_config: the family's config.json → the one of a checkpoint that is written.
+    locate_written: canonical name → tensor of a checkpoint that is written.
     """
 
     name: str
@@ -48,6 +69,7 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], DecoderConfig]
     locate: Callable[[str, DecoderConfig], Location] = stored_as_named
     written_config: Callable[[Mapping[str, Any]], dict[str, Any]] = unchanged
+    locate_written: Callable[[str, DecoderConfig], Location] = stored_as_named
 
 
 _DTYPES = {

@@ -52,6 +52,8 @@ def read_rope(
         mscale=fields.optional_number("mscale"),
         mscale_all_dim=fields.optional_number("mscale_all_dim"),
         truncate=fields.flag("truncate", default=True),
+        short_factors=_divisors(kind, fields, "short_factor"),
+        long_factors=_divisors(kind, fields, "long_factor"),
     )
 
 
@@ -93,9 +95,18 @@ def _factor(
 ) -> float:
     if kind == "default":
         return 1.0
-    if kind == "yarn" and fields.get("factor") is None and original is not None:
+    if kind in ("yarn", "longrope") and fields.get("factor") is None and original is not None:
         return max_position_embeddings / original
     factor = fields.number("factor")
     if factor <= 0:
         raise CheckpointError(f"config.json, {key}: factor is {factor}; it must be positive.")
     return factor
+
+
+def _divisors(kind: RopeKind, fields: ConfigFields, key: str) -> tuple[float, ...]:
+    if kind != "longrope":
+        return ()
+    divisors = fields.numbers(key)
+    if any(divisor <= 0 for divisor in divisors):
+        raise CheckpointError(f"config.json: {key} of the rotary embedding must be positive.")
+    return divisors

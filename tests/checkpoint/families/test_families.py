@@ -284,3 +284,243 @@ def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:
     edit_config(tmp_path, hidden_size=...)
     with pytest.raises(CheckpointError, match="hidden_size"):
         read_decoder_config(tmp_path)
+
+
+# The fields that the published configurations have, without those that mean nothing to a decoder.
+YI_6B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 5000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 64000,
+}
+R1_DISTILL_QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+R1_DISTILL_LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+INTERNLM3_8B = {
+    "architectures": ["InternLM3ForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_internlm3.InternLM3ForCausalLM"},
+    "bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 10240,
+    "max_position_embeddings": 32768,
+    "model_type": "internlm3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "pad_token_id": 2,
+    "qkv_bias": False,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"},
+    "rope_theta": 50000000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128512,
+}
+GEMMA3_1B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 262144,
+}
+
+
+def read_published(raw: dict[str, Any]) -> DecoderConfig:
+    return find_family(raw).read_config(raw)
+
+
+def test_yi_as_it_is_published() -> None:
+    config = read_published(YI_6B)
+    assert (config.rope.kind, config.rope.theta) == ("default", 5e6)
+    assert (config.num_kv_heads, config.head_dim, config.pad_token_id) == (4, 128, 0)
+    assert config.windows == () and not config.qkv_bias
+
+
+def test_the_distillations_as_they_are_published() -> None:
+    qwen, llama = read_published(R1_DISTILL_QWEN_7B), read_published(R1_DISTILL_LLAMA_8B)
+    assert qwen.qkv_bias and not qwen.o_bias and qwen.windows == ()
+    assert (qwen.rope.theta, qwen.eos_token_ids, qwen.head_dim) == (1e4, (151643,), 128)
+    assert (llama.rope.kind, llama.rope.factor, llama.num_kv_heads) == ("llama3", 8.0, 8)
+    assert not llama.qkv_bias
+
+
+def test_internlm3_as_it_is_published_and_as_it_is_written() -> None:
+    config = read_published(INTERNLM3_8B)
+    assert (config.rope.kind, config.rope.factor, config.rope.theta) == ("dynamic", 6.0, 5e7)
+    assert (config.num_kv_heads, config.head_dim, config.norm_eps) == (2, 128, 1e-5)
+    assert not (config.qkv_bias or config.o_bias or config.mlp_bias)
+    written = find_family(INTERNLM3_8B).written_config(INTERNLM3_8B)
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    assert not {"auto_map", "bias", "qkv_bias"} & set(written)
+    assert read_published(written) == config
+
+
+def test_internlm3_biases() -> None:
+    config = read("internlm3", qkv_bias=True, bias=True, num_key_value_heads=2, head_dim=16)
+    assert config.qkv_bias and config.o_bias and config.mlp_bias
+    with pytest.raises(UnsupportedModelError, match="qkv_bias"):
+        read("internlm3", qkv_bias=True, num_key_value_heads=2)
+
+
+def test_gemma3_as_it_is_published() -> None:
+    config = read_published(GEMMA3_1B)
+    assert config.windows == ((512,) * 5 + (None,)) * 4 + (512, 512)
+    assert (config.rope_of(0).theta, config.rope_of(5).theta) == (1e4, 1e6)
+    assert config.tie_word_embeddings and config.qk_norm and config.post_norms
+    assert config.attention_softcap is None and config.final_softcap is None
+    assert (config.embedding_scale, config.attention_scale) == (1152**0.5, 1 / 16)
+
+
+def test_gemma2_defaults() -> None:
+    config = read("gemma2")
+    assert config.windows == (4096, None, 4096)
+    assert (config.attention_softcap, config.final_softcap) == (50.0, 30.0)
+    assert (config.head_dim, config.num_kv_heads, config.activation) == (256, 4, "gelu_tanh")
+    assert read("gemma2", final_logit_softcapping=None).final_softcap is None
+    assert read("gemma2", sliding_window=None).windows == ()
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_gemma_variants_that_are_refused(model_type: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="hidden_activation"):
+        read(model_type, hidden_activation="relu")
+    with pytest.raises(UnsupportedModelError, match="bidirectional"):
+        read(model_type, use_bidirectional_attention=True)
+    with pytest.raises(CheckpointError, match="soft caps"):
+        read(model_type, final_logit_softcapping=0.0)
+
+
+def test_phi3_older_names_of_longrope() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    for kind in ("su", "yarn", "longrope"):
+        scaling = {"type": kind, **factors}
+        config = read("phi3", max_position_embeddings=131072, rope_scaling=scaling)
+        assert (config.rope.kind, config.rope.factor) == ("longrope", 32.0)
+        assert config.rope.original_max_position_embeddings == 4096
+    with pytest.raises(CheckpointError, match="8 rotating pairs"):
+        read("phi3", rope_scaling={"type": "su", "short_factor": [1.0], "long_factor": [1.0]})
+
+
+def test_experts_of_every_family() -> None:
+    mixtral = read("mixtral", num_key_value_heads=2).experts
+    assert mixtral is not None
+    assert (mixtral.num_experts, mixtral.experts_per_token, mixtral.intermediate_size) == (8, 2, 96)
+    assert mixtral.norm_topk_prob and mixtral.layers == (0, 1, 2)
+    qwen2 = read("qwen2_moe", num_experts_per_tok=4, mlp_only_layers=[1]).experts
+    assert qwen2 is not None and qwen2.layers == (0, 2) and not qwen2.norm_topk_prob
+    assert (qwen2.num_experts, qwen2.shared_intermediate_size) == (60, 5632)
+    qwen3 = read("qwen3_moe", num_experts_per_tok=8, decoder_sparse_step=2).experts
+    assert qwen3 is not None and qwen3.layers == (1,) and qwen3.shared_intermediate_size is None
+    assert read("qwen3_moe", num_experts_per_tok=8, num_experts=0).experts is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_experts": 4, "num_experts_per_tok": 5},
+        {"num_experts": -1},
+        {"num_experts": 10**9},
+        {"num_experts_per_tok": 0},
+        {"moe_intermediate_size": 0},
+        {"decoder_sparse_step": 0},
+        {"mlp_only_layers": "all"},
+        {"mlp_only_layers": [None]},
+    ],
+)
+def test_bad_experts_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read("qwen3_moe", **{"num_experts_per_tok": 2, **fields})

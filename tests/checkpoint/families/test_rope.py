@@ -30,6 +30,15 @@ EXPECTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dynamic": ({"factor": 2}, {"factor": 2.0, "original_max_position_embeddings": 4096}),
     "llama3": (LLAMA3, LLAMA3),
     "yarn": (YARN, YARN),
+    "longrope": (
+        {"short_factor": [1, 1.5], "long_factor": [2, 9.5]},
+        {
+            "factor": 1.0,
+            "original_max_position_embeddings": 4096,
+            "short_factors": (1.0, 1.5),
+            "long_factors": (2.0, 9.5),
+        },
+    ),
 }
 
 
@@ -75,7 +84,20 @@ def test_yarn_factor_from_the_lengths() -> None:
     assert read({"rope_scaling": scaling}).factor == 4.0
 
 
-@pytest.mark.parametrize("kind", ["longrope", "su", "mrope", "proportional"])
+def test_longrope_factor_from_the_lengths() -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    raw = {"rope_scaling": scaling, "original_max_position_embeddings": 1024}
+    assert read(raw).factor == 4.0
+
+
+@pytest.mark.parametrize("short", [None, 1.0, ["1.0"], [0.0], [-1.0], [True]])
+def test_bad_longrope_factors_are_refused(short: Any) -> None:
+    scaling = {"type": "longrope", "short_factor": short, "long_factor": [2.0]}
+    with pytest.raises(CheckpointError, match="short_factor"):
+        read({"rope_scaling": scaling})
+
+
+@pytest.mark.parametrize("kind", ["su", "mrope", "proportional"])
 def test_unknown_kind_lists_the_known(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{kind}'.*default, linear, dynamic, llama3"):
         read({"rope_scaling": {"type": kind, "factor": 2.0}})
