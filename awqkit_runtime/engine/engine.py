@@ -21,6 +21,10 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk, Scheduler
 from awqkit_runtime.errors import RequestError
 
+#: Between the seeds of a request's choices: 2^64 over the golden ratio, so that neighbouring seeds
+#: of requests do not meet (Steele et al., OOPSLA 2014).
+_SEED_STEP = 0x9E3779B97F4A7C15
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
@@ -50,6 +54,7 @@ class Engine:
         """stop_token_ids: the model's own. OutOfMemoryError when no session fits the cache."""
         self.config = config
         self.session_len = decoder.session_len
+        self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
         self._tokenizer = tokenizer
         self._stop_token_ids = frozenset(stop_token_ids)
@@ -65,7 +70,7 @@ class Engine:
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,
-            max_batch_size=config.batch_size_for(decoder.device),
+            max_batch_size=self.max_batch_size,
             max_step_tokens=config.max_prefill_tokens,
             prefix_caching=config.enable_prefix_caching,
         )
@@ -75,24 +80,40 @@ class Engine:
 
     def add_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> int:
         """Queues a prompt; outputs carry the number. RequestError if it can never be served."""
+        return self.add_choices(prompt_token_ids, params, 1)[0]
+
+    def add_choices(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, count: int
+    ) -> list[int]:
+        """Queues several answers to one prompt, which is read once; their numbers, in order.
+
+        The first draws from the seed of `params` as it is, the others from seeds made of it.
+        """
         prompt = tuple(prompt_token_ids)
         self._check_tokens("prompt", prompt)
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_tokens("logit_bias", params.logit_bias)
         room = self._scheduler.room_after(len(prompt))
         own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
-        request = Request(
-            request_id=self._next_id,
-            prompt_token_ids=prompt,
-            params=params,
-            seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
-            stop_token_ids=own_stops.union(params.stop_token_ids),
-            max_output=room if params.max_tokens is None else min(params.max_tokens, room),
-        )
-        self._next_id += 1
-        self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
-        self._scheduler.add(request)
-        return request.request_id
+        seed = self._seeds.getrandbits(64) if params.seed is None else params.seed
+        leader: Request | None = None
+        numbers = []
+        for choice in range(count):
+            request = Request(
+                request_id=self._next_id,
+                prompt_token_ids=prompt,
+                params=params,
+                seed=seed + choice * _SEED_STEP,
+                stop_token_ids=own_stops.union(params.stop_token_ids),
+                max_output=room if params.max_tokens is None else min(params.max_tokens, room),
+                leader=leader,
+            )
+            leader = leader or request
+            self._next_id += 1
+            self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
+            self._scheduler.add(request)
+            numbers.append(request.request_id)
+        return numbers
 
     def abort(self, request_id: int) -> Completion | None:
         """Ends a request and frees its pages; what it had so far, or None if it is not there."""
@@ -185,4 +206,5 @@ class Engine:
             finish_reason=reason,
             prompt_token_ids=list(request.prompt_token_ids),
             logprobs=None if request.params.logprobs is None else list(request.output_logprobs),
+            reused_tokens=request.reused_tokens,
         )

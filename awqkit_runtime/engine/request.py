@@ -18,7 +18,8 @@ class Completion:
 
     token_ids: what was generated, a stop token that ended it included (its text is not in `text`).
     finish_reason: "stop" (stop token or stop text), "length" (max_tokens or session length),
-    "abort". logprobs: one entry per token where they were asked for.
+    "abort". logprobs: one entry per token where they were asked for. reused_tokens: of the prompt,
+    found in the cache.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Request:
     stop_token_ids: frozenset[int]
     #: Tokens of the answer at most: max_tokens, or what the session length leaves.
     max_output: int
+    #: Another request with the same prompt, whose pages this one waits for and shares.
+    leader: Request | None = None
 
     output_token_ids: list[int] = field(default_factory=list)
     output_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -64,6 +68,8 @@ class Request:
     num_computed: int = 0
     #: Leading pages that others can find.
     num_published: int = 0
+    #: Tokens of the prompt that the cache held when the request entered.
+    reused_tokens: int = 0
     finish_reason: FinishReason | None = None
 
     @property
@@ -74,6 +80,10 @@ class Request:
     def num_pending(self) -> int:
         """Known tokens that the model has yet to read; one while decoding."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def prompt_computed(self) -> bool:
+        return self.num_computed >= len(self.prompt_token_ids)
 
     def tokens(self, start: int = 0, end: int | None = None) -> list[int]:
         """Tokens start…end of prompt and answer together."""

@@ -160,7 +160,7 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Moves the first waiting request to the running ones, if there is room."""
-        if len(self.running) >= self.max_batch_size:
+        if len(self.running) >= self.max_batch_size or self._leader_reads(request):
             return False
         tokens = request.tokens()
         reused = self.allocator.reuse(tokens) if self.prefix_caching else []
@@ -171,10 +171,19 @@ class Scheduler:
         request.pages = reused + self.allocator.allocate(missing)
         request.num_published = len(reused)
         request.num_computed = len(reused) * self.allocator.page_tokens
+        if not request.output_token_ids:
+            request.reused_tokens = request.num_computed
         self.admitted_tokens += len(tokens)
         self.reused_tokens += request.num_computed
         self.running.append(self.waiting.popleft())
         return True
+
+    def _leader_reads(self, request: Request) -> bool:
+        """Whether a request with the same prompt, ahead of this one, still has to read it."""
+        leader = request.leader
+        if leader is None or not self.prefix_caching or leader.request_id not in self.requests:
+            return False
+        return not leader.prompt_computed
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)

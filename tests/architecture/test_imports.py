@@ -56,6 +56,13 @@ ARROWS = {
         "awqkit_runtime.errors",
         "awqkit_runtime.config",
     },
+    "awqkit_runtime.serve": {
+        "awqkit.checkpoint",
+        "awqkit_runtime.engine",
+        "awqkit_runtime.openmp",
+        "awqkit_runtime.errors",
+        "awqkit_runtime.config",
+    },
     "awqkit_runtime": {"awqkit.checkpoint", "awqkit.decoder", "awqkit_runtime"},
 }
 

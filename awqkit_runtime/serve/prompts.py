@@ -1,0 +1,90 @@
+"""From texts and conversations to tokens, beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from awqkit.checkpoint.errors import CheckpointError, ConversationError
+from awqkit_runtime.engine.loading import ModelText
+from awqkit_runtime.serve.errors import ApiError, invalid
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Tokenizers release the interpreter's lock; more threads than this only get in each other's way.
+_THREADS = 2
+
+
+class PromptEncoder:
+    """A model's tokenizer and chat template, for many requests at once."""
+
+    def __init__(self, text: ModelText, *, session_len: int) -> None:
+        self.text = text
+        self.session_len = session_len
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function in one of the tokenizer's threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+
+    async def encode(self, prompt: str) -> list[int]:
+        """Token ids of a plain text. ApiError where it is too long or cannot be encoded."""
+        ids = await self.run(self._encode, prompt)
+        return self._fitting(ids, param="prompt")
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's answer begins."""
+        ids = await self.run(self._encode_chat, messages)
+        return self._fitting(ids, param="messages")
+
+    def check_tokens(self, ids: list[int]) -> list[int]:
+        """A prompt that came as tokens."""
+        return self._fitting(ids, param="prompt")
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of a prompt that came as tokens."""
+        if self.text.tokenizer is None:
+            return ""
+        return str(self.text.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self, prompt: str) -> list[int]:
+        from awqkit.checkpoint.tokenizer import encode_prompt
+
+        if self.text.tokenizer is None:
+            raise invalid(
+                "The model has no tokenizer, so it takes token ids alone.", param="prompt"
+            )
+        ids = encode_prompt(self.text.tokenizer, prompt)
+        if not ids and self.text.bos_token_id is not None:
+            return [self.text.bos_token_id]
+        return ids
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        from awqkit.checkpoint.tokenizer import render_chat
+
+        if self.text.tokenizer is None:
+            raise invalid("The model has no tokenizer, so it cannot chat.", param="messages")
+        try:
+            return render_chat(self.text.tokenizer, messages)
+        except (ConversationError, CheckpointError) as error:
+            raise invalid(str(error), param="messages") from error
+
+    def _fitting(self, ids: list[int], *, param: str) -> list[int]:
+        if not ids:
+            raise invalid("The prompt is empty: there is nothing to continue from.", param=param)
+        if len(ids) >= self.session_len:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {self.session_len} tokens, but the "
+                f"prompt has {len(ids)}, and the answer needs at least one. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return ids

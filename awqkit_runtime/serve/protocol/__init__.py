@@ -1,0 +1,1 @@
+"""Bodies of requests and answers, in OpenAI's shapes."""

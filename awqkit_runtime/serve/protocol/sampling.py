@@ -1,0 +1,87 @@
+"""Fields that all endpoints share: which model, and how tokens are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from awqkit_runtime.engine.sampling_params import MAX_LOGIT_BIAS, SamplingParams
+from awqkit_runtime.errors import RequestError
+from awqkit_runtime.serve.errors import invalid
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+MAX_BIASES = 1024
+
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+#: Keys are token ids; JSON wants them as texts.
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias], Field(max_length=MAX_BIASES)
+]
+
+_SAMPLING_NAMES = {field.name for field in fields(SamplingParams)}
+
+
+class RequestModel(BaseModel):
+    """A body whose every field means something: unknown ones are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class SamplingFields(RequestModel):
+    """What is null or absent is as the model's generation_config.json wants it."""
+
+    model: str
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    logit_bias: LogitBias | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    #: Who asks; of no use here.
+    user: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def sampling(self, defaults: SamplingParams, **more: Any) -> SamplingParams:
+        """The engine's parameters: what is given here over `defaults`. ApiError if they clash."""
+        given = {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name in _SAMPLING_NAMES and name not in more
+        }
+        if self.logit_bias is not None:
+            given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+        wishes = {name: value for name, value in given.items() if value is not None}
+        try:
+            return replace(defaults, **(wishes | more))
+        except RequestError as error:
+            raise invalid(str(error)) from error
+
+
+class StreamOptions(RequestModel):
+    #: A last event, without choices, that counts the tokens.
+    include_usage: bool | None = None
+
+
+class PromptTokensDetails(BaseModel):
+    #: Found in the cache.
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
