@@ -10,6 +10,7 @@ from awqkit_runtime.commands.chat import chat
 from awqkit_runtime.commands.generate import generate
 from awqkit_runtime.commands.perplexity import perplexity
 from awqkit_runtime.commands.plan import plan
+from awqkit_runtime.commands.serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -17,5 +18,5 @@ def main() -> None:
     """Run chat models: 4-bit checkpoints of awqkit, and plain ones."""
 
 
-for command in (chat, generate, perplexity, plan, bench):
+for command in (serve, chat, generate, perplexity, plan, bench):
     main.add_command(command)
