@@ -19,22 +19,25 @@
 // zero fill. k is a multiple of 128; n a multiple of 8; y and bias 16-byte aligned.
 // workspace (only where stream_tiles > 0): grid * 128 * W4_ROW_BLOCKS * W4_TOKENS floats, 16-byte
 // aligned; flags: grid * 2 ints, zero before the first launch, left zero by every launch.
+#include "w4_exchange.cuh"
 #include "w4_prefill_consumer.cuh"
-#include "w4_prefill_exchange.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
 
 namespace w4_prefill {
 
-__device__ __forceinline__ void consume(const Shared& shared, const Problem& problem, int worker,
-                                        const Output& output, float* workspace, int* flags) {
-  Consumer consumer(shared);
-  const Exchange exchange(workspace, flags);
-  Schedule schedule(problem, worker);
-  Segment segment;
-  float sums[kRowBlocks][kTokens / 2];
+__device__ __forceinline__ void consume(const Shared& shared, const w4::Problem& problem,
+                                        int worker, const Output& output, float* workspace,
+                                        int* flags) {
   const int warpgroup = threadIdx.x / kWarpgroup - 1;
   const int rank = kCluster == 1 ? 0 : cluster_rank();
+  const int barrier = 1 + warpgroup;
+  const w4::Exchange<kWarpgroup, kSums> exchange(workspace, flags, rank * kConsumers + warpgroup,
+                                                 kCluster * kConsumers, barrier);
+  Consumer consumer(shared);
+  w4::Schedule schedule(problem, worker);
+  w4::Segment segment;
+  float sums[kSums];
   while (schedule.next(segment)) {
     consumer.accumulate(sums, segment);
     if (segment.begin > 0) {
@@ -42,12 +45,13 @@ __device__ __forceinline__ void consume(const Shared& shared, const Problem& pro
       continue;
     }
     if (segment.end < problem.groups) exchange.collect(sums, problem, segment, worker);
-    const TilePosition at = tile_position(problem, segment.tile);
+    const w4::TilePosition at = w4::tile_position(problem, segment.tile);
     const int row = (at.row_tile * kCluster + rank) * kRows + warpgroup * kRowBlocks * 64;
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block)
-      store_tile<kTokens>(sums[block], output, row + 64 * block, at.token_tile * kTokens,
-                          shared.store + warpgroup * 2 * kStoreBytes, 1 + warpgroup);
+      store_tile<kTokens>(sums + block * kBlockSums, output, row + 64 * block,
+                          at.token_tile * kTokens, shared.store + warpgroup * 2 * kStoreBytes,
+                          barrier);
   }
 }
 
@@ -58,12 +62,13 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
     __cluster_dims__(W4_CLUSTER, 1, 1)
 #endif
     w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map, const uint4* codes,
-               const uint2* params, const unsigned short* bias, unsigned short* y,
-               float* workspace, int* flags, int m, int n, int k, int band, int stream_tiles) {
+                      const uint2* params, const unsigned short* bias, unsigned short* y,
+                      float* workspace, int* flags, int m, int n, int k, int band,
+                      int stream_tiles) {
   using namespace w4_prefill;
   extern __shared__ unsigned char memory[];
   const Shared shared((shared_address(memory) + 1023u) & ~1023u);
-  const Problem problem{(n + kRows * kCluster - 1) / (kRows * kCluster),
+  const w4::Problem problem{(n + kRows * kCluster - 1) / (kRows * kCluster),
                         (m + kTokens - 1) / kTokens,
                         k / 128,
                         band,

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "w4_dequantize.cuh"
-#include "w4_prefill_schedule.cuh"
 #include "w4_prefill_tile.cuh"
 #include "w4_prefill_wgmma.cuh"
+#include "w4_schedule.cuh"
 
 namespace w4_prefill {
 
@@ -15,12 +15,10 @@ class Consumer {
         first_tile_(warpgroup_ * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
 
   // Sums the segment's groups into sums[row block][...], which it clears first.
-  __device__ __forceinline__ void accumulate(float (&sums)[kRowBlocks][kTokens / 2],
-                                             const Segment& segment) {
+  __device__ __forceinline__ void accumulate(float (&sums)[kSums],
+                                             const w4::Segment& segment) {
 #pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block)
-#pragma unroll
-      for (int i = 0; i < kTokens / 2; ++i) sums[block][i] = 0.0f;
+    for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
     u32 fragments[2][4][4];
     const u32 magic = w4::opaque_magic();
     w4::RowParams params[kRowBlocks];
@@ -43,7 +41,7 @@ class Consumer {
           wgmma_fence();
 #pragma unroll
           for (int step = 0; step < 4; ++step)
-            wgmma(sums[block], fragment[step], tokens + 2 * step);
+            wgmma(sums + block * kBlockSums, fragment[step], tokens + 2 * step);
           wgmma_commit();
           wgmma_wait<1>();
           if (block == 0 && (group > segment.begin || half > 0)) release();

@@ -1,8 +1,8 @@
 // The warp that keeps a block's ring of stages full.
 #pragma once
 
-#include "w4_prefill_schedule.cuh"
 #include "w4_prefill_tile.cuh"
+#include "w4_schedule.cuh"
 
 namespace w4_prefill {
 
@@ -48,15 +48,15 @@ class Producer {
 
   // Weights do not depend on the kernel before this one: the first round of stages is requested
   // before waiting for it.
-  __device__ __forceinline__ void run(const Problem& problem, int worker) const {
+  __device__ __forceinline__ void run(const w4::Problem& problem, int worker) const {
     const int early = fetch_first_weights(problem, worker);
     wait_for_predecessors();
-    Schedule schedule(problem, worker);
-    Segment segment;
+    w4::Schedule schedule(problem, worker);
+    w4::Segment segment;
     Ring ring;
     int count = 0;
     while (schedule.next(segment)) {
-      const TilePosition at = tile_position(problem, segment.tile);
+      const w4::TilePosition at = w4::tile_position(problem, segment.tile);
       for (int slice = 2 * segment.begin; slice < 2 * segment.end; ++slice, ++count) {
         if (count >= early) {
           barrier_wait(shared_.empty + 8 * ring.stage, ring.parity ^ 1);
@@ -69,11 +69,11 @@ class Producer {
   }
 
  private:
-  __device__ __forceinline__ int fetch_first_weights(const Problem& problem, int worker) const {
-    Schedule schedule(problem, worker);
-    Segment segment;
+  __device__ __forceinline__ int fetch_first_weights(const w4::Problem& problem, int worker) const {
+    w4::Schedule schedule(problem, worker);
+    w4::Segment segment;
     if (!schedule.next(segment)) return 0;
-    const TilePosition at = tile_position(problem, segment.tile);
+    const w4::TilePosition at = w4::tile_position(problem, segment.tile);
     const int count = min(kStages, 2 * (segment.end - segment.begin));
     for (int i = 0; i < count; ++i) fetch_weights(i, at.row_tile, 2 * segment.begin + i);
     return count;

@@ -5,6 +5,7 @@
 // 16w + l/4 and that + 8, tokens 8j + 2(l%4) and the next one, for every j.
 #pragma once
 
+#include "w4_exchange.cuh"
 #include "w4_prefill_tile.cuh"
 
 namespace w4_prefill {
@@ -37,7 +38,7 @@ struct Output {
 // Every 16-byte chunk (8 rows of one token) lies at its index XOR token mod 8, so that neither
 // side meets bank conflicts. One barrier a pass: the other buffer's readers are a pass behind.
 template <int kTokens>
-__device__ __forceinline__ void store_tile(const float (&sums)[kTokens / 2], const Output& out,
+__device__ __forceinline__ void store_tile(const float* sums, const Output& out,
                                            int row, int token, u32 buffers, int barrier_id) {
   const int thread = threadIdx.x % kWarpgroup;
   const int warp = thread / 32, lane = thread % 32;
@@ -67,7 +68,7 @@ __device__ __forceinline__ void store_tile(const float (&sums)[kTokens / 2], con
                                 pack_bf16(s[4] + bias[0], s[5] + bias[0]),
                                 pack_bf16(s[6] + bias[1], s[7] + bias[1]));
     }
-    named_barrier(barrier_id, kWarpgroup);
+    w4::named_barrier(barrier_id, kWarpgroup);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int offset = kStoreTokens * pass + 16 * half;
@@ -76,7 +77,7 @@ __device__ __forceinline__ void store_tile(const float (&sums)[kTokens / 2], con
             load_shared(buffer + half * 16 * 128 + read_at);
     }
   }
-  named_barrier(barrier_id, kWarpgroup);
+  w4::named_barrier(barrier_id, kWarpgroup);
 }
 
 }  // namespace w4_prefill

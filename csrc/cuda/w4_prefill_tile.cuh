@@ -33,7 +33,8 @@ constexpr int kTokenBytes = kTokens * 128;
 constexpr int kCodeBytes = kTiles * 512;
 constexpr int kParamBytes = kTiles * 64;
 constexpr int kShareBytes = kTokenBytes / kCluster;
-constexpr int kSlotFloats = kRowBlocks * kTokens / 2 * kWarpgroup;
+constexpr int kBlockSums = kTokens / 2;             // accumulators a thread has of 64 rows
+constexpr int kSums = kRowBlocks * kBlockSums;
 
 // Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers,
 // barriers.

@@ -36,7 +36,7 @@ namespace w4_prefill {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens))
 
 // d[64 x tokens] += a[64 x 16] . b[tokens x 16]^T; a is this warp's m16k16 fragment.
-__device__ __forceinline__ void wgmma(float (&d)[W4_TOKENS / 2], const u32 (&a)[4], u64 tokens) {
+__device__ __forceinline__ void wgmma(float* d, const u32 (&a)[4], u64 tokens) {
 #if W4_TOKENS == 32
   W4_WGMMA("32", W4_NAMES_0, W4_REGISTERS_0(d), "%16", "%17", "%18", "%19", "%20");
 #elif W4_TOKENS == 64

@@ -6,7 +6,7 @@
 // tiles, so that what runs at one time shares both weights and tokens through L2.
 #pragma once
 
-namespace w4_prefill {
+namespace w4 {
 
 struct Problem {
   int row_tiles;     // cluster-wide tiles of output rows (weights)
@@ -73,4 +73,4 @@ __device__ __forceinline__ TilePosition tile_position(const Problem& p, int tile
   return {within / width, first + within % width};
 }
 
-}  // namespace w4_prefill
+}  // namespace w4

@@ -1,0 +1,89 @@
+// Partial sums of tiles that several workers share along K: the worker that began a tile adds up
+// what the next workers have of it, in their order, so that the result never depends on timing.
+#pragma once
+
+#include "w4_schedule.cuh"
+
+namespace w4 {
+
+__device__ __forceinline__ int load_acquire(const int* address) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_release(int* address, int value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+// A barrier among `threads` threads of the block; id 0 with all threads is __syncthreads.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// kThreads threads that hold kValues partial sums each and synchronise at barrier `barrier`. Team
+// `team` of `teams` of every worker has its own slot of the workspace: one float4 of every thread
+// side by side, kThreads * kValues floats in all.
+template <int kThreads, int kValues>
+class Exchange {
+ public:
+  __device__ __forceinline__ Exchange(float* workspace, int* flags, int team, int teams,
+                                      int barrier)
+      : workspace_(workspace), flags_(flags), team_(team), teams_(teams), barrier_(barrier),
+        thread_(threadIdx.x % kThreads) {}
+
+  // Hands an unfinished tile's sums to the worker that began the tile.
+  __device__ __forceinline__ void publish(const float (&sums)[kValues], int worker) const {
+    float4* slot = slot_of(worker);
+#pragma unroll
+    for (int i = 0; i < kValues / 4; ++i)
+      __stcg(slot + i * kThreads,
+             make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    __threadfence();
+    named_barrier(barrier_, kThreads);
+    if (thread_ == 0) store_release(flag_of(worker), 1);
+  }
+
+  __device__ __forceinline__ void collect(float (&sums)[kValues], const Problem& problem,
+                                          const Segment& segment, int worker) const {
+    const int end = (segment.tile + 1) * problem.groups;
+    for (int other = worker + 1; stream_begin(problem, other) < end; ++other) {
+      if (thread_ == 0)
+        while (load_acquire(flag_of(other)) == 0) {
+        }
+      named_barrier(barrier_, kThreads);
+      add(sums, slot_of(other));
+      if (thread_ == 0) store_release(flag_of(other), 0);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void add(float (&sums)[kValues], const float4* slot) {
+#pragma unroll
+    for (int i = 0; i < kValues / 4; ++i) {
+      const float4 other = __ldcg(slot + i * kThreads);
+      sums[4 * i] += other.x;
+      sums[4 * i + 1] += other.y;
+      sums[4 * i + 2] += other.z;
+      sums[4 * i + 3] += other.w;
+    }
+  }
+
+  __device__ __forceinline__ float4* slot_of(int worker) const {
+    return reinterpret_cast<float4*>(workspace_) +
+           static_cast<long long>(worker * teams_ + team_) * (kThreads * kValues / 4) + thread_;
+  }
+
+  __device__ __forceinline__ int* flag_of(int worker) const {
+    return flags_ + worker * teams_ + team_;
+  }
+
+  float* workspace_;
+  int* flags_;
+  int team_;
+  int teams_;
+  int barrier_;
+  int thread_;
+};
+
+}  // namespace w4
