@@ -24,6 +24,10 @@ class NumericsError(AwqkitError):
     """The numbers of a model left the range of its dtype."""
 
 
+class ServerError(AwqkitError):
+    """A server that cannot be reached, refuses a request or breaks off an answer."""
+
+
 class OutOfMemoryError(AwqkitError):
     """Weights, workspace or cache do not fit into the memory there is."""
 
@@ -36,6 +40,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "RequestError",
+    "ServerError",
     "TextError",
     "UnsupportedModelError",
 ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from awqkit_runtime.commands.console import note, paragraph_errors, say, working
+from awqkit_runtime.commands.conversation import converse
 from awqkit_runtime.commands.options import (
     engine_options,
     engine_settings,
@@ -21,12 +19,6 @@ from awqkit_runtime.commands.options import (
 if TYPE_CHECKING:
     from awqkit_runtime.engine.sampling_params import SamplingParams
     from awqkit_runtime.llm import LLM
-
-PROMPT = ">>> "
-HELP = """/reset   forget the conversation and start a new one
-/exit    leave (so do Ctrl-D, and Ctrl-C at the prompt)
-/help    this text
-Ctrl-C stops an answer and keeps the conversation."""
 
 
 @click.command()
@@ -47,23 +39,12 @@ def chat(model: str, system: str | None, **options: Any) -> None:
     with working(f"Loading {model}"):
         llm = LLM(model, **engine_settings(options))
     with llm:
-        conversation = Conversation(llm, sampling_params(options, llm.chat_defaults), system)
+        conversation = LocalConversation(llm, sampling_params(options, llm.chat_defaults), system)
         note(f"{model}: {llm.session_len} tokens of context. /help lists the commands.")
-        for line in read_lines():
-            if line == "/exit":
-                break
-            if line == "/help":
-                note(HELP)
-            elif line == "/reset":
-                conversation.reset()
-                note("(a new conversation)")
-            elif re.fullmatch(r"/[a-z]+", line):
-                note(f"There is no command {line}; /help lists those there are.")
-            elif line:
-                conversation.answer(line)
+        converse(conversation)
 
 
-class Conversation:
+class LocalConversation:
     """Messages so far, and the model that answers them."""
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
@@ -112,28 +93,3 @@ class Conversation:
             note(f"(the context of {self._llm.session_len} tokens is full; /reset starts anew)")
         else:
             note(f"(cut after {self._params.max_tokens} tokens; --max-tokens allows more)")
-
-
-def read_lines() -> Iterator[str]:
-    """What the user types until Ctrl-D or Ctrl-C, or the lines of a file or pipe."""
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.strip()
-        return
-    enable_line_editing()
-    while True:
-        try:
-            line = input(PROMPT)
-        except (EOFError, KeyboardInterrupt):
-            click.echo()
-            return
-        yield line.strip()
-
-
-def enable_line_editing() -> None:
-    """Arrow keys and history at the prompt, where Python has them."""
-    try:
-        import readline  # noqa: F401
-    except ImportError:
-        # Windows' console brings its own.
-        return

@@ -106,19 +106,37 @@ def engine_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in _ENGINE_NAMES}
 
 
+def engine_arguments(values: Mapping[str, Any]) -> list[str]:
+    """The same engine options for another process's command line."""
+    arguments: list[str] = []
+    for name, value in engine_settings(values).items():
+        if value is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return arguments
+
+
 def sampling_params(
     values: Mapping[str, Any], defaults: SamplingParams | None = None
 ) -> SamplingParams:
     """`defaults` with what the user gave; a usage error where that makes no sense."""
-    given = {
+    try:
+        return replace(defaults or SamplingParams(), **_given(values))
+    except RequestError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def given_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that the user gave; a usage error where they make no sense."""
+    sampling_params(values)
+    return _given(values)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         name: value
         for name, value in values.items()
         if name in _SAMPLING_NAMES and value is not None and value is not False and value != ()
     }
-    try:
-        return replace(defaults or SamplingParams(), **given)
-    except RequestError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _apply(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:

@@ -1,0 +1,5 @@
+"""python -m awqkit_runtime: the same commands as awqkit-runtime."""
+
+from awqkit_runtime.cli import main
+
+main()
