@@ -7,6 +7,7 @@ from awqkit.checkpoint.errors import (
     OutputError,
     UnsupportedModelError,
 )
+from awqkit.checkpoint.packed_weight import PackedWeight, pack_weight
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import Checkpoint, open_checkpoint, read_decoder_config
 from awqkit.checkpoint.writer import refuse_occupied, write_checkpoint
@@ -18,10 +19,12 @@ __all__ = [
     "DecoderConfig",
     "ExpertsConfig",
     "OutputError",
+    "PackedWeight",
     "QuantizedWeight",
     "RopeConfig",
     "UnsupportedModelError",
     "open_checkpoint",
+    "pack_weight",
     "read_decoder_config",
     "refuse_occupied",
     "write_checkpoint",

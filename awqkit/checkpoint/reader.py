@@ -16,10 +16,11 @@ from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
 from awqkit.checkpoint.hub import resolve_source
 from awqkit.checkpoint.json_file import read_json_object
+from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit.checkpoint.safetensors_file import TORCH_DTYPES
+from awqkit.checkpoint.safetensors_file import TORCH_DTYPES, StoredTensor
 from awqkit.checkpoint.shards import find_tensors
 from awqkit.checkpoint.stored_values import read_dense, read_quantized
 from awqkit.checkpoint.tied_head import require_tied
@@ -72,10 +73,11 @@ class Checkpoint:
 
     def quantized(self, name: str) -> QuantizedWeight:
         """The integers and scales of a quantized linear; CheckpointError if it is dense."""
-        placement = self._placement(name)
-        if placement.packed_format is None:
-            raise CheckpointError(f"{name} is stored unquantized; it has no 4-bit codes.")
-        return read_quantized(placement)
+        return self.packed(name).unpack()
+
+    def packed(self, name: str) -> PackedWeight:
+        """The stored tensors of a quantized linear, checked; CheckpointError if it is dense."""
+        return read_quantized(self._quantized_placement(name))
 
     def weight(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor as it is stored, dense or quantized."""
@@ -86,9 +88,30 @@ class Checkpoint:
         prefix = layer_prefix(layer)
         return {name: self.weight(prefix + name) for name in layer_shapes(self.config, layer)}
 
+    def packed_block(self, layer: int) -> dict[str, Tensor | PackedWeight]:
+        """As `block`, with the quantized linears still packed."""
+        prefix = layer_prefix(layer)
+        return {
+            name: self.packed(prefix + name)
+            if self.is_quantized(prefix + name)
+            else self.tensor(prefix + name)
+            for name in layer_shapes(self.config, layer)
+        }
+
     def weight_bytes(self) -> int:
         """Bytes of all stored tensors on disk."""
         return self._weight_bytes
+
+    def stored_tensors(self) -> tuple[StoredTensor, ...]:
+        """Where the tensors that the model consists of lie, each once."""
+        entries = (e for place in self._placements.values() for e in place.entries.values())
+        return tuple({(entry.path, entry.name): entry for entry in entries}.values())
+
+    def _quantized_placement(self, name: str) -> Placement:
+        placement = self._placement(name)
+        if placement.packed_format is None:
+            raise CheckpointError(f"{name} is stored unquantized; it has no 4-bit codes.")
+        return placement
 
     def _placement(self, name: str) -> Placement:
         placement = self._placements.get(name)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint.errors import CheckpointError
-from awqkit.checkpoint.packing import unpack
+from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement
-from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.safetensors_file import StoredTensor, read_tensor
 
 #: Half of FP16's smallest step: the most by which a stored scale may move on its way to FP16.
@@ -23,29 +22,28 @@ def read_dense(placement: Placement) -> Tensor:
     return tensor
 
 
-def read_quantized(placement: Placement) -> QuantizedWeight:
+def read_quantized(placement: Placement) -> PackedWeight:
     """A packed linear; CheckpointError for scales that are broken or that FP16 cannot hold."""
     assert placement.packed_format is not None
     tensors = {suffix: read_tensor(entry) for suffix, entry in placement.entries.items()}
     for suffix in ("scales", "weight_scale"):
         if suffix in tensors:
             tensors[suffix] = _half_scales(tensors[suffix], placement.entries[suffix])
-    weight = unpack(tensors, placement.packed_format)
+    rows = None
+    if placement.rows is not None:
+        rows = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
+    weight = PackedWeight(packed_format=placement.packed_format, tensors=tensors, rows=rows)
     if "weight_shape" in tensors:
-        _check_claimed_shape(tensors["weight_shape"], weight, placement.entries["weight_shape"])
-    if placement.rows is None:
-        return weight
-    index = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
-    return QuantizedWeight(
-        codes=weight.codes[index], scales=weight.scales[index], zeros=weight.zeros[index]
-    )
+        _check_claimed_shape(weight, placement.entries["weight_shape"])
+    return weight
 
 
-def _check_claimed_shape(claimed: Tensor, weight: QuantizedWeight, entry: StoredTensor) -> None:
-    if claimed.tolist() != list(weight.codes.shape):
+def _check_claimed_shape(weight: PackedWeight, entry: StoredTensor) -> None:
+    claimed = weight.tensors["weight_shape"].tolist()
+    if claimed != list(weight.stored_shape):
         raise CheckpointError(
-            f"{entry.path}: tensor {entry.name} says {claimed.tolist()}, but the packed codes are "
-            f"{list(weight.codes.shape)}. The file is damaged: fetch it again."
+            f"{entry.path}: tensor {entry.name} says {claimed}, but the packed codes are "
+            f"{list(weight.stored_shape)}. The file is damaged: fetch it again."
         )
 
 
@@ -56,6 +54,8 @@ def _half_scales(scales: Tensor, entry: StoredTensor) -> Tensor:
     times that (4.5e-7): other checkpoints in BF16 have such scales in groups that hardly matter.
     """
     _require_finite(scales, entry)
+    if scales.dtype == torch.float16:
+        return scales
     half = scales.half()
     change = (half.float() - scales.float()).abs()
     is_tiny = scales.abs() < torch.finfo(torch.float16).tiny

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.kernels.packed_w4 import BLOCK_ROWS, PackedW4, unpack_w4
+from awqkit_runtime.kernels.rotary import HeadNorms
 
 #: Weights that are unpacked at once: no float32 copy of a whole layer is ever made.
 _PANEL_ELEMENTS = 2**22
@@ -37,3 +38,50 @@ def _panels(weight: PackedW4) -> Iterator[PackedW4]:
             group_params=weight.group_params[blocks],
             out_features=min(step * BLOCK_ROWS, weight.out_features - block * BLOCK_ROWS),
         )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, unit_offset: bool = False) -> Tensor:
+    """x [rows, n], weight [n] -> [rows, n]; rounded to x's dtype before the weight multiplies."""
+    wide = x.float()
+    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if unit_offset:
+        return (normalised * (1.0 + weight.float())).to(x.dtype)
+    return normalised.to(x.dtype) * weight
+
+
+def add_rms_norm(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float, *, unit_offset: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x + delta in x's dtype, and its norm."""
+    total = x + delta
+    return total, rms_norm(total, weight, eps, unit_offset=unit_offset)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """[rows, 2n], gate first -> silu(gate) · up, [rows, n]; rounded once."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (gate / (1.0 + torch.exp(-gate)) * up).to(gate_up.dtype)
+
+
+def rotary_(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    query_heads: int,
+    key_heads: int,
+    head_dim: int,
+    norms: HeadNorms | None = None,
+) -> None:
+    """In place, as kernels.rotary.rotary_: norm the heads, turn pairs (i, i + rotary_dim/2)."""
+    end, half = query_heads * head_dim, cos.shape[-1] // 2
+    keys_end = end + key_heads * head_dim
+    weights = (None, None) if norms is None else (norms.query, norms.key)
+    for columns, weight in zip((slice(0, end), slice(end, keys_end)), weights, strict=True):
+        heads = qkv[:, columns].unflatten(-1, (-1, head_dim))
+        if norms is not None and weight is not None:
+            heads = rms_norm(heads, weight, norms.eps, unit_offset=norms.unit_offset)
+        wide, c, s = heads.float(), cos[:, None, :half], sin[:, None, :half]
+        first, second, still = wide.split((half, half, head_dim - 2 * half), dim=-1)
+        turned = (first * c - second * s, second * c + first * s, still)
+        qkv[:, columns] = torch.cat(turned, dim=-1).flatten(1).to(qkv.dtype)

@@ -1,0 +1,56 @@
+"""Rotary embedding of a step's queries and keys on CUDA, with the norms of their heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from awqkit_runtime.kernels.cuda.launch import LaunchShape, kernel
+from awqkit_runtime.kernels.cuda.sources import Program
+
+PROGRAM = Program(stem="rotary")
+#: Heads of one block, a warp for each.
+_WARPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorms:
+    """RMS norms over each head before it turns. query, key: BF16 [head_dim]."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+    unit_offset: bool
+
+
+def rotary_(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    query_heads: int,
+    key_heads: int,
+    head_dim: int,
+    norms: HeadNorms | None = None,
+) -> None:
+    """Norm and turn, in place, the first query_heads + key_heads heads of every row of qkv.
+
+    qkv: BF16 [rows, ≥ heads · head_dim], rows contiguous in themselves. cos, sin: float32
+    [rows, rotary_dim], contiguous, as awqkit.decoder.rotary_tables gives them. FP32 inside.
+    """
+    rows, heads = qkv.shape[0], query_heads + key_heads
+    if not rows:
+        return
+    shape = LaunchShape(
+        grid=(rows, -(-heads // _WARPS), 1), block=(32 * _WARPS, 1, 1), overlap=True
+    )
+    arguments = (
+        *(qkv, cos, sin),
+        None if norms is None else norms.query,
+        None if norms is None else norms.key,
+        *(qkv.stride(0), heads, query_heads, head_dim, cos.shape[-1]),
+        0.0 if norms is None else float(norms.eps),
+        int(norms is not None and norms.unit_offset),
+    )
+    kernel(PROGRAM, "rotary", qkv.device).launch(shape, arguments)

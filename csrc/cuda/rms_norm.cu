@@ -1,0 +1,60 @@
+// sum = x + delta and out = rms_norm(sum) · weight, row by row, all BF16 [rows, n].
+//
+// The sum is rounded to BF16 before it is normalised, and the normalised value before the weight
+// multiplies it, as the models were trained; with unit_offset the factor is 1 + weight and that
+// product is taken in FP32. Without delta (null) nothing is added and no sum is written.
+//
+// Launch: grid (rows), block (a multiple of 32 up to 1024), no dynamic shared memory.
+// n is a multiple of 8; all pointers are 16-byte aligned.
+#include "bf16.cuh"
+
+using namespace awqkit;
+
+__device__ float sum_of_block(float value) {
+  __shared__ float partial[32];
+  value = sum_of_warp(value);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f;
+  return sum_of_warp(value);
+}
+
+__device__ Octet normalised(const Octet& x, const Octet& weight, float scale, bool unit_offset) {
+  Octet out;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    out.value[i] = unit_offset ? x.value[i] * scale * (1.0f + weight.value[i])
+                               : rounded(x.value[i] * scale) * weight.value[i];
+  }
+  return out;
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+    rms_norm(const u16* x, const u16* delta, const u16* weight, u16* sum, u16* out, int n,
+             float eps, int unit_offset) {
+  const long long row = static_cast<long long>(blockIdx.x) * n;
+  const int stride = blockDim.x * 8;
+  let_successor_start();
+  wait_for_predecessor();
+
+  float squares = 0.0f;
+  for (int i = threadIdx.x * 8; i < n; i += stride) {
+    Octet value = Octet::load(x + row + i);
+    if (delta != nullptr) {
+      const Octet added = Octet::load(delta + row + i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) value.value[j] = rounded(value.value[j] + added.value[j]);
+      value.store(sum + row + i);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += value.value[j] * value.value[j];
+  }
+  const float scale = rsqrtf(sum_of_block(squares) / n + eps);
+
+  // Each thread reads again what it read or wrote itself.
+  const u16* normed = delta == nullptr ? x : sum;
+  for (int i = threadIdx.x * 8; i < n; i += stride) {
+    const Octet value = Octet::load(normed + row + i);
+    normalised(value, Octet::load(weight + i), scale, unit_offset).store(out + row + i);
+  }
+}
