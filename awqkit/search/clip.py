@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE
-from awqkit.search.affine import GroupGrid, grid_for_range, in_groups, levels, nearest_codes
+from awqkit.search.affine import GroupGrid, grid_for_range, levels, nearest_codes
+from awqkit.search.products import has_triton, product
+from awqkit.search.ranges import LEAST_SHARE, MOST_SHARE, Ranges
 
-#: Shares of a group's minimum and maximum that the range may keep.
-SHARES = tuple(1.0 - 0.05 * step for step in range(9))
-#: Times that every group is looked at; the later ones see what the others have become.
-SWEEPS = 2
-#: Elements of a weight that are searched at once, so that memory stays bounded.
-STEP_ELEMENTS = 1 << 22
+#: Every group is looked at once a sweep, and tries count² ranges: so many shares of its minimum and
+#: of its maximum, step apart, around those it has. From coarse to fine, since the later sweeps see
+#: what the other groups have become.
+SWEEPS = ((4, 0.12), (3, 0.06), (3, 0.04), (3, 0.03), (3, 0.02), (3, 0.015))
+#: The middle of the first sweep's shares, 0.64 to 1.
+FIRST_SHARE = 0.82
+#: Elements of a weight that are searched at once on a CPU, so that the candidates stay in cache.
+STEP_ELEMENTS = 1 << 19
 
 
 def search_clip(weight: Tensor, gram: Tensor) -> GroupGrid:
@@ -21,51 +25,63 @@ def search_clip(weight: Tensor, gram: Tensor) -> GroupGrid:
 
     weight: float32 [out, in], scaled.  gram: E[x xᵀ] of the inputs divided by the same scale,
     [in, in].  Coordinate descent, a group at a time: inputs of different groups are correlated, so
-    a group's best range depends on the errors that the others make. Never worse than min and max.
+    a group's best range depends on the errors that the others make.
     """
-    rows = max(1, STEP_ELEMENTS // weight.shape[1])
-    grids = [_search_rows(in_groups(part), gram) for part in weight.split(rows)]
+    rows = len(weight) if weight.is_cuda else max(1, STEP_ELEMENTS // weight.shape[1])
+    parts = [_search_rows(part, gram) for part in weight.split(rows)]
     return GroupGrid(
-        torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero for grid in grids])
+        torch.cat([part.scale for part in parts], dim=1).T.contiguous(),
+        torch.cat([part.zero for part in parts], dim=1).T.contiguous(),
     )
 
 
-def _search_rows(grouped: Tensor, gram: Tensor) -> GroupGrid:
-    """grouped: [out, groups, GROUP_SIZE]."""
-    low, high = grouped.amin(-1), grouped.amax(-1)
-    grid = grid_for_range(low, high)
-    error = levels(nearest_codes(grouped, grid), grid) - grouped
-    for _ in range(SWEEPS):
-        for group in range(grouped.shape[1]):
-            columns = gram[:, group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
-            own = columns[group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
-            others = error.flatten(-2) @ columns - error[:, group] @ own
-            best = _best_range(grouped[:, group], low[:, group], high[:, group], own, others)
-            grid.scale[:, group], grid.zero[:, group] = best.scale, best.zero
-            error[:, group] = levels(nearest_codes(grouped[:, group], best), best)
-            error[:, group] -= grouped[:, group]
-    return grid
+def _search_rows(weight: Tensor, gram: Tensor) -> Ranges:
+    ranges = Ranges.full(weight, share=FIRST_SHARE)
+    choose = choose_range
+    if weight.is_cuda and has_triton():
+        from awqkit.search.clip_kernel import choose_range as choose
+    for count, step in SWEEPS:
+        for group in range(len(ranges.low)):
+            part = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
+            columns = gram[:, part]
+            pull = product(ranges.error, columns)
+            choose(weight[:, part], ranges, group, columns[part], pull, count=count, step=step)
+    return ranges
 
 
-def _best_range(
-    weight: Tensor, low: Tensor, high: Tensor, own: Tensor, others: Tensor
-) -> GroupGrid:
-    """The grid [out] of one group that adds the least to the output error.
+def choose_range(
+    weight: Tensor,
+    ranges: Ranges,
+    group: int,
+    own: Tensor,
+    pull: Tensor,
+    *,
+    count: int,
+    step: float,
+) -> None:
+    """Give one group, in every row, the range that adds the least output error; in place.
 
-    weight: [out, GROUP_SIZE].  low, high: [out].  own: the group's block of the Gram matrix.
-    others: what the errors of all other groups put on this group's inputs, [out, GROUP_SIZE].
+    weight: the group's weights [out, GROUP_SIZE].  own: its block of the Gram matrix.  pull: what
+    the errors of all groups put on its inputs, [out, GROUP_SIZE].
     """
-    shares = torch.tensor(SHARES, device=weight.device).unsqueeze(1)
-    best = grid_for_range(low, high)
-    scale, zero = best.scale, best.zero
-    least = torch.full_like(low, torch.inf)
-    for keep_low in SHARES:
-        grid = grid_for_range((low * keep_low).expand(len(SHARES), -1), high * shares)
-        delta = levels(nearest_codes(weight, grid), grid) - weight
-        added = ((delta @ own + 2 * others) * delta).sum(-1)
-        error, index = added.min(0)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale = torch.where(better, grid.scale.gather(0, index.unsqueeze(0))[0], scale)
-        zero = torch.where(better, grid.zero.gather(0, index.unsqueeze(0))[0], zero)
-    return GroupGrid(scale, zero)
+    error = ranges.error[:, group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
+    others = 2 * (pull - error @ own)
+    offsets = (torch.arange(count, device=weight.device) - (count - 1) / 2) * step
+    low_share = _tried(ranges.low_share[group], offsets.repeat_interleave(count))
+    high_share = _tried(ranges.high_share[group], offsets.repeat(count))
+    grid = grid_for_range(ranges.low[group] * low_share, ranges.high[group] * high_share)
+    delta = levels(nearest_codes(weight, grid), grid).sub_(weight)
+    best = (delta @ own).add_(others).mul_(delta).sum(-1).argmin(0, keepdim=True)
+    for kept, candidates in (
+        (ranges.low_share, low_share),
+        (ranges.high_share, high_share),
+        (ranges.scale, grid.scale),
+        (ranges.zero, grid.zero),
+    ):
+        kept[group] = candidates.gather(0, best)[0]
+    error.copy_(delta.gather(0, best.unsqueeze(-1).expand(1, *weight.shape))[0])
+
+
+def _tried(share: Tensor, offsets: Tensor) -> Tensor:
+    """[out] and [candidates] → [candidates, out]."""
+    return (share + offsets.unsqueeze(1)).clamp(LEAST_SHARE, MOST_SHARE)
