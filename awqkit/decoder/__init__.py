@@ -2,7 +2,7 @@
 
 from awqkit.decoder.activation import activate
 from awqkit.decoder.attention import attend
-from awqkit.decoder.block import attention_half, block_forward, mlp_half
+from awqkit.decoder.block import attention_half, block_forward, chosen_experts, mlp_half
 from awqkit.decoder.ends import embed, final_logits, scale_embedding
 from awqkit.decoder.experts import mix_experts, route
 from awqkit.decoder.linear import Observer
@@ -20,6 +20,7 @@ __all__ = [
     "attend",
     "attention_half",
     "block_forward",
+    "chosen_experts",
     "embed",
     "final_logits",
     "layer_ropes",

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from torch import Tensor
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.checkpoint.canonical import ATTENTION_OUTPUT_NORM, MLP_OUTPUT_NORM
+from awqkit.checkpoint.canonical import ATTENTION_OUTPUT_NORM, MLP_OUTPUT_NORM, ROUTER
 from awqkit.decoder.attention import attend
+from awqkit.decoder.experts import route
 from awqkit.decoder.linear import Observer, Weights, ignore, linear
 from awqkit.decoder.mlp import mlp
 from awqkit.decoder.norm import rms_norm
@@ -70,6 +71,17 @@ def mlp_half(
     h = _norm(block, config, "post_attention_layernorm", x)
     out = mlp(block, config, layer, h, observe=observe or ignore, show_all=show_all)
     return x + _post_norm(block, config, MLP_OUTPUT_NORM, out)
+
+
+def chosen_experts(block: Weights, config: DecoderConfig, layer: int, x: Tensor) -> Tensor:
+    """The experts that the tokens of x [batch, T, hidden], the input of mlp_half, are routed to.
+
+    int64 [batch · T, experts_per_token]. The layer must have experts.
+    """
+    experts = config.experts_of(layer)
+    assert experts is not None
+    h = _norm(block, config, "post_attention_layernorm", x).flatten(0, -2)
+    return route(linear(block, ROUTER, h), experts)[0]
 
 
 def _norm(block: Weights, config: DecoderConfig, name: str, x: Tensor) -> Tensor:

@@ -31,11 +31,12 @@ def fold(
 ) -> dict[str, Tensor]:
     """A block in which the site's linears take inputs divided by scale [in], float32.
 
-    The linears' weights are multiplied by scale; the feeder's outputs are divided by it.
+    The weights of the linears, and of those that it compensates, are multiplied by scale; the
+    feeder's outputs are divided by it.
     Everything stays float32: what will be stored is decided by the caller.
     """
     folded = dict(block)
-    for linear in site.linears:
+    for linear in (*site.linears, *site.compensated):
         folded[f"{linear}.weight"] = folded[f"{linear}.weight"] * scale
     divisor = feeder_scale(site, config, scale)
     weight = folded[f"{site.feeder}.weight"]

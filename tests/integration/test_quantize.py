@@ -105,16 +105,16 @@ def test_search_lowers_the_error_on_structured_activations(tmp_path, quality: st
 def test_fold_that_changes_the_block_is_refused_and_nothing_is_written(
     tmp_path, monkeypatch
 ) -> None:
-    import awqkit.block_quantizer as block_quantizer
+    import awqkit.half_quantizer as half_quantizer
 
-    sound = block_quantizer.fold
+    sound = half_quantizer.fold
 
     def unsound(block, site, config, scale):
         return sound(block, site, config, scale) | {
             f"{site.feeder}.weight": block[f"{site.feeder}.weight"] * 1.1
         }
 
-    monkeypatch.setattr(block_quantizer, "fold", unsound)
+    monkeypatch.setattr(half_quantizer, "fold", unsound)
     source = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
     with pytest.raises(QuantizationError, match="folding"):
         quantize(source, tmp_path / "out", small(), calib_dataset="self", device="cpu")

@@ -4,7 +4,7 @@ import torch
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import attention_half, mlp_half, rotary_tables
 from awqkit.search.fold import fold, realised_norm_scale
-from awqkit.search.sites import ATTENTION_SITES, SITES, tie_channels
+from awqkit.search.sites import attention_sites, mlp_sites, tie_channels
 
 
 def decoder(**changes) -> DecoderConfig:
@@ -41,6 +41,9 @@ def random_block(config: DecoderConfig) -> dict[str, torch.Tensor]:
     return block
 
 
+SITES = (*attention_sites(), *mlp_sites(()))
+
+
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 @pytest.mark.parametrize("unit_offset", [False, True])
 def test_folded_block_computes_the_same(site, unit_offset: bool) -> None:
@@ -53,7 +56,7 @@ def test_folded_block_computes_the_same(site, unit_offset: bool) -> None:
     x, rotary = torch.randn(2, 10, 128), rotary_tables(config, 10)
 
     def run(weights):
-        if site in ATTENTION_SITES:
+        if site in attention_sites():
             return attention_half(weights, config, 0, x, rotary)
         return mlp_half(weights, config, 0, x)
 

@@ -1,0 +1,47 @@
+"""What a block's quantization is given, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit.decoder import RotaryTables
+from awqkit.expert_tokens import StarvedExpert
+
+#: A block's tensors in float32, named relative to the layer.
+Block = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockJob:
+    """What stays the same from block to block."""
+
+    config: DecoderConfig
+    rotary: RotaryTables
+    compute_dtype: torch.dtype
+    stored_dtype: torch.dtype
+    search_scale: bool
+    second_order: bool
+    batch_size: int
+    on_site: Callable[[SiteResult], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteResult:
+    """Output errors are relative to the output's own energy, on the judging rows.
+
+    Of a mixture of experts, "gate_up" and "down" each tell of all experts together.
+    """
+
+    layer: int
+    site: str
+    scale: str
+    kept: tuple[str, ...]
+    error_nearest: float
+    error: float
+    #: Told with "gate_up".
+    starved: tuple[StarvedExpert, ...] = ()

@@ -1,0 +1,69 @@
+"""Which experts saw too few calibration tokens to be quantized by what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint import DecoderConfig, ExpertsConfig
+from awqkit.decoder import chosen_experts
+
+#: With fewer tokens than this, moments say more about the tokens than about the expert.
+MIN_EXPERT_TOKENS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarvedExpert:
+    """An expert that was quantized for the tokens of all experts, for want of its own.
+
+    tokens: those that were routed to it, in all calibration rows.
+    """
+
+    expert: int
+    tokens: int
+
+
+def starved_experts(
+    block: Mapping[str, Tensor],
+    config: DecoderConfig,
+    layer: int,
+    parts: tuple[Tensor, ...],
+    *,
+    batch_size: int,
+) -> tuple[StarvedExpert, ...]:
+    """The experts to which fewer than MIN_EXPERT_TOKENS tokens of any part are routed.
+
+    block: in the dtype of the rows.  parts: rows [n, T, hidden] that enter the layer's MLP, those
+    that are searched and those that judge. Empty where the layer has no experts.
+    """
+    experts = config.experts_of(layer)
+    if experts is None:
+        return ()
+    counts = torch.stack(
+        [_tokens_by_expert(block, config, layer, part, experts, batch_size) for part in parts]
+    )
+    fewest, total = counts.amin(0).tolist(), counts.sum(0).tolist()
+    return tuple(
+        StarvedExpert(expert=expert, tokens=total[expert])
+        for expert, count in enumerate(fewest)
+        if count < MIN_EXPERT_TOKENS
+    )
+
+
+def _tokens_by_expert(
+    block: Mapping[str, Tensor],
+    config: DecoderConfig,
+    layer: int,
+    part: Tensor,
+    experts: ExpertsConfig,
+    batch_size: int,
+) -> Tensor:
+    """int64 [experts]."""
+    count = torch.zeros(experts.num_experts, dtype=torch.long, device=part.device)
+    for rows in part.split(batch_size):
+        chosen = chosen_experts(block, config, layer, rows).flatten()
+        count += torch.bincount(chosen, minlength=experts.num_experts)
+    return count

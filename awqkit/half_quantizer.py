@@ -1,0 +1,247 @@
+"""Half a block from float weights to integers: capture, scale, fold, prove, clip, round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from awqkit.block_job import Block, BlockJob, SiteResult
+from awqkit.calibration.capture import Half, capture_moments
+from awqkit.checkpoint import QuantizedWeight
+from awqkit.decoder import Observer, attention_half, mlp_half
+from awqkit.expert_tokens import StarvedExpert
+from awqkit.fold_proof import prove_fold
+from awqkit.moment_batches import batches_of
+from awqkit.search.affine import min_max_grid, round_to_nearest, to_quantized_weight
+from awqkit.search.fold import fold, realised_norm_scale
+from awqkit.search.moments import divided_by, output_error
+from awqkit.search.site import Rows, choose_scale, round_linear
+from awqkit.search.sites import Input, Site, tie_channels
+
+#: Share of the calibration rows that judge the search and are hidden from it.
+JUDGING_SHARE = 8
+
+HalfOfBlock = Callable[[BlockJob, int, Block], Half]
+Integers = dict[str, Tensor | QuantizedWeight]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfTask:
+    """Half a block. sites: those that can be quantized, in the order of execution."""
+
+    layer: int
+    run: HalfOfBlock
+    sites: tuple[Site, ...]
+    starved: tuple[StarvedExpert, ...] = ()
+
+
+def quantize_half(
+    job: BlockJob, task: HalfTask, block: Block, hidden: Tensor
+) -> tuple[Block, Integers]:
+    """The block with this half as it will be stored, in float32, and the half's integers.
+
+    hidden: the rows [n, T, hidden] that enter the half.
+    """
+    search = _HalfSearch(job, task, block, hidden)
+    search.scale()
+    prove_fold(
+        partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
+        before=block,
+        after=search.block,
+        rows=hidden[:1],
+        layer=task.layer,
+        has_experts=job.config.experts_of(task.layer) is not None,
+    )
+    return search.round()
+
+
+class _HalfSearch:
+    """block: this half as far as it has come."""
+
+    def __init__(self, job: BlockJob, task: HalfTask, block: Block, hidden: Tensor) -> None:
+        self.block = block
+        self._job = job
+        self._task = task
+        self._hidden = hidden
+        self._scales: dict[str, str] = {}
+        self._nearest: dict[str, _Error] = {}
+        #: Of all inputs, where they fit into memory together; else they are captured in turn.
+        self._kept: dict[str, Rows] = {}
+
+    def scale(self) -> None:
+        """Choose each site's scale on the unfolded block, and fold them all."""
+        sites, original = self._task.sites, self.block
+        inputs = [reader for site in sites for reader in (*site.inputs, _pooled(site))]
+        batches = list(batches_of(inputs, original))
+        scales: dict[str, Tensor] = {}
+        for batch in batches:
+            moments = self._capture(batch)
+            for reader in batch:
+                self._nearest[reader.name] = _nearest_error(original, reader, moments[reader.name])
+            for site in sites:
+                if site.name in moments:
+                    chosen, self._scales[site.name] = self._choose(site, moments[site.name])
+                    scales |= {reader.name: chosen for reader in (_pooled(site), *site.inputs)}
+            if len(batches) == 1:
+                self._kept = moments
+        for site in sites:
+            self.block = fold(self.block, site, self._job.config, scales[site.name])
+        self._kept = {
+            name: Rows(divided_by(rows.search, scales[name]), divided_by(rows.judge, scales[name]))
+            for name, rows in self._kept.items()
+        }
+
+    def round(self) -> tuple[Block, Integers]:
+        """Clip and round; what comes second reads what the first has become."""
+        for site in self._task.sites:
+            self.block = _store_feeder(self._job, site, self.block)
+        integers: Integers = {}
+        for position, (kind, group) in enumerate(groupby(self._task.sites, lambda s: s.kind)):
+            sites = tuple(group)
+            inputs = [reader for site in sites for reader in site.inputs]
+            errors, kept = _Error(), set[str]()
+            for batch in batches_of(inputs, self.block):
+                moments = self._kept
+                if not moments or (position and self._job.second_order):
+                    moments = self._kept | self._capture(batch)
+                for reader in batch:
+                    error, stages = self._round(reader, moments[reader.name], integers)
+                    errors, kept = errors + error, kept | stages
+            self._tell(kind, sites, errors, kept)
+        return self.block, integers
+
+    def _round(self, reader: Input, rows: Rows, integers: Integers) -> tuple[_Error, set[str]]:
+        before, kept = self.block, set[str]()
+        for linear in reader.linears:
+            name = f"{linear}.weight"
+            rounded = round_linear(before[name], rows, second_order=self._job.second_order)
+            integers[name] = to_quantized_weight(rounded.codes, rounded.grid)
+            self.block = {**self.block, name: rounded.weight()}
+            kept |= set(rounded.kept)
+        return _error(before, self.block, reader, rows), kept
+
+    def _tell(self, kind: str, sites: Sequence[Site], error: _Error, kept: set[str]) -> None:
+        nearest = _Error()
+        for site in sites:
+            for reader in site.inputs:
+                nearest = nearest + self._nearest[reader.name]
+        scales = dict.fromkeys(self._scales[site.name] for site in sites)
+        self._job.on_site(
+            SiteResult(
+                layer=self._task.layer,
+                site=kind,
+                scale=next(iter(scales)) if len(scales) == 1 else f"{len(scales)} different ones",
+                kept=tuple(sorted(kept)),
+                error_nearest=nearest.relative,
+                error=error.relative,
+                starved=self._task.starved if kind == "gate_up" else (),
+            )
+        )
+
+    def _choose(self, site: Site, rows: Rows) -> tuple[Tensor, str]:
+        """The site's scale [in], and in words."""
+        takers = {linear for other in self._task.sites for linear in other.linears}
+        realise = partial(_realised, self._job, site, self.block[f"{site.feeder}.weight"])
+        can_fold = site.feeder_is_norm or site.feeder in takers
+        if not (self._job.search_scale and can_fold):
+            return realise(torch.ones_like(rows.search.magnitude)), "identity"
+        choice = choose_scale(
+            [self.block[f"{linear}.weight"] for linear in site.linears],
+            rows,
+            tie=partial(tie_channels, site, self._job.config),
+            realise=realise,
+        )
+        return choice.scale, choice.description
+
+    def _capture(self, inputs: Sequence[Input]) -> dict[str, Rows]:
+        half = self._task.run(self._job, self._task.layer, self.block)
+        names = {reader.name for reader in inputs}
+        size = self._job.batch_size
+        searched, judged = (
+            capture_moments(half, part, names, batch_size=size) for part in split_rows(self._hidden)
+        )
+        return {
+            name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()
+        }
+
+
+def split_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that the search sees, and those that only judge it; the same where there is but one."""
+    judges = max(1, hidden.shape[0] // JUDGING_SHARE)
+    return hidden[judges:] if hidden.shape[0] > 1 else hidden, hidden[:judges]
+
+
+def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
+    """The half before the MLP, in the job's compute dtype."""
+    weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
+
+    def half(x: Tensor, observe: Observer) -> Tensor:
+        rotary = job.rotary.of(layer)
+        return attention_half(weights, job.config, layer, x, rotary, observe=observe)
+
+    return half
+
+
+def run_mlp(job: BlockJob, layer: int, block: Block, *, show_all: Collection[int] = ()) -> Half:
+    """The other half; show_all as in mlp_half."""
+    weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
+
+    def half(x: Tensor, observe: Observer) -> Tensor:
+        return mlp_half(weights, job.config, layer, x, observe=observe, show_all=show_all)
+
+    return half
+
+
+def _pooled(site: Site) -> Input:
+    """The input by which the site's scale is chosen; with experts, that of all tokens."""
+    return Input(name=site.name, linears=site.linears)
+
+
+def _realised(job: BlockJob, site: Site, feeder: Tensor, scale: Tensor) -> Tensor:
+    """The scale [in] that counts once the feeder is stored; a linear is stored by its integers."""
+    if not site.feeder_is_norm:
+        return scale
+    offset = job.config.norm_unit_offset
+    return realised_norm_scale(feeder, scale, job.stored_dtype, unit_offset=offset)
+
+
+def _store_feeder(job: BlockJob, site: Site, block: Block) -> Block:
+    """Round what the fold changed and will be stored unquantized, so that searches see it."""
+    feeder = f"{site.feeder}.weight" if site.feeder_is_norm else f"{site.feeder}.bias"
+    changed = [feeder, *(f"{linear}.weight" for linear in site.compensated)]
+    return block | {n: block[n].to(job.stored_dtype).float() for n in changed if n in block}
+
+
+@dataclass(frozen=True)
+class _Error:
+    """Squared error of linears' outputs, and their energy, per token."""
+
+    noise: float = 0.0
+    energy: float = 0.0
+
+    def __add__(self, other: _Error) -> _Error:
+        return _Error(self.noise + other.noise, self.energy + other.energy)
+
+    @property
+    def relative(self) -> float:
+        return self.noise / self.energy if self.energy > 0 else 0.0
+
+
+def _nearest_error(block: Block, reader: Input, rows: Rows) -> _Error:
+    rounded = dict(block)
+    for linear in reader.linears:
+        weight = block[f"{linear}.weight"]
+        rounded[f"{linear}.weight"] = round_to_nearest(weight, min_max_grid(weight))
+    return _error(block, rounded, reader, rows)
+
+
+def _error(before: Block, after: Block, reader: Input, rows: Rows) -> _Error:
+    names = [f"{linear}.weight" for linear in reader.linears]
+    noise = sum(output_error(after[n] - before[n], rows.judge.gram) for n in names)
+    energy = sum(output_error(before[n], rows.judge.gram) for n in names)
+    return _Error(float(noise), float(energy))
