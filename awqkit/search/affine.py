@@ -59,12 +59,12 @@ def in_groups(weight: Tensor) -> Tensor:
 def nearest_codes(grouped: Tensor, grid: GroupGrid) -> Tensor:
     """Codes 0…15 as float32, each the level nearest to its weight."""
     scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
-    return (grouped / scale + zero).round_().clamp_(0, MAX_CODE)
+    return (grouped / scale).add_(zero).round_().clamp_(0, MAX_CODE)
 
 
 def levels(codes: Tensor, grid: GroupGrid) -> Tensor:
     """The weights that the codes stand for, [out, groups, GROUP_SIZE]."""
-    return (codes - grid.zero.unsqueeze(-1)) * grid.scale.unsqueeze(-1)
+    return (codes - grid.zero.unsqueeze(-1)).mul_(grid.scale.unsqueeze(-1))
 
 
 def round_to_nearest(weight: Tensor, grid: GroupGrid) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from awqkit.search.products import product
+
+#: Strips into which a Gram matrix is cut, so that little of its lower half is computed.
+STRIPS = 8
 
 
 @dataclass(frozen=True)
@@ -16,16 +22,45 @@ class Moments:
     magnitude: Tensor
 
 
+def add_gram(total: Tensor, x: Tensor) -> None:
+    """Add the upper half of x xᵀ to total [in, in], float32, in place; x: [tokens, in].
+
+    Sums are float32. On a GPU activations of 16 bits are multiplied as they are, which is exact.
+    """
+    narrow = x.is_cuda and x.dtype != torch.float32
+    x = x if narrow else x.float()
+    for rows, columns in _strips(len(total)):
+        strip = total[rows, columns]
+        left, right = x[:, rows].T, x[:, columns]
+        if narrow:
+            torch.addmm(strip, left, right, out_dtype=torch.float32, out=strip)
+        else:
+            strip.addmm_(left, right)
+
+
+def mirror_gram(total: Tensor) -> None:
+    """Complete what add_gram left out of total, in place."""
+    for rows, columns in _strips(len(total)):
+        total[columns, rows] = total[rows, columns].T.clone()
+
+
+def _strips(width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows, and the columns from the first of these on, that cover the upper half of a square."""
+    height = -(-width // STRIPS)
+    for start in range(0, width, height):
+        yield slice(start, start + height), slice(start, width)
+
+
 def output_error(delta: Tensor, gram: Tensor) -> Tensor:
     """Mean squared error per token of the output: tr(Δ · E[x xᵀ] · Δᵀ), a scalar.
 
     delta: the weight's error [out, in]. Exact for a linear, at a cost free of the token count.
     """
-    return ((delta @ gram) * delta).sum()
+    return product(delta, gram).mul_(delta).sum()
 
 
 def divided_by(moments: Moments, scale: Tensor) -> Moments:
     """The moments of inputs that were divided by scale [in]."""
     return Moments(
-        gram=moments.gram / torch.outer(scale, scale), magnitude=moments.magnitude / scale
+        gram=(moments.gram / scale).div_(scale.unsqueeze(1)), magnitude=moments.magnitude / scale
     )

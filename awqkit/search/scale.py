@@ -58,7 +58,7 @@ def rounding_loss(weights: Sequence[Tensor], gram: Tensor, scale: Tensor) -> flo
     for weight in weights:
         scaled = weight * scale
         rounded = round_to_nearest(scaled, min_max_grid(scaled))
-        loss += output_error((rounded - scaled) / scale, gram)
+        loss += output_error(rounded.sub_(scaled).div_(scale), gram)
     return float(loss)
 
 

@@ -73,15 +73,16 @@ class _Errors:
 
 def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Errors:
     """Output errors of rounding W·scale to nearest on clipped ranges, summed over the linears."""
-    search, judge = divided_by(rows.search, scale).gram, divided_by(rows.judge, scale).gram
+    search = divided_by(rows.search, scale).gram
     deltas = []
     for weight in weights:
         scaled = weight * scale
-        deltas.append(round_to_nearest(scaled, search_clip(scaled, search)) - scaled)
-    return _Errors(
-        search=sum(float(output_error(delta, search)) for delta in deltas),
-        judge=sum(float(output_error(delta, judge)) for delta in deltas),
-    )
+        deltas.append(round_to_nearest(scaled, search_clip(scaled, search)).sub_(scaled))
+    search_error = sum(float(output_error(delta, search)) for delta in deltas)
+    del search  # of a wide input, as large as the weights: not held beside the next
+    judge = divided_by(rows.judge, scale).gram
+    judge_error = sum(float(output_error(delta, judge)) for delta in deltas)
+    return _Errors(search=search_error, judge=judge_error)
 
 
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:

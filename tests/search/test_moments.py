@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from awqkit.search.moments import Moments, divided_by, output_error
+from awqkit.search.moments import Moments, add_gram, divided_by, mirror_gram, output_error
 
 
 def moments_of(x: torch.Tensor) -> Moments:
@@ -20,3 +21,27 @@ def test_division_equals_dividing_the_inputs() -> None:
     expected, actual = moments_of(x / scale), divided_by(moments_of(x), scale)
     torch.testing.assert_close(actual.gram, expected.gram)
     torch.testing.assert_close(actual.magnitude, expected.magnitude)
+
+
+@pytest.mark.parametrize("width", [1, 7, 128, 384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strips_give_the_whole_gram_matrix(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    x, total = torch.randn(90, width, dtype=dtype), torch.zeros(width, width)
+    for part in x.split(40):
+        add_gram(total, part)
+    mirror_gram(total)
+    torch.testing.assert_close(total, x.float().T @ x.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_gives_the_same_gram_matrix(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3000, 640, device="cuda").to(dtype)
+    total = torch.zeros(640, 640, device="cuda")
+    for part in x.split(1000):
+        add_gram(total, part)
+    mirror_gram(total)
+    exact = x.double().T @ x.double()
+    torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=2e-2)
