@@ -111,6 +111,9 @@ class EngineConfig:
     max_prefill_tokens: int = 2048
     enable_prefix_caching: bool = True
     model_format: str = "auto"
+    #: Every bit of an answer is independent of what else is computed with it, and of what the
+    #: cache held; slower.
+    deterministic: bool = False
     #: Seeds the sampling of requests that bring no seed of their own; None: a fresh one.
     seed: int | None = None
 

@@ -48,6 +48,7 @@ class LLM:
         max_prefill_tokens: int = EngineConfig.max_prefill_tokens,
         enable_prefix_caching: bool = EngineConfig.enable_prefix_caching,
         model_format: str = EngineConfig.model_format,
+        deterministic: bool = EngineConfig.deterministic,
         seed: int | None = EngineConfig.seed,
     ) -> None:
         self.config = EngineConfig(
@@ -61,6 +62,7 @@ class LLM:
             max_prefill_tokens=max_prefill_tokens,
             enable_prefix_caching=enable_prefix_caching,
             model_format=model_format,
+            deterministic=deterministic,
             seed=seed,
         )
         engine, self._text = load_engine(path, self.config)

@@ -19,6 +19,7 @@ from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.sampler import SampledToken, sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk, Scheduler
+from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.errors import RequestError
 
 #: Between the seeds of a request's choices: 2^64 over the golden ratio, so that neighbouring seeds
@@ -66,7 +67,8 @@ class Engine:
             session_len=self.session_len,
             free_bytes=free_memory(decoder.device),
         )
-        self._runner = Runner(decoder, PagePool(page_format, num_pages, decoder.device))
+        pool = PagePool(page_format, num_pages, decoder.device)
+        self._runner = (SteadyRunner if config.deterministic else Runner)(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,

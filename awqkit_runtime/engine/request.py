@@ -19,7 +19,7 @@ class Completion:
     token_ids: what was generated, a stop token that ended it included (its text is not in `text`).
     finish_reason: "stop" (stop token or stop text), "length" (max_tokens or session length),
     "abort". logprobs: one entry per token where they were asked for. reused_tokens: of the prompt,
-    found in the cache.
+    found in the cache; no part of the answer, so equal answers may differ in it.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
-    reused_tokens: int = 0
+    reused_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.errors import NumericsError
+from awqkit_runtime.layers.attention import AttentionState
 
 
 class DecoderModel(Protocol):
@@ -27,7 +28,7 @@ class DecoderModel(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def session_len(self) -> int: ...
-    def hidden(self, token_ids: Tensor, positions: Tensor, state: PagedAttention) -> Tensor: ...
+    def hidden(self, token_ids: Tensor, positions: Tensor, state: AttentionState) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
@@ -49,14 +50,7 @@ class Runner:
         rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         if not rows:
             return hidden.new_empty((0, self.decoder.config.vocab_size), dtype=torch.float32)
-        logits = self.decoder.logits(hidden[rows])
-        if not logits.isfinite().all():
-            raise NumericsError(
-                f"The model gave logits that are not finite in {self.decoder.dtype}. Its numbers "
-                "overflow that dtype, or its weights are damaged; try dtype='bfloat16' or "
-                "'float32'."
-            )
-        return logits
+        return require_finite(self.decoder.logits(hidden[rows]), self.decoder)
 
     def _hidden(self, chunks: Sequence[Chunk]) -> Tensor:
         """Of every token of the chunks, [tokens, hidden]."""
@@ -77,3 +71,14 @@ class Runner:
         return self.decoder.hidden(
             torch.tensor(tokens, device=device), torch.tensor(positions, device=device), state
         )
+
+
+def require_finite(logits: Tensor, decoder: DecoderModel) -> Tensor:
+    """The logits themselves; NumericsError when they are not finite."""
+    if not logits.isfinite().all():
+        raise NumericsError(
+            f"The model gave logits that are not finite in {decoder.dtype}. Its numbers "
+            "overflow that dtype, or its weights are damaged; try dtype='bfloat16' or "
+            "'float32'."
+        )
+    return logits

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from awqkit_runtime.errors import ConfigError
 
+TOOL_CALL_PARSERS = ("auto", "internlm", "llama3", "qwen", "none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
@@ -40,6 +42,11 @@ class ServeConfig:
         for name in ("request_timeout", "max_body_size", "max_choices"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.tool_call_parser not in TOOL_CALL_PARSERS:
+            raise ConfigError(
+                f"tool_call_parser is {self.tool_call_parser!r}; it must be one of "
+                f"{', '.join(TOOL_CALL_PARSERS)}."
+            )
         if self.max_queued_requests < 0:
             raise ConfigError(
                 f"max_queued_requests is {self.max_queued_requests}; it must be 0 or more."

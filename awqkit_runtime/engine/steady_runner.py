@@ -1,0 +1,113 @@
+"""From scheduled chunks to logits, so that no bit depends on what else the step computes.
+
+A matrix product sums in an order that its shape decides. So every product here has one shape: tiles
+of a fixed number of rows, in which a token has the row that its position gives it. Tokens of other
+sequences may have the other rows, as may nothing at all; how a prompt was split, what was found in
+the cache and what was computed again after giving way makes no difference either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.cache.steady_attention import SteadyAttention, TokenPlace
+from awqkit_runtime.engine.runner import DecoderModel, require_finite
+from awqkit_runtime.engine.scheduler import Chunk
+
+#: Rows of a tile: few enough for a decoding sequence alone, enough to read prompts in some haste.
+TILE_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Token:
+    chunk: int
+    token_id: int
+    position: int
+
+
+class SteadyRunner:
+    """Runs a decoder tile by tile; a Runner that is slower and exact."""
+
+    def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        # How many tokens an expert gets depends on all tokens of a tile.
+        self._rows = TILE_ROWS if decoder.config.experts is None else 1
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits, float32 [rows, vocab], one row for each chunk that samples, in their order.
+
+        NumericsError when they are not finite.
+        """
+        logits: dict[int, Tensor] = {}
+        for tile in pack_tiles(map(self._tokens, range(len(chunks)), chunks), self._rows):
+            wanted = [token for token in tile if _samples(chunks[token.chunk], token)]
+            hidden = self._hidden(chunks, tile)
+            if wanted:
+                rows = self.decoder.logits(hidden)
+                logits |= {token.chunk: rows[self._row(token)] for token in wanted}
+        if not logits:
+            return torch.empty((0, self.decoder.config.vocab_size), device=self.decoder.device)
+        return require_finite(torch.stack([logits[i] for i in sorted(logits)]), self.decoder)
+
+    def _tokens(self, index: int, chunk: Chunk) -> list[_Token]:
+        ids = chunk.request.tokens(chunk.start, chunk.start + chunk.length)
+        return [
+            _Token(chunk=index, token_id=token, position=position)
+            for position, token in enumerate(ids, start=chunk.start)
+        ]
+
+    def _row(self, token: _Token) -> int:
+        return token.position % self._rows
+
+    def _hidden(self, chunks: Sequence[Chunk], tile: Sequence[_Token]) -> Tensor:
+        """Of a whole tile, [tile rows, hidden]; rows without a token hold nothing of meaning."""
+        ids, positions = [0] * self._rows, [0] * self._rows
+        places = []
+        for token in tile:
+            row = self._row(token)
+            ids[row], positions[row] = token.token_id, token.position
+            pages = tuple(chunks[token.chunk].request.pages)
+            places.append(TokenPlace(row=row, position=token.position, pages=pages))
+        state = SteadyAttention(self.pool, places, config=self.decoder.config)
+        device = self.decoder.device
+        return self.decoder.hidden(
+            torch.tensor(ids, device=device), torch.tensor(positions, device=device), state
+        )
+
+
+def pack_tiles(sequences: Iterable[Sequence[_Token]], rows: int) -> list[list[_Token]]:
+    """Tokens of each sequence, in order of position, into tiles of `rows` rows.
+
+    A token's row is its position modulo rows. Tokens of a sequence that could share a tile do, and
+    its later tokens are in later tiles, or in the same one.
+    """
+    tiles: list[dict[int, _Token]] = []
+    for tokens in sequences:
+        earliest = 0
+        for unit in _units(tokens, rows):
+            taken = {token.position % rows: token for token in unit}
+            while earliest < len(tiles) and not taken.keys().isdisjoint(tiles[earliest]):
+                earliest += 1
+            if earliest == len(tiles):
+                tiles.append({})
+            tiles[earliest] |= taken
+    return [list(tile.values()) for tile in tiles]
+
+
+def _units(tokens: Sequence[_Token], rows: int) -> list[list[_Token]]:
+    """Runs of tokens whose positions lie in the same multiple of `rows`."""
+    units: dict[int, list[_Token]] = {}
+    for token in tokens:
+        units.setdefault(token.position // rows, []).append(token)
+    return list(units.values())
+
+
+def _samples(chunk: Chunk, token: _Token) -> bool:
+    return chunk.samples and token.position == chunk.start + chunk.length - 1
