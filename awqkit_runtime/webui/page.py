@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from awqkit_runtime.errors import ServerError
 from awqkit_runtime.remote import RemoteModel
-from awqkit_runtime.webui.statistics import AnswerClock, cache_use
+from awqkit_runtime.webui.statistics import AnswerClock, CacheWatch
 
 if TYPE_CHECKING:
     import gradio
@@ -31,6 +31,13 @@ def chat_page(remote: RemoteModel) -> gradio.Blocks:
             partial(answer, remote),
             chatbot=gr.Chatbot(
                 label="Conversation", elem_id="conversation", buttons=["copy", "copy_all"], scale=1
+            ),
+            textbox=gr.Textbox(
+                placeholder="A message",
+                show_label=False,
+                submit_btn=True,
+                stop_btn=True,
+                elem_id="message",
             ),
             additional_inputs=settings,
             additional_outputs=[statistics],
@@ -87,23 +94,34 @@ def answer(
         sampling["top_k"] = top_k
     if repetition_penalty != 1:
         sampling["repetition_penalty"] = repetition_penalty
-    text, clock = "", AnswerClock()
+    text, clock, cache = "", AnswerClock(), CacheWatch(remote.base_url, remote.api_key)
     try:
         with closing(remote.stream(_messages(system, history, message), sampling)) as pieces:
             for piece in pieces:
                 text += piece.text
                 clock.saw(piece)
-                yield text, clock.line()
+                yield text, clock.line(cache.share())
     except ServerError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    yield text, clock.line(cache_use(remote.base_url))
+        # A raised gr.Error would leave the page's text box disabled.
+        gr.Warning(str(error), title="No answer")
+        yield text, clock.line()
 
 
 def _messages(system: str, history: Sequence[dict[str, Any]], message: str) -> list[dict[str, str]]:
-    """The page's history as the API wants it: texts by role, an empty system prompt left out."""
-    earlier = [{"role": turn["role"], "content": _text(turn["content"])} for turn in history]
+    """The page's history as the API wants it, without an empty system prompt or unanswered turns.
+
+    The roles alternate on the page: every user's turn is followed by its answer, which is empty
+    where the server refused.
+    """
+    texts = [{"role": turn["role"], "content": _text(turn["content"])} for turn in history]
+    answered = [
+        turn
+        for question, reply in zip(texts[::2], texts[1::2], strict=False)
+        if reply["content"]
+        for turn in (question, reply)
+    ]
     first = [{"role": "system", "content": system}] if system.strip() else []
-    return [*first, *earlier, {"role": "user", "content": message}]
+    return [*first, *answered, {"role": "user", "content": message}]
 
 
 def _text(content: Any) -> str:

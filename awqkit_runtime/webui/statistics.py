@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
 
 from awqkit_runtime.remote import Piece
@@ -11,6 +10,7 @@ from awqkit_runtime.remote import Piece
 #: The share of the KV cache's pages in use, among the server's metrics.
 CACHE_METRIC = "awqkit_cache_usage_ratio"
 METRICS_SECONDS = 2.0
+ASK_SECONDS = 1.0
 
 
 class AnswerClock:
@@ -50,13 +50,30 @@ class AnswerClock:
         return " · ".join(parts)
 
 
-def cache_use(base_url: str) -> float | None:
-    """The share of a server's cache in use, from /metrics; None where it does not tell."""
-    url = base_url.removesuffix("/v1") + "/metrics"
-    try:
-        with urllib.request.urlopen(url, timeout=METRICS_SECONDS) as response:
-            lines = response.read().decode().splitlines()
-    except (OSError, urllib.error.URLError, UnicodeDecodeError):
-        return None
-    found = [line.split() for line in lines if line.startswith(CACHE_METRIC)]
-    return float(found[0][-1]) if found else None
+class CacheWatch:
+    """The share of a server's cache in use, asked for now and then while an answer comes."""
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        """base_url: of the API, ending in /v1."""
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        url = base_url.removesuffix("/v1") + "/metrics"
+        self._request = urllib.request.Request(url, headers=headers)
+        self._share: float | None = None
+        self._next = 0.0
+
+    def share(self) -> float | None:
+        """0…1, at most ASK_SECONDS old; None where the server does not tell."""
+        if time.perf_counter() >= self._next:
+            self._share = self._ask()
+            told = self._share is not None
+            self._next = time.perf_counter() + ASK_SECONDS if told else float("inf")
+        return self._share
+
+    def _ask(self) -> float | None:
+        try:
+            with urllib.request.urlopen(self._request, timeout=METRICS_SECONDS) as response:
+                lines = response.read().decode().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return None
+        found = [line.split() for line in lines if line.startswith(CACHE_METRIC)]
+        return float(found[0][-1]) if found else None
