@@ -125,6 +125,12 @@ def _join_switch_values(args: list[str]) -> list[str]:
     metavar="FILE.html",
     help="Also write the report as a page.",
 )
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on where the same command was stopped, or drop what it did; with neither, a stopped "
+    "conversion is an error that says so.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @paragraph_errors
 def convert(
@@ -137,6 +143,7 @@ def convert(
     device: str,
     report: Path | None,
     dry_run: bool,
+    resume: bool | None,
     **settings: Any,
 ) -> None:
     """Quantize MODEL (a Hugging Face folder or hub id) to 4 bits and write it to OUT.
@@ -158,6 +165,7 @@ def convert(
         device=device,
         html=report,
         dry_run=dry_run,
+        resume=resume,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from awqkit.errors import AwqkitError
@@ -13,8 +17,12 @@ from awqkit.errors import AwqkitError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: The shell's own code for a program that SIGINT ended.
-INTERRUPTED = 130
+#: The shell's own codes for a program that SIGINT or SIGTERM ended.
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: the machine or a scheduler wants the process to end."""
 
 
 def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -24,15 +32,40 @@ def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         quiet_libraries()
         try:
-            return command(*args, **kwargs)
+            with _termination_as_exception():
+                return command(*args, **kwargs)
         except AwqkitError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            print(" ".join([f"Error: {error}", *_notes(error)]), file=sys.stderr)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            print("\nInterrupted.", file=sys.stderr)
+        except Terminated as stop:
+            print(" ".join(["\nTerminated.", *_notes(stop)]), file=sys.stderr)
+            sys.exit(TERMINATED)
+        except KeyboardInterrupt as stop:
+            print(" ".join(["\nInterrupted.", *_notes(stop)]), file=sys.stderr)
             sys.exit(INTERRUPTED)
 
     return wrapper
+
+
+@contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that files are closed and folders removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
 
 
 def quiet_libraries() -> None:

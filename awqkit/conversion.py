@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
@@ -13,7 +17,8 @@ from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, writ
 from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
 from awqkit.errors import QuantizationError
-from awqkit.pipeline import check_quantizable, planned_bytes, quantize
+from awqkit.pipeline import quantize
+from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
 from awqkit.report import REPORT_NAME, Report, refuse_unwritable, write_html
 
@@ -27,10 +32,12 @@ def run(
     device: str,
     html: Path | None,
     dry_run: bool,
+    resume: bool | None,
 ) -> None:
     """Quantize model into output, or repack it where it is quantized already."""
     console = Console(stderr=True)
-    refuse_occupied(output)
+    if not resume:
+        refuse_occupied(output)
     if html is not None:
         refuse_unwritable(html)
     checkpoint = open_checkpoint(model)
@@ -40,7 +47,7 @@ def run(
     if dry_run:
         show_plan(checkpoint, output, config, calib_dataset)
         return
-    with ProgressBar(console) as progress:
+    with _offering_resume(), ProgressBar(console) as progress:
         report = quantize(
             model,
             output,
@@ -48,10 +55,29 @@ def run(
             calib_dataset=calib_dataset,
             device=device,
             progress=progress,
+            resume=resume,
         )
     if html is not None:
         write_html(report, html)
     show_report(report, html)
+
+
+@contextmanager
+def _offering_resume() -> Iterator[None]:
+    """Where something stops the conversion and its work is kept, name the command that goes on."""
+    try:
+        yield
+    except BaseException as error:
+        if getattr(error, "__notes__", ()):  # they say what was kept
+            error.add_note(f"To go on: {resuming_command(sys.argv)}")
+        raise
+
+
+def resuming_command(arguments: Sequence[str]) -> str:
+    """The command line that the process was started with, with --resume."""
+    program, *options = arguments
+    kept = [option for option in options if option not in ("--resume", "--no-resume")]
+    return shlex.join([Path(program).name, *kept, "--resume"])
 
 
 def repack(

@@ -4,6 +4,7 @@ from awqkit.checkpoint.errors import (
     AwqkitError,
     CheckpointError,
     OutputError,
+    ResumeError,
     UnsupportedModelError,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "ConfigError",
     "OutputError",
     "QuantizationError",
+    "ResumeError",
     "UnsupportedModelError",
 ]

@@ -49,6 +49,20 @@ class HeldOutRows:
         self._nearest = embedded.clone()
         self._quantized = embedded.clone()
 
+    def streams(self) -> dict[str, Tensor]:
+        """The rows as each model has them so far, [rows, T, hidden], by its name."""
+        return {
+            "original": self._original,
+            "nearest": self._nearest,
+            "quantized": self._quantized,
+        }
+
+    def go_on_from(self, streams: Mapping[str, Tensor]) -> None:
+        """Take the place of rows that have passed some blocks already."""
+        self._original = streams["original"]
+        self._nearest = streams["nearest"]
+        self._quantized = streams["quantized"]
+
     def advance(
         self,
         config: DecoderConfig,

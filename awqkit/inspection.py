@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint
 from awqkit.console import human_bytes
-from awqkit.report import REPORT_NAME
+from awqkit.report import read_document
 
 
 def show(path: str) -> None:
@@ -20,18 +18,9 @@ def show(path: str) -> None:
     console = Console()
     for what, figure in _overview(checkpoint):
         console.print(f"{what:10}{figure}", soft_wrap=True, highlight=False, markup=False)
-    report = read_report(checkpoint.folder)
+    report = read_document(checkpoint.folder)
     if report is not None:
         _show_figures(console, report)
-
-
-def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report that a quantization left in the folder, or None where there is none to read."""
-    try:
-        document = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from awqkit.block_quantizer import (
-    BlockJob,
-    SiteResult,
-    nearest_block,
-    quantizable_sites,
-    quantize_block,
-)
-from awqkit.calibration.dataset import CalibrationRows, calibration_rows
-from awqkit.calibration.self_sampling import sampled_rows
-from awqkit.checkpoint import (
-    Checkpoint,
-    DecoderConfig,
-    QuantizedWeight,
-    open_checkpoint,
-    refuse_occupied,
-    write_checkpoint,
-)
-from awqkit.checkpoint.layout import BITS, GROUP_SIZE
-from awqkit.checkpoint.tokenizer import load_tokenizer
+from awqkit.calibration.dataset import CalibrationRows, token_digest
+from awqkit.calibration.rows import is_local_file, make_rows
+from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
+from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors, resumable_folder
+from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
 from awqkit.config import QuantConfig
-from awqkit.decoder import RotaryTables, embed
 from awqkit.device import resolve_device
-from awqkit.errors import QuantizationError
-from awqkit.evaluate import Evaluation, HeldOutRows
+from awqkit.journal import Journal, Progressed
+from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress import Progress, Silent
-from awqkit.report import REPORT_NAME, Calibration, Report
+from awqkit.report import REPORT_NAME, Calibration, Report, read_report
+from awqkit.resuming import kept_if_resumable, open_journal
+from awqkit.run import Run, Weights, compute_dtype
+from awqkit.run_identity import require_same, run_identity, source_digests
+from awqkit.stopwatch import Stopwatch
 from awqkit.version import VERSION
 
-#: Rows that only the evaluation sees.
-EVALUATION_ROWS = 8
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+WRITER = "writer."
 
 
 def quantize(
@@ -52,210 +36,200 @@ def quantize(
     calib_dataset: str = "pileval",
     device: str = "auto",
     progress: Progress | None = None,
+    resume: bool | None = None,
 ) -> Report:
     """Quantize a model's linears to 4 bits and write the result to output_path.
 
     model_path: a folder in Hugging Face form, or a hub id.
     calib_dataset: a known name, a file, a hub id, or "self".
-    Raises an AwqkitError that says what is wrong and what to do; then nothing was written.
+    resume: True goes on where an earlier call with the same arguments was stopped, and gives the
+        bytes that it would have given; False begins anew and drops what that one did; None refuses
+        to choose where some blocks are done.
+    Raises an AwqkitError that says what is wrong and what to do. Until the result is complete there
+    is nothing at output_path.
     """
-    run = _Run(config or QuantConfig(), Path(output_path), progress or Silent(), device)
-    refuse_occupied(run.output)
+    task = _Task(
+        output=Path(output_path).expanduser().resolve(),
+        config=config or QuantConfig(),
+        dataset=calib_dataset,
+        device=resolve_device(device),
+        progress=progress or Silent(),
+    )
+    if not resume:
+        refuse_occupied(task.output)
     checkpoint = open_checkpoint(model_path)
     unquantized = check_quantizable(checkpoint)
-    with run.timed("calibration text"):
-        rows = run.calibration(checkpoint, calib_dataset)
-    write_checkpoint(
-        run.output,
-        run.counted(run.quantized_weights(checkpoint, rows)),
-        source=checkpoint,
-        format=run.config.format,
-        documents=lambda: {REPORT_NAME: run.report(checkpoint, rows, unquantized).to_json()},
+    if resume and (report := _complete_already(task, checkpoint)) is not None:
+        return report
+    refuse_occupied(task.output)
+    with resumable_folder(task.output) as folder:
+        journal = open_journal(folder, resume=resume, total=checkpoint.config.num_layers)
+        with kept_if_resumable(folder, checkpoint.config.num_layers):
+            return _convert(task, checkpoint, folder, journal, unquantized)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What the caller asked for."""
+
+    output: Path
+    config: QuantConfig
+    dataset: str
+    device: torch.device
+    progress: Progress
+
+
+def _convert(
+    task: _Task,
+    checkpoint: Checkpoint,
+    folder: ResumableFolder,
+    journal: Journal,
+    unquantized: tuple[str, ...],
+) -> Report:
+    config, clock = task.config, Stopwatch()
+    with clock.timed("calibration text"):
+        rows = _rows(task, checkpoint, folder, journal)
+    run = Run(checkpoint, config, rows, device=task.device, progress=task.progress, stopwatch=clock)
+    writer = CheckpointWriter(
+        folder.result, source=checkpoint, format=config.format, out=task.output
     )
-    return run.report(checkpoint, rows, unquantized)
+    try:
+        _begin_or_go_on(task, checkpoint, folder, journal, run, writer)
+        while run.blocks < checkpoint.config.num_layers:
+            _write(run.next_block(), writer, clock)
+            if journal.is_due(run.stream_bytes):
+                with clock.timed("journal"):
+                    _save(task, journal, run, writer)
+        _write(run.last_weights(), writer, clock)
+        report = _report(task, checkpoint, rows, run, unquantized)
+        with clock.timed("reading back"):
+            writer.finish({REPORT_NAME: report.to_json()}, device=task.device)
+    finally:
+        writer.close()
+    folder.publish()
+    seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
+    return replace(report, seconds=seconds)
 
 
-def check_quantizable(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Names of the linears that stay unquantized; raises where quantizing makes no sense."""
-    if checkpoint.format != "hf":
-        raise QuantizationError(
-            f"{checkpoint.folder} is quantized already ({checkpoint.format}). "
-            "Give the original model, or another --format to repack this one without loss."
-        )
-    unquantized = unquantized_linears(checkpoint)
-    linears = [name for name in checkpoint.names() if name.endswith("_proj.weight")]
-    if len(unquantized) == len(linears):
-        raise QuantizationError(
-            f"{checkpoint.folder}: no linear of this model has inputs that groups of 128 divide, "
-            "so nothing would be quantized."
-        )
-    return unquantized
+def _write(weights: Weights, writer: CheckpointWriter, clock: Stopwatch) -> None:
+    for name, weight in weights:
+        with clock.timed("writing"):
+            writer.add(name, weight)
 
 
-def unquantized_linears(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Names of the blocks' linears whose shapes no format can hold, without ".weight"."""
-    names: list[str] = []
-    for layer in range(checkpoint.config.num_layers):
-        prefix = f"model.layers.{layer}."
-        shapes = {
-            name.removeprefix(prefix): checkpoint.shape(name)
-            for name in checkpoint.names()
-            if name.startswith(prefix)
-        }
-        taken = {linear for site in quantizable_sites(shapes) for linear in site.linears}
-        linears = [n.removesuffix(".weight") for n in shapes if n.endswith("_proj.weight")]
-        names += [prefix + linear for linear in linears if linear not in taken]
-    return tuple(names)
+def _rows(
+    task: _Task, checkpoint: Checkpoint, folder: ResumableFolder, journal: Journal
+) -> CalibrationRows:
+    """The calibration rows, from the journal where it has them; then the identity is proven."""
+    identity = run_identity(checkpoint, task.config, calib_dataset=task.dataset, device=task.device)
+    if journal.exists:
+        require_same(journal.identity, identity, folder=folder.path)
+        rows = journal.calibration()
+        # A data set of the hub or the model itself is not asked again: only a file can change.
+        if is_local_file(task.dataset):
+            now = _made_rows(task, checkpoint)
+            require_same(_text_identity(rows), _text_identity(now), folder=folder.path)
+        return rows
+    rows = _made_rows(task, checkpoint)
+    with reporting_output_errors(task.output):
+        journal.begin(identity, rows)
+    return rows
 
 
-def planned_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
-    """Bytes of all tensors that quantizing this checkpoint would write."""
-    itemsize = getattr(torch, config.dtype).itemsize
-    dense = {f"{name}.weight" for name in unquantized_linears(checkpoint)}
-    total = 0
-    for name in checkpoint.names():
-        count = prod(checkpoint.shape(name))
-        if name.endswith("_proj.weight") and name not in dense:
-            groups = count // GROUP_SIZE
-            total += (count + groups) * BITS // 8 + groups * torch.float16.itemsize
-        else:
-            total += count * itemsize
-    return total
+def _made_rows(task: _Task, checkpoint: Checkpoint) -> CalibrationRows:
+    return make_rows(
+        checkpoint,
+        task.config,
+        task.dataset,
+        device=task.device,
+        dtype=compute_dtype(task.device),
+        on_token=task.progress.sampled,
+    )
 
 
-class _Run:
-    """One quantization: its settings, what it has measured, and the time it took."""
+def _text_identity(rows: CalibrationRows) -> dict[str, Any]:
+    return {
+        "the SHA-256 of the calibration tokens": rows.digest,
+        "the SHA-256 of the held-out tokens": token_digest(rows.held_out),
+    }
 
-    def __init__(self, config: QuantConfig, output: Path, progress: Progress, device: str) -> None:
-        self.config = config
-        self.output = output
-        self.progress = progress
-        self.device = resolve_device(device)
-        self.compute_dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self.stored_dtype = getattr(torch, config.dtype)
-        self.sites: list[SiteResult] = []
-        self.evaluation: Evaluation | None = None
-        self.seconds: dict[str, float] = {}
-        self.bytes_written = 0
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+def _begin_or_go_on(
+    task: _Task,
+    checkpoint: Checkpoint,
+    folder: ResumableFolder,
+    journal: Journal,
+    run: Run,
+    writer: CheckpointWriter,
+) -> None:
+    total = checkpoint.config.num_layers
+    state = journal.load(task.device)
+    if state is not None:
+        tensors = state.tensors
+        pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}
+        writer.restore(WriterState(document=state.document["writer"], tensors=pending))
+        run.go_on_from(state)
+        task.progress.begin(total, done=run.blocks)
+        return
+    folder.clear_result()
+    refuse_small_disk(folder.path, checkpoint, task.output, further=2 * run.stream_bytes)
+    writer.carry_tokenizer()
+    task.progress.begin(total, done=0)
+    for name, weight in run.first_weights():
+        writer.add(name, weight)
 
-    def calibration(self, checkpoint: Checkpoint, source: str) -> CalibrationRows:
-        config = self.config
-        held_out = EVALUATION_ROWS if config.evaluate else 0
-        if source == "self":
-            return sampled_rows(
-                checkpoint,
-                samples=config.calib_samples,
-                seqlen=config.calib_seqlen,
-                seed=config.seed,
-                held_out=held_out,
-                device=self.device,
-                dtype=self.compute_dtype,
-                on_token=self.progress.sampled,
+
+def _save(task: _Task, journal: Journal, run: Run, writer: CheckpointWriter) -> None:
+    """The files first, then what the journal says about them."""
+    written, progressed = writer.state(), run.progressed()
+    tensors = {WRITER + name: tensor for name, tensor in written.tensors.items()}
+    with reporting_output_errors(task.output):
+        journal.save(
+            Progressed(
+                blocks=progressed.blocks,
+                document={**progressed.document, "writer": written.document},
+                tensors={**progressed.tensors, **tensors},
             )
-        return calibration_rows(
-            source,
-            tokenizer=load_tokenizer(checkpoint.folder),
-            samples=config.calib_samples,
-            seqlen=config.calib_seqlen,
-            seed=config.seed,
-            max_length=checkpoint.config.max_position_embeddings,
-            held_out=held_out,
-        )
-
-    def quantized_weights(
-        self, checkpoint: Checkpoint, rows: CalibrationRows
-    ) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        """Yield every weight of the result by its canonical name, block after block."""
-        decoder, device = checkpoint.config, self.device
-        embedding = checkpoint.tensor(EMBEDDING)
-        yield EMBEDDING, embedding.to(self.stored_dtype)
-        hidden = self._embed(rows.tokens, embedding, decoder)
-        held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding, decoder))
-        evaluate = self.config.evaluate and len(rows.held_out) > 0
-        rotary = RotaryTables(decoder, self.config.calib_seqlen, device)
-        job = BlockJob(
-            config=decoder,
-            rotary=rotary,
-            compute_dtype=self.compute_dtype,
-            stored_dtype=self.stored_dtype,
-            search_scale=self.config.search_scale,
-            second_order=self.config.quality != "fast",
-            batch_size=self.config.rows_at_once,
-            on_site=self._site_done,
-        )
-        self.progress.begin(decoder.num_layers)
-        for layer in range(decoder.num_layers):
-            with self.timed("blocks"):
-                weights = _dense_block(checkpoint, layer, device)
-                block = quantize_block(job, layer, weights, hidden)
-            if evaluate:
-                with self.timed("evaluation"):
-                    held_out.advance(
-                        decoder,
-                        layer,
-                        rotary.of(layer),
-                        original=weights,
-                        nearest=nearest_block(weights),
-                        quantized=block.running,
-                    )
-            for name in weights:
-                yield f"model.layers.{layer}.{name}", block.stored[name]
-            self.progress.block_done(layer)
-        norm = checkpoint.tensor(NORM)
-        yield NORM, norm.to(self.stored_dtype)
-        head = embedding if decoder.tie_word_embeddings else checkpoint.tensor(HEAD)
-        if not decoder.tie_word_embeddings:
-            yield HEAD, head.to(self.stored_dtype)
-        if evaluate:
-            with self.timed("evaluation"):
-                self.evaluation = held_out.scores(decoder, norm.to(device), head.to(device))
-
-    def counted(
-        self, weights: Iterator[tuple[str, Tensor | QuantizedWeight]]
-    ) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        """The same weights, while their packed bytes are added up."""
-        for name, weight in weights:
-            self.bytes_written += weight.nbytes
-            yield name, weight
-
-    def _embed(self, tokens: Tensor, embedding: Tensor, decoder: DecoderConfig) -> Tensor:
-        """int64 [rows, T] → [rows, T, hidden] on the device."""
-        return embed(tokens, embedding, decoder, self.compute_dtype).to(self.device)
-
-    def _site_done(self, result: SiteResult) -> None:
-        self.sites.append(result)
-        self.progress.site_done(result)
-
-    def report(
-        self, checkpoint: Checkpoint, rows: CalibrationRows, unquantized: tuple[str, ...]
-    ) -> Report:
-        return Report(
-            version=VERSION,
-            model=str(checkpoint.folder),
-            output=str(self.output),
-            config=self.config,
-            calibration=Calibration(
-                source=rows.source,
-                samples=rows.tokens.shape[0],
-                seqlen=rows.tokens.shape[1],
-                digest=rows.digest,
-            ),
-            sites=tuple(self.sites),
-            unquantized=unquantized,
-            bytes_before=checkpoint.weight_bytes(),
-            bytes_after=self.bytes_written,
-            evaluation=self.evaluation,
-            seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
         )
 
 
-def _dense_block(checkpoint: Checkpoint, layer: int, device: torch.device) -> dict[str, Tensor]:
-    prefix = f"model.layers.{layer}."
-    names = [name for name in checkpoint.names() if name.startswith(prefix)]
-    return {name.removeprefix(prefix): checkpoint.tensor(name).to(device) for name in names}
+def _report(
+    task: _Task,
+    checkpoint: Checkpoint,
+    rows: CalibrationRows,
+    run: Run,
+    unquantized: tuple[str, ...],
+) -> Report:
+    return Report(
+        version=VERSION,
+        model=checkpoint.folder.name,
+        output=str(task.output),
+        config=task.config,
+        source=source_digests(checkpoint),
+        calibration=Calibration(
+            source=rows.source,
+            samples=rows.tokens.shape[0],
+            seqlen=rows.tokens.shape[1],
+            digest=rows.digest,
+        ),
+        sites=tuple(run.sites),
+        unquantized=unquantized,
+        bytes_before=checkpoint.weight_bytes(),
+        bytes_after=planned_bytes(checkpoint, task.config),
+        evaluation=run.evaluation,
+        seconds={},
+    )
+
+
+def _complete_already(task: _Task, checkpoint: Checkpoint) -> Report | None:
+    """The report of the result where the same command has come to its end, if only just."""
+    report = read_report(task.output)
+    if report is None:
+        return None
+    made = (report.version, report.model, report.config, report.source)
+    if made != (VERSION, checkpoint.folder.name, task.config, source_digests(checkpoint)):
+        return None
+    # A process that was killed after putting the result in place has left an empty shell.
+    with resumable_folder(task.output) as shell:
+        shell.keep = False
+    return replace(report, output=str(task.output))

@@ -13,8 +13,8 @@ class Progress(Protocol):
     def sampled(self, done: int, total: int) -> None:
         """Tokens that each row has reached, over all batches, while the model samples."""
 
-    def begin(self, blocks: int) -> None:
-        """The blocks are about to be quantized."""
+    def begin(self, blocks: int, *, done: int) -> None:
+        """The blocks are about to be quantized; done: by an earlier process."""
 
     def site_done(self, result: SiteResult) -> None:
         """One site of a block is quantized."""
@@ -29,7 +29,7 @@ class Silent:
     def sampled(self, done: int, total: int) -> None:
         """Ignore."""
 
-    def begin(self, blocks: int) -> None:
+    def begin(self, blocks: int, *, done: int) -> None:
         """Ignore."""
 
     def site_done(self, result: SiteResult) -> None:

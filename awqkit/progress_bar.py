@@ -35,7 +35,6 @@ class ProgressBar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("Reading", total=None, detail="")
-        self._blocks = 0
         self._sampling = False
 
     def __enter__(self) -> ProgressBar:
@@ -59,11 +58,12 @@ class ProgressBar:
             )
         self._bar.update(self._task, description="Sampling", completed=done, total=total)
 
-    def begin(self, blocks: int) -> None:
-        """The blocks are about to be quantized."""
-        self._blocks = blocks
+    def begin(self, blocks: int, *, done: int) -> None:
+        """The blocks are about to be quantized; done: by an earlier process."""
+        if done:
+            self._console.print(f"Resuming after {done} of {blocks} blocks.", highlight=False)
         self._bar.remove_task(self._task)
-        self._task = self._bar.add_task("Quantizing", total=blocks, detail="")
+        self._task = self._bar.add_task("Quantizing", total=blocks, completed=done, detail="")
 
     def site_done(self, result: SiteResult) -> None:
         """One site of a block is quantized."""

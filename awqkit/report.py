@@ -6,14 +6,18 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from awqkit.block_quantizer import SiteResult
 from awqkit.config import QuantConfig
-from awqkit.errors import OutputError
+from awqkit.errors import ConfigError, OutputError
 from awqkit.evaluate import Evaluation
+from awqkit.structure import from_document
 
 #: The report's name inside a quantized checkpoint.
 REPORT_NAME = "awqkit_report.json"
+#: Fields of a Report that differ between two runs of the same command.
+UNREPEATABLE = ("output", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,16 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """bytes: of all tensors on disk. seconds: by stage."""
+    """model: the name of its folder.  source: SHA-256 by file.  bytes: of all tensors on disk.
+
+    seconds: by stage; not part of the JSON, so that the same run gives the same bytes.
+    """
 
     version: str
     model: str
     output: str
     config: QuantConfig
+    source: dict[str, str]
     calibration: Calibration
     sites: tuple[SiteResult, ...]
     unquantized: tuple[str, ...]
@@ -43,11 +51,31 @@ class Report:
     seconds: dict[str, float]
 
     def to_json(self) -> str:
-        """The figures of the run, without the paths of the machine that it ran on."""
+        """What two equal runs have in common: no times, and no paths of the machine."""
         document = asdict(self)
-        document["model"] = Path(self.model).name
-        del document["output"]
+        for field in UNREPEATABLE:
+            del document[field]
         return json.dumps(document, indent=1)
+
+
+def read_document(folder: Path) -> dict[str, Any] | None:
+    """The JSON that a quantization left in its folder, or None where there is none to read."""
+    try:
+        document = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def read_report(folder: Path) -> Report | None:
+    """The report in a quantized checkpoint; None where there is none of this version's form."""
+    document = read_document(folder)
+    if document is None:
+        return None
+    try:
+        return from_document(Report, {**document, "output": str(folder), "seconds": {}})
+    except (ValueError, KeyError, TypeError, ConfigError):
+        return None
 
 
 def refuse_unwritable(path: Path) -> None:

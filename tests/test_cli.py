@@ -119,7 +119,7 @@ def test_dry_run_writes_nothing(model, tmp_path) -> None:
 
 def test_planned_bytes_are_the_bytes_written(model, tmp_path) -> None:
     from awqkit import QuantConfig
-    from awqkit.pipeline import planned_bytes
+    from awqkit.planning import planned_bytes
 
     planned = planned_bytes(open_checkpoint(model), QuantConfig())
     assert run(convert, model, tmp_path / "out", *SELF, "--no-evaluate").exit_code == 0

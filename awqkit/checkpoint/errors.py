@@ -19,5 +19,9 @@ class OutputError(AwqkitError):
     """The result cannot be written: the folder is taken, the disk is full, no permission."""
 
 
+class ResumeError(OutputError):
+    """A stopped conversion that cannot be gone on with, or not without being asked to."""
+
+
 class ConversationError(AwqkitError, ValueError):
     """A conversation that a model's chat template cannot render."""

@@ -35,6 +35,12 @@ class QuantizedWeight:
         packed = (self.codes.numel() + self.zeros.numel()) * BITS // 8
         return packed + self.scales.nbytes
 
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same weight on a device."""
+        return QuantizedWeight(
+            codes=self.codes.to(device), scales=self.scales.to(device), zeros=self.zeros.to(device)
+        )
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in]: computed in float32, where the product is exact, then rounded to dtype."""
         grouped = self.codes.view(self.out_features, -1, GROUP_SIZE).float()

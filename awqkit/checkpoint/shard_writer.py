@@ -1,97 +1,20 @@
-"""Tensors streamed into safetensors files of bounded size, without holding a file in memory.
-
-The header comes first in a file but is known last. Its space is reserved and then padded with
-blanks, which the format allows.
-"""
+"""Tensors streamed into safetensors files of bounded size, without holding a file in memory."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from awqkit.checkpoint.safetensors_file import DTYPE_NAMES, LENGTH_BYTES, METADATA_KEY
+from awqkit.checkpoint.shard_file import ShardFile
 from awqkit.checkpoint.shards import INDEX_FILE, SINGLE_FILE
 
 MAX_SHARD_BYTES = 2 * 2**30
-#: Tensors start at multiples of this, so that readers can map any dtype in place.
-ALIGNMENT = 8
-#: Room for one header entry besides the name: dtype, two sizes, two offsets, punctuation.
-_ENTRY_BYTES = 112
-_METADATA = {"format": "pt"}
-
-
-def header_room(names: list[str]) -> int:
-    """Bytes that the header of a file with (some of) these tensors can take at most."""
-    size = sum(len(json.dumps(name)) + _ENTRY_BYTES for name in names)
-    return -(-(size + len(json.dumps({METADATA_KEY: _METADATA}))) // ALIGNMENT) * ALIGNMENT
-
-
-class _Shard:
-    """One open file. Tensors of odd sizes are kept to its end, where they misalign nothing."""
-
-    def __init__(self, path: Path, room: int) -> None:
-        self.path = path
-        self._room = room
-        self._header: dict[str, Any] = {METADATA_KEY: _METADATA}
-        self._odd: list[tuple[str, Tensor]] = []
-        self._position = 0
-        self._odd_bytes = 0
-        # Unbuffered, so that closing after a full disk has nothing left to write and to fail at.
-        self._file = path.open("wb", buffering=0)
-        self._file.seek(LENGTH_BYTES + room)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in self._header if name != METADATA_KEY]
-
-    @property
-    def data_bytes(self) -> int:
-        return self._position + self._odd_bytes
-
-    def has_room_for(self, tensor: Tensor, limit: int) -> bool:
-        taken = LENGTH_BYTES + self._room + self.data_bytes
-        return self.data_bytes == 0 or taken + tensor.nbytes <= limit
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        if tensor.nbytes % ALIGNMENT:
-            self._odd.append((name, tensor))
-            self._odd_bytes += tensor.nbytes
-        else:
-            self._write(name, tensor)
-
-    def finish(self) -> None:
-        # Wider elements first: each then starts at a multiple of its own width.
-        for name, tensor in sorted(self._odd, key=lambda item: -item[1].dtype.itemsize):
-            self._write(name, tensor)
-        self._odd_bytes = 0
-        text = json.dumps(self._header, separators=(",", ":")).encode().ljust(self._room)
-        if len(text) > self._room:
-            raise ValueError(f"the header of {self.path.name} outgrew the room left for it")
-        self._file.seek(0)
-        self._write_bytes(memoryview(len(text).to_bytes(LENGTH_BYTES, "little") + text))
-        self._file.close()
-
-    def abandon(self) -> None:
-        self._file.close()
-
-    def _write(self, name: str, tensor: Tensor) -> None:
-        end = self._position + tensor.nbytes
-        self._header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self._position, end],
-        }
-        self._write_bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-        self._position = end
-
-    def _write_bytes(self, data: memoryview) -> None:
-        # One call writes at most 2 GiB, and may write less.
-        while len(data):
-            data = data[self._file.write(data) :]
+_NUMBERED = re.compile(r"model-(\d{5})-of-\d{5}\.safetensors")
 
 
 class ShardWriter:
@@ -105,7 +28,7 @@ class ShardWriter:
         self._folder = folder
         self._room = room
         self._max_shard_bytes = max_shard_bytes
-        self._shards: list[_Shard] = []
+        self._shards: list[ShardFile] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write one tensor (any device); it is not kept."""
@@ -129,13 +52,52 @@ class ShardWriter:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
-    def abandon(self) -> None:
-        """Close what is open, after a failure."""
+    def close(self) -> None:
+        """Close what is open; what was written stays."""
         for shard in self._shards:
-            shard.abandon()
+            shard.close()
+
+    def state(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """What `restore` needs besides the files: fit for JSON, and tensors not yet written.
+
+        Everything that was written has reached the disk when this returns.
+        """
+        for shard in self._shards:
+            shard.flush()
+        return [shard.state() for shard in self._shards], dict(
+            self._shards[-1].odd if self._shards else {}
+        )
+
+    def restore(self, states: list[Mapping[str, Any]], odd: Mapping[str, Tensor]) -> None:
+        """Go on from an earlier state of these files; what was written since is dropped.
+
+        Raises OutputError where a file no longer holds what it held then.
+        """
+        _undo_names(self._folder)
+        kept = {state["file"] for state in states}
+        for path in self._folder.glob("*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+        for number, state in enumerate(states, start=1):
+            its_odd = odd if number == len(states) else {}
+            self._shards.append(ShardFile.restore(self._folder, self._room, state, its_odd))
 
     def _start_shard(self) -> None:
         if self._shards:
             self._shards[-1].finish()
-        path = self._folder / f"shard-{len(self._shards)}.safetensors"
-        self._shards.append(_Shard(path, self._room))
+        path = self._folder / _unfinished_name(len(self._shards))
+        self._shards.append(ShardFile(path, self._room))
+
+
+def _unfinished_name(index: int) -> str:
+    return f"shard-{index}.safetensors"
+
+
+def _undo_names(folder: Path) -> None:
+    """Give shards that `finish` has named already the names that they had before."""
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+    if (folder / SINGLE_FILE).exists():
+        (folder / SINGLE_FILE).rename(folder / _unfinished_name(0))
+    for path in folder.glob("model-*.safetensors"):
+        if match := _NUMBERED.fullmatch(path.name):
+            path.rename(folder / _unfinished_name(int(match[1]) - 1))

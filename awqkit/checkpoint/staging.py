@@ -1,5 +1,5 @@
 """A folder that appears whole or not at all: written beside its place under a hidden name, then
-renamed."""
+renamed. It can outlive a process that is stopped, so that another goes on with it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def reporting_output_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"The disk is full: {out} could not be written, and what there was of it has been "
-                "removed. Free some space, or name a folder on another disk."
+                f"The disk is full: {out} could not be written. "
+                "Free some space, or name a folder on another disk."
             ) from error
         raise OutputError(
             f"{out} could not be written: {error.strerror or error}. "
@@ -66,9 +66,78 @@ def staged_folder(out: Path) -> Iterator[Path]:
                 _flush_to_disk(stage)
                 refuse_occupied(out)
                 stage.rename(out)
-                _fsync(out.parent)
+                sync_folder(out.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+class ResumableFolder:
+    """A hidden folder beside `out` that stays after a stop if there is something worth keeping.
+
+    result: becomes `out`.  journal: for notes on how far the work has come.  keep: whether
+    the folder stays when this process lets go of it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = unfinished_path(out)
+        self.result = self.path / "checkpoint"
+        self.journal = self.path / "journal"
+        self.keep = True
+
+    def clear(self) -> None:
+        """Make both folders empty."""
+        with reporting_output_errors(self.out):
+            for folder in (self.journal, self.result):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+
+    def clear_result(self) -> None:
+        """Make the result's folder empty."""
+        with reporting_output_errors(self.out):
+            shutil.rmtree(self.result, ignore_errors=True)
+            self.result.mkdir()
+
+    def publish(self) -> None:
+        """Put the result in its place."""
+        with reporting_output_errors(self.out):
+            _flush_to_disk(self.result)
+            refuse_occupied(self.out)
+            self.result.rename(self.out)
+            sync_folder(self.out.parent)
+        self.keep = False
+
+
+@contextlib.contextmanager
+def resumable_folder(out: Path) -> Iterator[ResumableFolder]:
+    """The hidden folder of `out`, new or as an earlier process left it, held by this process alone.
+
+    It is removed at the end unless `keep` is set. Raises OutputError where another process that
+    writes the same result is alive.
+    """
+    folder = ResumableFolder(out)
+    with reporting_output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        folder.path.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(_locked(folder.path))
+        except BlockingIOError as error:
+            raise OutputError(
+                f"Another process is writing {out} at this moment. "
+                "Wait for it, stop it, or name another folder."
+            ) from error
+        try:
+            yield folder
+        finally:
+            if not folder.keep:
+                shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def unfinished_path(out: Path) -> Path:
+    """Where a stopped conversion into `out` leaves what it has."""
+    return out.parent / f".{out.name}.partial"
 
 
 def _stage_prefix(out: Path) -> str:
@@ -100,6 +169,11 @@ def _flush_to_disk(folder: Path) -> None:
     """Without this the rename could reach the disk before the bytes do."""
     for path in folder.rglob("*"):
         _fsync(path)
+    _fsync(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """See that the names in a folder reach the disk."""
     _fsync(folder)
 
 

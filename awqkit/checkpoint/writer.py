@@ -6,32 +6,40 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from awqkit.checkpoint.canonical import EMBEDDING, canonical_shapes
+from awqkit.checkpoint.canonical import canonical_shapes
 from awqkit.checkpoint.errors import OutputError
 from awqkit.checkpoint.families import find_family
+from awqkit.checkpoint.fingerprint import fingerprint
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.checkpoint.packing import PackedFormat, pack, packed_shapes
-from awqkit.checkpoint.quantization_config import CONFIG_KEYS, write_quantization
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import CONFIG_FILE, Checkpoint
-from awqkit.checkpoint.shard_writer import MAX_SHARD_BYTES, ShardWriter, header_room
+from awqkit.checkpoint.shard_file import header_room
+from awqkit.checkpoint.shard_writer import MAX_SHARD_BYTES, ShardWriter
 from awqkit.checkpoint.staging import refuse_occupied, reporting_output_errors, staged_folder
+from awqkit.checkpoint.verification import verify_written
+from awqkit.checkpoint.written_config import is_block_linear, written_config
+from awqkit.checkpoint.written_layout import Assembly, WrittenLayout
 
-__all__ = ["refuse_occupied", "write_checkpoint"]
+__all__ = ["CheckpointWriter", "WriterState", "refuse_occupied", "write_checkpoint"]
 
+Weight = Tensor | QuantizedWeight
 Documents = Mapping[str, str]
+CPU = torch.device("cpu")
 NO_DOCUMENTS: Documents = MappingProxyType({})
 
 
 def write_checkpoint(
     out: Path,
-    weights: Iterable[tuple[str, Tensor | QuantizedWeight]],
+    weights: Iterable[tuple[str, Weight]],
     *,
     source: Checkpoint,
     format: PackedFormat,
@@ -43,62 +51,125 @@ def write_checkpoint(
     weights: every canonical name of `source` once, in any order; consumed one by one.
     documents: further text files by name; a callable is asked once all weights are written.
     Tokenizer and generation files come from source.folder, config.json from its configuration.
-    Raises OutputError when `out` is occupied or the system refuses to write (a full disk); then
-    nothing is left behind.
+    Raises OutputError when `out` is occupied, the system refuses to write (a full disk), or the
+    files do not hold what was given; then nothing is left behind.
     """
     out = Path(out).expanduser().resolve()
     with staged_folder(out) as stage:
-        _refuse_small_disk(stage, source, out)
-        _carry_tokenizer(stage, source, out)
-        dense = _write_weights(stage, weights, source, format, max_shard_bytes, out)
-        config = _written_config(source, format, dense)
-        extra = documents() if callable(documents) else documents
-        with reporting_output_errors(out):
-            for name, text in {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **extra}.items():
-                (stage / name).write_text(text, encoding="utf-8")
+        refuse_small_disk(stage, source, out)
+        writer = CheckpointWriter(
+            stage, source=source, format=format, out=out, max_shard_bytes=max_shard_bytes
+        )
+        try:
+            writer.carry_tokenizer()
+            for name, weight in weights:
+                writer.add(name, weight)
+            writer.finish(documents() if callable(documents) else documents)
+        finally:
+            writer.close()
 
 
-def _carry_tokenizer(stage: Path, source: Checkpoint, out: Path) -> None:
-    # First, since a tokenizer that cannot be carried over should not waste the long work.
-    from awqkit.checkpoint.tokenizer import carry_tokenizer
+@dataclass(frozen=True, kw_only=True)
+class WriterState:
+    """How far a writer has come. document: fit for JSON. tensors: given, but not yet in a file."""
 
-    with reporting_output_errors(out):
-        carry_tokenizer(source.folder, stage, source.config)
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
 
 
-def _write_weights(
-    stage: Path,
-    weights: Iterable[tuple[str, Tensor | QuantizedWeight]],
-    source: Checkpoint,
-    format: PackedFormat,
-    max_shard_bytes: int,
-    out: Path,
-) -> dict[str, Tensor]:
-    """Write all weights and return an empty tensor of the right dtype for each dense one."""
-    shapes = canonical_shapes(source.config)
-    room = header_room(_header_names(shapes, format))
-    shards = ShardWriter(stage, room=room, max_shard_bytes=max_shard_bytes)
-    dense: dict[str, Tensor] = {}
-    missing = set(shapes)
-    try:
-        for name, weight in weights:
-            _require_expected(name, weight, shapes, missing)
-            missing.remove(name)
-            if isinstance(weight, Tensor):
-                dense[name] = weight.new_empty(0)
-            with reporting_output_errors(out):
-                for stored_name, tensor in _stored(name, weight, format).items():
-                    shards.add(stored_name, tensor)
+class CheckpointWriter:
+    """Writes a checkpoint into a folder, and can go on where an earlier one stopped.
+
+    folder: exists.  out: the name by which errors call the result.
+    The order of the calls: carry_tokenizer or restore, add for every weight, finish; close always.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        source: Checkpoint,
+        format: PackedFormat,
+        out: Path,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        self._folder = folder
+        self._source = source
+        self._format = format
+        self._out = out
+        self._shapes = canonical_shapes(source.config)
+        layout = WrittenLayout(source.config, find_family(source.raw_config))
+        self._assembly = Assembly(layout)
+        room = header_room(_header_names(layout.shapes, format))
+        self._shards = ShardWriter(folder, room=room, max_shard_bytes=max_shard_bytes)
+        self._dense: dict[str, str] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def carry_tokenizer(self) -> None:
+        """Write the tokenizer's files; first, since one that cannot be carried ends everything."""
+        from awqkit.checkpoint.tokenizer import carry_tokenizer
+
+        with reporting_output_errors(self._out):
+            carry_tokenizer(self._source.folder, self._folder, self._source.config)
+
+    def add(self, name: str, weight: Weight) -> None:
+        """Write one weight by its canonical name; kept only until a fused matrix is complete."""
+        self._require_expected(name, weight)
+        self._fingerprints[name] = fingerprint(weight)
+        if isinstance(weight, Tensor):
+            self._dense[name] = str(weight.dtype).removeprefix("torch.")
+        complete = self._assembly.add(name, weight)
+        if complete is None:
+            return
+        with reporting_output_errors(self._out):
+            for stored_name, tensor in _packed(*complete, self._format).items():
+                self._shards.add(stored_name, tensor)
+
+    def finish(self, documents: Documents, *, device: torch.device = CPU) -> None:
+        """Complete the folder, then read everything back and compare it with what was given.
+
+        device: where the comparison computes.
+        """
+        missing = self._shapes.keys() - self._fingerprints.keys()
         if missing:
             raise ValueError(f"write_checkpoint was not given {', '.join(sorted(missing))}")
-        with reporting_output_errors(out):
-            shards.finish()
-    finally:
-        shards.abandon()
-    return dense
+        config = written_config(self._source, self._format, self._dense)
+        texts = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **documents}
+        with reporting_output_errors(self._out):
+            self._shards.finish()
+            for name, text in texts.items():
+                (self._folder / name).write_text(text, encoding="utf-8")
+        verify_written(self._folder, self._fingerprints, out=self._out, device=device)
+
+    def state(self) -> WriterState:
+        """How far the writing has come; all of it has reached the disk."""
+        with reporting_output_errors(self._out):
+            shards, pending = self._shards.state()
+        document = {"shards": shards, "dense": self._dense, "fingerprints": self._fingerprints}
+        return WriterState(document=document, tensors=pending)
+
+    def restore(self, state: WriterState) -> None:
+        """Go on from `state`. Raises OutputError where the files no longer hold what they held."""
+        with reporting_output_errors(self._out):
+            self._shards.restore(state.document["shards"], state.tensors)
+        self._dense = dict(state.document["dense"])
+        self._fingerprints = dict(state.document["fingerprints"])
+
+    def close(self) -> None:
+        """Close the files, whatever happened."""
+        self._shards.close()
+
+    def _require_expected(self, name: str, weight: Weight) -> None:
+        if name not in self._shapes or name in self._fingerprints:
+            raise ValueError(f"write_checkpoint was given {name}, which is unknown or came twice")
+        shape = weight.codes.shape if isinstance(weight, QuantizedWeight) else weight.shape
+        if tuple(shape) != self._shapes[name]:
+            raise ValueError(
+                f"write_checkpoint was given {name} as {tuple(shape)}, not {self._shapes[name]}"
+            )
 
 
-def _stored(name: str, weight: Tensor | QuantizedWeight, format: PackedFormat) -> dict[str, Tensor]:
+def _packed(name: str, weight: Weight, format: PackedFormat) -> dict[str, Tensor]:
     if isinstance(weight, Tensor):
         return {name: weight}
     stem = name.removesuffix("weight")
@@ -113,59 +184,23 @@ def _header_names(shapes: Mapping[str, tuple[int, ...]], format: PackedFormat) -
         for name, shape in shapes.items()
         for stored in (
             [name.removesuffix("weight") + suffix for suffix in suffixes]
-            if _is_block_linear(name, shape)
+            if is_block_linear(name, shape)
             else [name]
         )
     ]
 
 
-def _is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return name.startswith("model.layers.") and len(shape) == 2
+def refuse_small_disk(folder: Path, source: Checkpoint, out: Path, *, further: int = 0) -> None:
+    """Raise OutputError before the work and not after it. The estimate is a lower bound.
 
-
-def _require_expected(
-    name: str,
-    weight: Tensor | QuantizedWeight,
-    shapes: Mapping[str, tuple[int, ...]],
-    missing: set[str],
-) -> None:
-    if name not in missing:
-        raise ValueError(f"write_checkpoint was given {name}, which is unknown or came twice")
-    shape = weight.codes.shape if isinstance(weight, QuantizedWeight) else weight.shape
-    if tuple(shape) != shapes[name]:
-        raise ValueError(f"write_checkpoint was given {name} as {tuple(shape)}, not {shapes[name]}")
-
-
-def _written_config(
-    source: Checkpoint, format: PackedFormat, dense: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    config = find_family(source.raw_config).written_config(source.raw_config)
-    for key in (*CONFIG_KEYS, "auto_map"):
-        config.pop(key, None)
-    dtype_key = "dtype" if "dtype" in config else "torch_dtype"
-    config[dtype_key] = str(dense[EMBEDDING].dtype).removeprefix("torch.")
-    config["quantization_config"] = write_quantization(format, _dense_modules(source, dense))
-    return config
-
-
-def _dense_modules(source: Checkpoint, dense: Mapping[str, Tensor]) -> list[str]:
-    """Linears left unquantized. The head is named even where it is tied: engines ask by name."""
-    linears = [
-        name.removesuffix(".weight")
-        for name, shape in canonical_shapes(source.config).items()
-        if name in dense and _is_block_linear(name, shape)
-    ]
-    return [*linears, "lm_head"]
-
-
-def _refuse_small_disk(stage: Path, source: Checkpoint, out: Path) -> None:
-    """Fail before the work and not after it. The estimate is a lower bound."""
-    needed = 0
+    further: bytes that are needed beside the checkpoint's own.
+    """
+    needed = further
     for name, shape in canonical_shapes(source.config).items():
         count = math.prod(shape)
-        packed = _is_block_linear(name, shape) and is_quantizable(shape[0], shape[1])
+        packed = is_block_linear(name, shape) and is_quantizable(shape[0], shape[1])
         needed += count // 2 if packed else count * 2
-    free = shutil.disk_usage(stage).free
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
             f"The disk is too full for {out}: it needs at least {_readable(needed)}, "

@@ -20,9 +20,9 @@ from awqkit.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from awqkit.checkpoint import shard_writer as shard_writer_module
 from awqkit.checkpoint import writer as writer_module
 from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
+from awqkit.checkpoint.shard_file import ShardFile
 from tests.checkpoint.folders import edit_config, equal, quantized_weights
 from tests.tiny_models import FAMILIES, write_tiny_model
 
@@ -218,7 +218,7 @@ def test_occupied_folder_stays_as_it_was(tmp_path: Path) -> None:
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: OSError) -> None:
     """Let the system refuse the write after some that it accepts."""
-    real = shard_writer_module._Shard._write_bytes
+    real = ShardFile._write_bytes
     count = 0
 
     def write(self: Any, data: memoryview) -> None:
@@ -228,7 +228,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: OSError) -> N
             raise error
         real(self, data)
 
-    monkeypatch.setattr(shard_writer_module._Shard, "_write_bytes", write)
+    monkeypatch.setattr(ShardFile, "_write_bytes", write)
 
 
 @pytest.mark.parametrize("calls", [0, 7, 50])

@@ -1,0 +1,177 @@
+"""One conversion on its way through the model: what goes from block to block, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from awqkit.block_quantizer import (
+    BlockJob,
+    QuantizedBlock,
+    SiteResult,
+    nearest_block,
+    quantize_block,
+)
+from awqkit.calibration.dataset import CalibrationRows
+from awqkit.checkpoint import Checkpoint, QuantizedWeight
+from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
+from awqkit.config import QuantConfig
+from awqkit.decoder import RotaryTables, embed
+from awqkit.errors import QuantizationError
+from awqkit.evaluate import Evaluation, HeldOutRows
+from awqkit.journal import Progressed
+from awqkit.progress import Progress
+from awqkit.stopwatch import Stopwatch
+from awqkit.structure import from_document
+
+Weights = Iterator[tuple[str, Tensor | QuantizedWeight]]
+HIDDEN, HELD_OUT = "hidden", "held_out."
+
+
+class Run:
+    """blocks: how many are done.  sites, evaluation: what the report tells."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: QuantConfig,
+        rows: CalibrationRows,
+        *,
+        device: torch.device,
+        progress: Progress,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.blocks = 0
+        self.sites: list[SiteResult] = []
+        self.evaluation: Evaluation | None = None
+        self._checkpoint = checkpoint
+        self._device = device
+        self._progress = progress
+        self._stopwatch = stopwatch
+        self._stored_dtype = getattr(torch, config.dtype)
+        self._evaluates = config.evaluate and len(rows.held_out) > 0
+        decoder = checkpoint.config
+        self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
+        self._job = BlockJob(
+            config=decoder,
+            rotary=self._rotary,
+            compute_dtype=compute_dtype(device),
+            stored_dtype=self._stored_dtype,
+            search_scale=config.search_scale,
+            second_order=config.quality != "fast",
+            batch_size=config.rows_at_once,
+            on_site=self._site_done,
+        )
+        embedding = checkpoint.tensor(EMBEDDING)
+        self._hidden = self._embed(rows.tokens, embedding)
+        self._held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding))
+
+    def first_weights(self) -> Weights:
+        """What comes before the blocks."""
+        yield EMBEDDING, self._checkpoint.tensor(EMBEDDING).to(self._stored_dtype)
+
+    def next_block(self) -> Weights:
+        """Quantize one more block and pass all rows through it."""
+        layer = self.blocks
+        with self._stopwatch.timed("blocks"):
+            weights = self._dense_block(layer)
+            block = quantize_block(self._job, layer, weights, self._hidden)
+        _require_searched(block, layer)
+        if self._evaluates:
+            with self._stopwatch.timed("evaluation"):
+                self._held_out.advance(
+                    self._checkpoint.config,
+                    layer,
+                    self._rotary.of(layer),
+                    original=weights,
+                    nearest=nearest_block(weights),
+                    quantized=block.running,
+                )
+        self.blocks += 1
+        self._progress.block_done(layer)
+        for name in weights:
+            yield layer_prefix(layer) + name, block.stored[name]
+
+    def last_weights(self) -> Weights:
+        """What comes behind the blocks; scores the held-out rows."""
+        norm = self._checkpoint.tensor(FINAL_NORM)
+        is_tied = self._checkpoint.config.tie_word_embeddings
+        head = self._checkpoint.tensor(EMBEDDING if is_tied else LM_HEAD)
+        if self._evaluates:
+            with self._stopwatch.timed("evaluation"):
+                self.evaluation = self._held_out.scores(
+                    self._checkpoint.config, norm.to(self._device), head.to(self._device)
+                )
+        yield FINAL_NORM, norm.to(self._stored_dtype)
+        if not is_tied:
+            yield LM_HEAD, head.to(self._stored_dtype)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of the tensors in `progressed`."""
+        return sum(tensor.nbytes for tensor in self._streams().values())
+
+    def progressed(self) -> Progressed:
+        """What `go_on_from` needs; the tensors are those that the next block changes in place."""
+        document: dict[str, Any] = {
+            "sites": [asdict(site) for site in self.sites],
+            "seconds": self._stopwatch.seconds,
+        }
+        return Progressed(blocks=self.blocks, document=document, tensors=self._streams())
+
+    def go_on_from(self, state: Progressed) -> None:
+        """Take the place of a run that had come to `state`."""
+        self.blocks = state.blocks
+        self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
+        self._stopwatch.add(state.document["seconds"])
+        self._hidden = state.tensors[HIDDEN]
+        self._held_out.go_on_from(
+            {
+                name.removeprefix(HELD_OUT): tensor
+                for name, tensor in state.tensors.items()
+                if name.startswith(HELD_OUT)
+            }
+        )
+
+    def _streams(self) -> dict[str, Tensor]:
+        held_out = {HELD_OUT + name: rows for name, rows in self._held_out.streams().items()}
+        return {HIDDEN: self._hidden, **held_out}
+
+    def _embed(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """int64 [rows, T] → [rows, T, hidden] on the device."""
+        config, dtype = self._checkpoint.config, compute_dtype(self._device)
+        return embed(tokens, embedding, config, dtype).to(self._device)
+
+    def _dense_block(self, layer: int) -> dict[str, Tensor]:
+        prefix = layer_prefix(layer)
+        names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
+        return {
+            name.removeprefix(prefix): self._checkpoint.tensor(name).to(self._device)
+            for name in names
+        }
+
+    def _site_done(self, result: SiteResult) -> None:
+        self.sites.append(result)
+        self._progress.site_done(result)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What a device computes blocks in."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _require_searched(block: QuantizedBlock, layer: int) -> None:
+    """Refuse integers that mean other weights than those that were searched and passed through."""
+    for name, weight in block.stored.items():
+        if isinstance(weight, QuantizedWeight):
+            searched = block.running[name]
+            if not torch.equal(weight.dequantize(searched.dtype), searched):
+                raise QuantizationError(
+                    f"{layer_prefix(layer)}{name}: the integers to be stored stand for other "
+                    "weights than the search found. This is a fault of awqkit: please report it "
+                    "with the model's name."
+                )
