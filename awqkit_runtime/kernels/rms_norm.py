@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from awqkit_runtime.kernels.cuda.launch import LaunchShape, kernel
+from awqkit_runtime.kernels.cuda.launch import kernel
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 
 PROGRAM = Program(stem="rms_norm")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from awqkit_runtime.kernels.cuda.launch import LaunchShape, kernel
+from awqkit_runtime.kernels.cuda.launch import kernel
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 
 PROGRAM = Program(stem="rotary")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from awqkit_runtime.kernels.cuda.launch import LaunchShape, kernel
+from awqkit_runtime.kernels.cuda.launch import kernel
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 
 PROGRAM = Program(stem="silu_mul")

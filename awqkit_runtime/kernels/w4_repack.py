@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from awqkit.checkpoint import PackedWeight
-from awqkit_runtime.kernels.cuda.launch import LaunchShape, kernel
+from awqkit_runtime.kernels.cuda.launch import kernel
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.w4_tiles import TILE_INPUTS, TILE_ROWS, W4Tiles, empty_tiles
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import apply_rotary
 from awqkit_runtime.kernels.attention import attend, plan_attention
+from awqkit_runtime.kernels.rotary import HeadNorms, rotary_
 from awqkit_runtime.layers.linear import FusedLinear, LinearWeights, build_linear
 from awqkit_runtime.layers.norm import RMSNorm
 from awqkit_runtime.layers.placement import Placement
@@ -68,15 +69,45 @@ class Attention(nn.Module):
         super().__init__()
         self._layer = layer
         self._head_dim = config.head_dim
+        self._num_heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.qkv = FusedLinear(qkv, placement)
         self.o = build_linear(o, placement)
+        self._norms = head_norms
         self.head_norms = nn.ModuleList(head_norms or ())
+        self._in_one_kernel = placement.uses_cuda_kernels and placement.fusions.rotary
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
+        rotated = self._rotated_in_place if self._in_one_kernel else self._rotated
+        return self.o(state.attend(self._layer, *rotated(x, *rotary)).flatten(1))
+
+    def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v of every token, [T, heads, head_dim], where q and k know their position."""
         q, k, v = (y.unflatten(-1, (-1, self._head_dim)) for y in self.qkv(x))
         if self.head_norms:
             q_norm, k_norm = self.head_norms
             q, k = q_norm(q), k_norm(k)
-        heads = (q.shape[-2], k.shape[-2])
-        q, k = apply_rotary(torch.cat((q, k), dim=-2), *rotary).split_with_sizes(heads, dim=-2)
-        return self.o(state.attend(self._layer, q, k, v).flatten(1))
+        heads = self._num_heads[:2]
+        q, k = apply_rotary(torch.cat((q, k), dim=-2), cos, sin).split_with_sizes(heads, dim=-2)
+        return q, k, v
+
+    def _rotated_in_place(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """As _rotated, by one kernel on the joint output of the projections."""
+        qkv = self.qkv.joined(x)
+        query_heads, key_heads, _ = self._num_heads
+        rotary_(
+            *(qkv, cos, sin),
+            query_heads=query_heads,
+            key_heads=key_heads,
+            head_dim=self._head_dim,
+            norms=self._kernel_norms(),
+        )
+        heads = qkv.unflatten(-1, (-1, self._head_dim))
+        return heads.split_with_sizes(self._num_heads, dim=-2)
+
+    def _kernel_norms(self) -> HeadNorms | None:
+        if self._norms is None:
+            return None
+        query, key = self._norms
+        return HeadNorms(
+            query=query.weight, key=key.weight, eps=query.eps, unit_offset=query.unit_offset
+        )

@@ -9,9 +9,11 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from awqkit.checkpoint import QuantizedWeight
+from awqkit.checkpoint import PackedWeight, QuantizedWeight, pack_weight
 from awqkit_runtime.kernels.dense_linear import dense_linear
 from awqkit_runtime.kernels.w4_linear import pack_w4, w4_linear
+from awqkit_runtime.kernels.w4_repack import repack
+from awqkit_runtime.kernels.w4_tiled_linear import prepare, w4_tiled_linear
 from awqkit_runtime.layers.placement import Placement
 
 
@@ -19,17 +21,22 @@ from awqkit_runtime.layers.placement import Placement
 class LinearWeights:
     """A linear as the checkpoint holds it: weight [out, in], bias [out] or None."""
 
-    weight: Tensor | QuantizedWeight
+    weight: Tensor | QuantizedWeight | PackedWeight
     bias: Tensor | None = None
 
     @property
     def quantized(self) -> bool:
-        return isinstance(self.weight, QuantizedWeight)
+        return not isinstance(self.weight, Tensor)
 
     @property
     def out_features(self) -> int:
         weight = self.weight
-        return weight.out_features if isinstance(weight, QuantizedWeight) else weight.shape[0]
+        return weight.shape[0] if isinstance(weight, Tensor) else weight.out_features
+
+    @property
+    def in_features(self) -> int:
+        weight = self.weight
+        return weight.shape[1] if isinstance(weight, Tensor) else weight.in_features
 
 
 class DenseLinear(nn.Module):
@@ -41,24 +48,44 @@ class DenseLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, placement: Placement) -> None:
         super().__init__()
         self.register_buffer("weight", placement.weight(weight))
-        self.register_buffer("bias", None if bias is None else placement.parameter(bias))
+        self.register_buffer("bias", _parameter(bias, placement))
 
     def forward(self, x: Tensor) -> Tensor:
         return dense_linear(x, self.weight, self.bias)
 
 
 class PackedLinear(nn.Module):
-    """x · Wᵀ + b with a 4-bit weight that the kernel reads as it is."""
+    """x · Wᵀ + b with a 4-bit weight that the CPU kernel reads as it is."""
 
     bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, placement: Placement) -> None:
         super().__init__()
         self.packed = pack_w4(weight)
-        self.register_buffer("bias", None if bias is None else placement.parameter(bias))
+        self.register_buffer("bias", _parameter(bias, placement))
 
     def forward(self, x: Tensor) -> Tensor:
         return w4_linear(x, self.packed, self.bias)
+
+
+class TiledLinear(nn.Module):
+    """x · Wᵀ + b with 4-bit weights that the CUDA kernels read as they are."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self, weights: Sequence[PackedWeight], bias: Tensor | None, placement: Placement
+    ) -> None:
+        super().__init__()
+        self.tiles = repack(weights, placement.device)
+        self.register_buffer("bias", _parameter(bias, placement))
+        self._bias_in_kernel = placement.fusions.bias
+        prepare(self.tiles)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._bias_in_kernel or self.bias is None:
+            return w4_tiled_linear(x, self.tiles, self.bias)
+        return w4_tiled_linear(x, self.tiles) + self.bias
 
 
 class DequantizingLinear(nn.Module):
@@ -75,7 +102,7 @@ class DequantizingLinear(nn.Module):
         self.register_buffer("codes", codes[:, ::2] | (codes[:, 1::2] << 4))
         self.register_buffer("scales", weight.scales.to(placement.device))
         self.register_buffer("zeros", weight.zeros.to(placement.device))
-        self.register_buffer("bias", None if bias is None else placement.parameter(bias))
+        self.register_buffer("bias", _parameter(bias, placement))
 
     def forward(self, x: Tensor) -> Tensor:
         codes = torch.stack((self.codes & 0xF, self.codes >> 4), dim=-1).flatten(1)
@@ -85,12 +112,7 @@ class DequantizingLinear(nn.Module):
 
 def build_linear(linear: LinearWeights, placement: Placement) -> nn.Module:
     """The module that computes a linear on the placement's device: x [..., in] → [..., out]."""
-    weight, bias = linear.weight, linear.bias
-    if not isinstance(weight, QuantizedWeight):
-        return DenseLinear(weight, bias, placement)
-    if placement.device.type == "cpu":
-        return PackedLinear(weight, bias, placement)
-    return DequantizingLinear(weight, bias, placement)
+    return _build_joint([linear], placement)
 
 
 class FusedLinear(nn.Module):
@@ -102,7 +124,7 @@ class FusedLinear(nn.Module):
     def __init__(self, linears: Sequence[LinearWeights], placement: Placement) -> None:
         super().__init__()
         runs = [list(run) for _, run in groupby(linears, _kind)]
-        self.parts = nn.ModuleList(build_linear(_stack(run), placement) for run in runs)
+        self.parts = nn.ModuleList(_build_joint(run, placement) for run in runs)
         self._sizes = [[linear.out_features for linear in run] for run in runs]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -112,24 +134,53 @@ class FusedLinear(nn.Module):
             for y in part(x).split_with_sizes(sizes, dim=-1)
         ]
 
+    def joined(self, x: Tensor) -> Tensor:
+        """All outputs side by side, [..., sum of out]."""
+        outputs = [part(x) for part in self.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
 
 def _kind(linear: LinearWeights) -> tuple[bool, bool]:
     return linear.quantized, linear.bias is None
 
 
-def _stack(run: Sequence[LinearWeights]) -> LinearWeights:
+def _build_joint(run: Sequence[LinearWeights], placement: Placement) -> nn.Module:
     """Linears of one kind as one with all their outputs."""
-    if len(run) == 1:
-        return run[0]
     biases = [linear.bias for linear in run if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
-    quantized = [x.weight for x in run if isinstance(x.weight, QuantizedWeight)]
-    if not quantized:
-        dense = [x.weight for x in run if isinstance(x.weight, Tensor)]
-        return LinearWeights(weight=torch.cat(dense), bias=bias)
-    weight = QuantizedWeight(
-        codes=torch.cat([weight.codes for weight in quantized]),
-        scales=torch.cat([weight.scales for weight in quantized]),
-        zeros=torch.cat([weight.zeros for weight in quantized]),
+    if not run[0].quantized:
+        dense = [linear.weight for linear in run if isinstance(linear.weight, Tensor)]
+        return DenseLinear(dense[0] if len(dense) == 1 else torch.cat(dense), bias, placement)
+    if placement.uses_cuda_kernels:
+        return TiledLinear([_packed(linear) for linear in run], bias, placement)
+    weight = _stack([_unpacked(linear) for linear in run])
+    if placement.device.type == "cpu":
+        return PackedLinear(weight, bias, placement)
+    return DequantizingLinear(weight, bias, placement)
+
+
+def _packed(linear: LinearWeights) -> PackedWeight:
+    weight = linear.weight
+    assert not isinstance(weight, Tensor)
+    return pack_weight(weight) if isinstance(weight, QuantizedWeight) else weight
+
+
+def _unpacked(linear: LinearWeights) -> QuantizedWeight:
+    weight = linear.weight
+    assert not isinstance(weight, Tensor)
+    return weight.unpack() if isinstance(weight, PackedWeight) else weight
+
+
+def _stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """The rows of all of them, one after the other."""
+    if len(weights) == 1:
+        return weights[0]
+    return QuantizedWeight(
+        codes=torch.cat([weight.codes for weight in weights]),
+        scales=torch.cat([weight.scales for weight in weights]),
+        zeros=torch.cat([weight.zeros for weight in weights]),
     )
-    return LinearWeights(weight=weight, bias=bias)
+
+
+def _parameter(bias: Tensor | None, placement: Placement) -> Tensor | None:
+    return None if bias is None else placement.parameter(bias)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from awqkit.decoder import rms_norm
+from awqkit_runtime.kernels import rms_norm as fused
 from awqkit_runtime.layers.placement import Placement
+
+#: The kernel reads so many numbers at once.
+_KERNEL_MULTIPLE = 8
 
 
 class RMSNorm(nn.Module):
@@ -18,8 +22,27 @@ class RMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("weight", placement.parameter(weight))
-        self._eps = eps
-        self._unit_offset = unit_offset
+        self.eps = eps
+        self.unit_offset = unit_offset
+        self._in_one_kernel = (
+            placement.uses_cuda_kernels
+            and placement.fusions.norm
+            and weight.numel() % _KERNEL_MULTIPLE == 0
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self._eps, unit_offset=self._unit_offset)
+        if self._in_one_kernel and x.dim() == 2:
+            x = x.contiguous()
+            return fused.rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
+        return rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
+
+    def after_add(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm; x, delta [T, n]. Without a delta x itself."""
+        if delta is None:
+            return x, self(x)
+        if self._in_one_kernel:
+            return fused.add_rms_norm(
+                x, delta.contiguous(), self.weight, self.eps, unit_offset=self.unit_offset
+            )
+        total = x + delta
+        return total, self(total)

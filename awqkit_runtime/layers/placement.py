@@ -9,11 +9,35 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fusions:
+    """CUDA kernels that do several operations at once; without one, torch does them singly."""
+
+    #: A residual's add and the RMS norm after it.
+    norm: bool = True
+    #: The activation of the gate and its product with up.
+    activation: bool = True
+    #: The norms of the heads and the rotary embedding.
+    rotary: bool = True
+    #: A linear's bias, within its product.
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The device, and the dtype of the dense weights and of unquantized cache pages."""
+    """The device, and the dtype of the dense weights and of unquantized cache pages.
+
+    has_cuda_kernels: whether our kernels can run on the device, if it is a CUDA device.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    has_cuda_kernels: bool = True
+    fusions: Fusions = Fusions()
+
+    @property
+    def uses_cuda_kernels(self) -> bool:
+        """Whether CUDA kernels compute here. They take BF16; other dtypes run in torch."""
+        return self.device.type == "cuda" and self.dtype == torch.bfloat16 and self.has_cuda_kernels
 
     @property
     def activation_dtype(self) -> torch.dtype:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from awqkit.checkpoint import DecoderConfig, QuantizedWeight
+from awqkit.checkpoint import DecoderConfig, PackedWeight, QuantizedWeight
 from awqkit.checkpoint.canonical import (
     ATTENTION_OUTPUT_NORM,
     MLP_OUTPUT_NORM,
@@ -27,7 +27,7 @@ from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 
 #: Canonical names, relative to the layer where they belong to one.
-Weights = Mapping[str, Tensor | QuantizedWeight]
+Weights = Mapping[str, Tensor | QuantizedWeight | PackedWeight]
 
 
 class DecoderLayer(nn.Module):
@@ -58,9 +58,18 @@ class DecoderLayer(nn.Module):
         self.mlp = _mlp(block, layer, config, placement)
         self.mlp_output_norm = _post_norm(block, MLP_OUTPUT_NORM, config, placement)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
-        x = x + self.attention_output_norm(self.attention(self.input_norm(x), rotary, state))
-        return x + self.mlp_output_norm(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        state: AttentionState,
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and what is still to be added to it: each norm adds, then norms."""
+        x, normed = self.input_norm.after_add(x, delta)
+        delta = self.attention_output_norm(self.attention(normed, rotary, state))
+        x, normed = self.mlp_norm.after_add(x, delta)
+        return x, self.mlp_output_norm(self.mlp(normed))
 
 
 class Decoder(nn.Module):
@@ -115,9 +124,10 @@ class Decoder(nn.Module):
         x = F.embedding(token_ids, self.embedding).to(self.placement.activation_dtype)
         x = scale_embedding(x, self.config, self.dtype)
         angles = (rotary or self.rotary)(positions)
+        delta = None
         for layer, tables in zip(self.layers, angles, strict=True):
-            x = layer(x, tables, state)
-        return self.norm(x)
+            x, delta = layer(x, delta, tables, state)
+        return self.norm.after_add(x, delta)[1]
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -127,6 +137,8 @@ class Decoder(nn.Module):
 
 def _dense(weights: Weights, name: str) -> Tensor:
     tensor = weights[name]
+    if isinstance(tensor, PackedWeight):
+        tensor = tensor.unpack()
     return tensor.dequantize() if isinstance(tensor, QuantizedWeight) else tensor
 
 

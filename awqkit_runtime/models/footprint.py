@@ -9,6 +9,7 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit.checkpoint.canonical import LM_HEAD, canonical_shapes, layer_prefix
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE, is_quantizable
 from awqkit_runtime.kernels.packed_w4 import BLOCK_ROWS, GROUP_PARAM_BYTES
+from awqkit_runtime.kernels.w4_tiles import ROW_PARAM_BYTES, TILE_ROWS, row_tiles
 from awqkit_runtime.layers.placement import Placement
 
 #: Linears that are loaded as one matrix where they are of one kind, as models.decoder does.
@@ -56,7 +57,9 @@ def packable(config: DecoderConfig) -> Callable[[str], bool]:
 def _matrix_bytes(rows: int, columns: int, placement: Placement, *, packed: bool) -> int:
     if not packed:
         return rows * columns * placement.dtype.itemsize
+    param_bytes = GROUP_PARAM_BYTES // BLOCK_ROWS
     if placement.device.type == "cpu":
         rows = -(-rows // BLOCK_ROWS) * BLOCK_ROWS
-    group_bytes = GROUP_SIZE * BITS // 8 + GROUP_PARAM_BYTES // BLOCK_ROWS
-    return rows * columns // GROUP_SIZE * group_bytes
+    elif placement.uses_cuda_kernels:
+        rows, param_bytes = row_tiles(rows) * TILE_ROWS, ROW_PARAM_BYTES
+    return rows * columns // GROUP_SIZE * (GROUP_SIZE * BITS // 8 + param_bytes)

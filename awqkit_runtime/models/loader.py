@@ -11,11 +11,13 @@ from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
 from awqkit.decoder import layer_ropes
 from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
 from awqkit_runtime.errors import ConfigError, UnsupportedModelError
+from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
 from awqkit_runtime.layers.attention import DenseAttention
-from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
 
+_ALL_FUSIONS = Fusions()
 #: The weights outside the layers; a tied head is absent.
 _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
@@ -27,12 +29,14 @@ def load_decoder(
     dtype: str | torch.dtype = "auto",
     model_format: str = "auto",
     session_len: int | None = None,
+    fusions: Fusions = _ALL_FUSIONS,
 ) -> Decoder:
     """The decoder of a folder, hub id or opened checkpoint, with at most one layer held twice.
 
     dtype: of weights that are not 4-bit and of unquantized cache pages; "auto" is the
     checkpoint's own. session_len: longest sequence that will run, None for the model's maximum;
-    it fixes a dynamic rotary base. Raises CheckpointError, UnsupportedModelError, ConfigError.
+    it fixes a dynamic rotary base. fusions: the CUDA kernels that may do several operations at
+    once. Raises CheckpointError, UnsupportedModelError, ConfigError.
     """
     placed_on = resolve_device(device)
     parse_dtype(dtype)  # Before files are read.
@@ -43,9 +47,14 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    placement = Placement(device=placed_on, dtype=resolve_dtype(config, dtype))
+    placement = Placement(
+        device=placed_on,
+        dtype=resolve_dtype(config, dtype),
+        has_cuda_kernels=placed_on.type == "cuda" and cuda_kernels_usable(placed_on),
+        fusions=fusions,
+    )
     layers = [
-        DecoderLayer(config, layer, checkpoint.block(layer), placement)
+        DecoderLayer(config, layer, checkpoint.packed_block(layer), placement)
         for layer in range(config.num_layers)
     ]
     names = set(checkpoint.names())

@@ -62,7 +62,7 @@ def _build_often(folder: Path, content: bytes) -> None:
 
 
 def test_processes_that_build_at_once_do_no_harm(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_build_often, args=(tmp_path, bytes([65 + i]) * 100_000))
         for i in range(3)

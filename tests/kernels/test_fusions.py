@@ -27,12 +27,12 @@ def poisoned_outputs():
     torch.use_deterministic_algorithms(False)
 
 
-def assert_close(out: Tensor, expected: Tensor, *, steps: float = 1.0) -> None:
-    """Equal up to `steps` units in the last place of BF16, and equal almost everywhere."""
+def assert_close(out: Tensor, expected: Tensor) -> None:
+    """Equal almost everywhere; elsewhere by two units in the last place, as it is rounded twice."""
     assert out.dtype == expected.dtype == torch.bfloat16
     unit = torch.finfo(torch.bfloat16).eps
     wide, wanted = out.double().cpu(), expected.double().cpu()
-    torch.testing.assert_close(wide, wanted, rtol=steps * unit, atol=1e-6)
+    torch.testing.assert_close(wide, wanted, rtol=2 * unit, atol=1e-6)
     assert float((wide != wanted).double().mean()) <= 0.02
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from awqkit.checkpoint import open_checkpoint, write_checkpoint
-from awqkit_runtime.layers.linear import PackedLinear
+from awqkit_runtime.layers.linear import PackedLinear, TiledLinear
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.footprint import loaded_bytes, packable
@@ -35,7 +36,8 @@ def measured_bytes(decoder: Decoder) -> int:
         if "rotary" not in name
     }
     packed = [m.packed.nbytes for m in decoder.modules() if isinstance(m, PackedLinear)]
-    return sum(buffers.values()) + sum(packed)
+    tiled = [m.tiles.nbytes for m in decoder.modules() if isinstance(m, TiledLinear)]
+    return sum(buffers.values()) + sum(packed) + sum(tiled)
 
 
 @pytest.mark.parametrize(
@@ -64,22 +66,27 @@ def test_a_plain_model(tmp_path: Path, shape: dict[str, Any], dtype: str) -> Non
     ],
     ids=["all", "some-dense", "padded-rows"],
 )
-def test_an_int4_model_and_its_estimate(tmp_path: Path, shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_int4_model_and_its_estimate(tmp_path: Path, shape: dict[str, Any], device: str) -> None:
     source = open_checkpoint(write_tiny_model(tmp_path / "plain", **shape))
     write_checkpoint(tmp_path / "int4", quantized_weights(source), source=source, format="awq")
     checkpoint = open_checkpoint(tmp_path / "int4")
-    decoder = load_decoder(checkpoint)
+    decoder = load_decoder(checkpoint, device=device, dtype="bfloat16")
     config, placement = decoder.config, decoder.placement
     assert loaded_bytes(config, checkpoint.is_quantized, placement) == measured_bytes(decoder)
     assert loaded_bytes(config, packable(config), placement) == measured_bytes(decoder)
 
 
-def test_a_gpu_needs_no_padding_and_keeps_norms_in_the_models_dtype(tmp_path: Path) -> None:
+def test_a_gpu_keeps_tiles_and_norms_in_the_models_dtype(tmp_path: Path) -> None:
     config = open_checkpoint(write_tiny_model(tmp_path, num_hidden_layers=1)).config
     gpu = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
     tables, norms = 2 * 320 * 128, 3 * 128
     linears = 128 * (128 + 2 * 64) + 128 * 128 + 3 * 128 * 256
     assert loaded_bytes(config, lambda name: False, gpu) == 2 * (tables + norms + linears)
-    # 64 bytes of codes, an FP16 scale and a zero point of a byte for 128 weights.
-    packed = linears // 128 * 67
+    # 64 bytes of codes, an FP16 scale and a BF16 zero point for 128 weights.
+    packed = linears // 128 * 68
     assert loaded_bytes(config, packable(config), gpu) == 2 * (tables + norms) + packed
+    # Without our kernels the zero point is a byte.
+    in_torch = replace(gpu, has_cuda_kernels=False)
+    packed = linears // 128 * 67
+    assert loaded_bytes(config, packable(config), in_torch) == 2 * (tables + norms) + packed

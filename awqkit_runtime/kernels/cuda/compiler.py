@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,7 @@ def cubin(program: Program, arch: str) -> bytes:
     return load_or_build(_folder(), name, lambda: _compile(program, arch, options))
 
 
-def compile_programs(programs: Sequence[Program], arch: str) -> None:
+def compile_programs(programs: Collection[Program], arch: str) -> None:
     """Put all of them into the cache, several at a time."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         list(pool.map(lambda program: cubin(program, arch), programs))

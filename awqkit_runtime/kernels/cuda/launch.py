@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.kernels.cuda.compiler import architecture, cubin
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 
 #: Shared memory that a block may take without asking for more.
@@ -25,17 +25,6 @@ _OVERLAP_CAPABILITY = (9, 0)
 
 #: A tensor passes its address, None a null pointer, int and float 32 bits; a ctypes value itself.
 Argument = Tensor | int | float | None | Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchShape:
-    """overlap: the kernel itself waits for its predecessor (griddepcontrol.wait)."""
-
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared_bytes: int = 0
-    cluster: int = 1
-    overlap: bool = False
 
 
 class Kernel:
@@ -56,9 +45,14 @@ class Kernel:
 
     def launch(self, shape: LaunchShape, arguments: Sequence[Argument]) -> None:
         """Enqueue on the current stream of the device. RuntimeError where CUDA refuses it."""
-        config = self._configs.get(shape)
-        if config is None:
-            config = self._configs[shape] = self._config(shape)
+        if torch.cuda.current_device() != self._device.index:
+            with torch.cuda.device(self._device):
+                self._launch(shape, arguments)
+        else:
+            self._launch(shape, arguments)
+
+    def _launch(self, shape: LaunchShape, arguments: Sequence[Argument]) -> None:
+        config = self.prepare(shape)
         config.hStream = torch.cuda.current_stream(self._device).cuda_stream
         values = [_as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
@@ -67,6 +61,13 @@ class Kernel:
         )
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"launching {self.name} with {shape} failed: {status.name}")
+
+    def prepare(self, shape: LaunchShape) -> Any:
+        """What the driver needs to know of a launch; a first launch makes it if nobody has."""
+        config = self._configs.get(shape)
+        if config is None:
+            config = self._configs[shape] = self._config(shape)
+        return config
 
     def _config(self, shape: LaunchShape) -> Any:
         self._allow_shared(shape.shared_bytes)

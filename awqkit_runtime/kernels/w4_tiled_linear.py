@@ -1,0 +1,96 @@
+"""A linear with 4-bit weights in tiles and BF16 activations, on CUDA."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from awqkit_runtime.kernels.cuda.compiler import compile_programs
+from awqkit_runtime.kernels.cuda.launch import device_architecture, kernel
+from awqkit_runtime.kernels.cuda.tensor_map import activation_map
+from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, all_plans, plan_w4_linear
+from awqkit_runtime.kernels.w4_tiles import W4Tiles
+
+
+def w4_tiled_linear(x: Tensor, weight: W4Tiles, bias: Tensor | None = None) -> Tensor:
+    """x · Wᵀ + bias: x [..., in] BF16, bias [out] BF16 → [..., out] BF16. FP32 sums.
+
+    What runs, w4_plan says; the same rows always give the same bits.
+    """
+    if x.dtype != torch.bfloat16 or x.shape[-1] != weight.in_features:
+        raise TypeError(
+            f"w4_tiled_linear takes BF16 [..., {weight.in_features}], not {x.dtype} {[*x.shape]}"
+        )
+    out = x.new_empty((*x.shape[:-1], weight.out_features))
+    if out.numel():
+        rows = x.reshape(-1, weight.in_features).contiguous()
+        plan = plan_w4_linear(
+            rows.shape[0], weight.out_features, weight.in_features, gpu_model(x.device)
+        )
+        run_plan(plan, rows, weight, bias, out)
+    return out
+
+
+def run_plan(
+    plan: LaunchPlan, x: Tensor, weight: W4Tiles, bias: Tensor | None, out: Tensor
+) -> None:
+    """Launch a plan that was made for x [m, k] and this weight."""
+    source = x if plan.x_box is None else activation_map(x, plan.x_box)
+    scratch = _scratch(x.device)
+    arguments = (
+        *(source, weight.codes, weight.params, bias, out),
+        *scratch.at_least(plan.workspace_bytes, plan.flags),
+        *(x.shape[0], weight.out_features, weight.in_features, *plan.extra),
+    )
+    kernel(plan.program, plan.entry, x.device).launch(plan.shape, arguments)
+
+
+def prepare(weight: W4Tiles) -> None:
+    """Compile, load and make room for all that the linear may launch later.
+
+    Nothing of that could be done while a CUDA graph is captured.
+    """
+    _prepare(weight.out_features, weight.in_features, weight.codes.device)
+
+
+@cache
+def _prepare(n: int, k: int, device: torch.device) -> None:
+    plans = all_plans(n, k, gpu_model(device))
+    compile_programs({plan.program for plan in plans}, device_architecture(device))
+    for plan in plans:
+        _scratch(device).at_least(plan.workspace_bytes, plan.flags)
+        kernel(plan.program, plan.entry, device).prepare(plan.shape)
+
+
+@cache
+def gpu_model(device: torch.device) -> GpuModel:
+    """Of a CUDA device."""
+    properties = torch.cuda.get_device_properties(device)
+    return GpuModel(
+        arch=device_architecture(device), multiprocessors=properties.multi_processor_count
+    )
+
+
+class _Scratch:
+    """Workspace and flags of a device, which grow to the largest plan.
+
+    All launches share them, so launches on one device must be ordered, as those of a stream are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self._flags = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def at_least(self, workspace_bytes: int, flags: int) -> tuple[Tensor, Tensor]:
+        if self._workspace.numel() < workspace_bytes:
+            self._workspace = self._workspace.new_empty(workspace_bytes)
+        if self._flags.numel() < flags:
+            self._flags = self._flags.new_zeros(flags)
+        return self._workspace, self._flags
+
+
+@cache
+def _scratch(device: torch.device) -> _Scratch:
+    return _Scratch(device)

@@ -1,0 +1,52 @@
+"""The rule that says which kernel runs: total, pure, and within what a card has."""
+
+from __future__ import annotations
+
+import pytest
+
+from awqkit_runtime.kernels.cuda.sources import read_sources
+from awqkit_runtime.kernels.w4_plan import (
+    MULTIPROCESSORS,
+    GpuModel,
+    LaunchPlan,
+    all_plans,
+    plan_w4_linear,
+)
+
+#: Shared memory that a block may have (CUDA C++ Programming Guide, compute capabilities).
+SHARED_BYTES = {"sm_80": 163, "sm_89": 99, "sm_90a": 227, "sm_100a": 227}
+GPUS = [GpuModel(arch=arch, multiprocessors=count) for arch, count in MULTIPROCESSORS.items()]
+SHAPES = [(8, 128), (6144, 4096), (4096, 14336), (28672, 4096), (8192, 28672), (72, 25600)]
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.arch)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_every_number_of_tokens_has_a_launch_that_fits(gpu: GpuModel, n: int, k: int) -> None:
+    for m in (*range(1, 301), 512, 1000, 1024, 4096, 8192, 100_000):
+        plan = plan_w4_linear(m, n, k, gpu)
+        assert plan == plan_w4_linear.__wrapped__(m, n, k, gpu)
+        assert plan.shape.shared_bytes <= SHARED_BYTES[gpu.arch] * 1024
+        assert plan.shape.grid[0] > 0 and plan.shape.block[0] % 32 == 0
+        assert plan.shape.block[0] <= 1024 and plan.shape.cluster <= 8
+        assert f"cuda/{plan.program.stem}.cu" in read_sources()
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.arch)
+def test_all_plans_cover_every_program_and_all_memory(gpu: GpuModel) -> None:
+    plans = all_plans(6144, 4096, gpu)
+    programs = {plan.program for plan in plans}
+    for m in (*range(1, 2000, 7), 5000, 50_000):
+        plan = plan_w4_linear(m, 6144, 4096, gpu)
+        assert plan.program in programs
+        assert plan.workspace_bytes <= largest(plans, "workspace_bytes")
+        assert plan.flags <= largest(plans, "flags")
+
+
+def largest(plans: list[LaunchPlan], name: str) -> int:
+    return max(getattr(plan, name) for plan in plans)
+
+
+def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
+    for gpu in GPUS:
+        kernels = {plan.kernel for plan in all_plans(4096, 4096, gpu)}
+        assert ("prefill" in kernels) == (gpu.arch == "sm_90a")
