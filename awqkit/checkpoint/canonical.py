@@ -10,6 +10,7 @@ LM_HEAD = "lm_head.weight"
 #: Within a layer, as modules. The first two are there where DecoderConfig.post_norms says so.
 ATTENTION_OUTPUT_NORM = "attention_output_norm"
 MLP_OUTPUT_NORM = "mlp_output_norm"
+MLP = "mlp"
 ROUTER = "mlp.router"
 SHARED_EXPERT = "mlp.shared_expert"
 SHARED_EXPERT_GATE = "mlp.shared_expert_gate"
@@ -22,6 +23,15 @@ def layer_prefix(layer: int) -> str:
 def expert_prefix(expert: int) -> str:
     """An expert's module within its layer; gate_proj, up_proj and down_proj lie in it."""
     return f"mlp.experts.{expert}"
+
+
+def mlp_modules(config: DecoderConfig, layer: int) -> tuple[str, ...]:
+    """The modules of a layer that hold gate_proj, up_proj and down_proj."""
+    experts = config.experts_of(layer)
+    if experts is None:
+        return (MLP,)
+    routed = tuple(expert_prefix(expert) for expert in range(experts.num_experts))
+    return routed if experts.shared_intermediate_size is None else (*routed, SHARED_EXPERT)
 
 
 def layer_shapes(config: DecoderConfig, layer: int) -> dict[str, tuple[int, ...]]:
@@ -38,7 +48,7 @@ def layer_shapes(config: DecoderConfig, layer: int) -> dict[str, tuple[int, ...]
     shapes["post_attention_layernorm.weight"] = (hidden,)
     experts = config.experts_of(layer)
     if experts is None:
-        shapes |= _gated_mlp("mlp", hidden, config.intermediate_size, bias=config.mlp_bias)
+        shapes |= _gated_mlp(MLP, hidden, config.intermediate_size, bias=config.mlp_bias)
     else:
         shapes |= _expert_shapes(experts, hidden)
     if config.post_norms:

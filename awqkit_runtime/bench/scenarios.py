@@ -85,14 +85,19 @@ def work_of(
     tokens = scenario.batch * scenario.new_tokens
     seen = scenario.context + (scenario.new_tokens + 1) / 2
     attention = 4 * tokens * seen * config.q_size * config.num_layers
-    linears = 2 * tokens * _layer_weights(config) * config.num_layers
+    linears = 2 * tokens * sum(_passed_weights(config, n) for n in range(config.num_layers))
     return Work(
         bytes=weights + cached,
         operations=int(linears + attention + 2 * scenario.batch * table),
     )
 
 
-def _layer_weights(config: DecoderConfig) -> int:
-    """Elements of the linears of one layer."""
-    attention = 2 * config.q_size + 2 * config.kv_size
-    return config.hidden_size * (attention + 3 * config.intermediate_size)
+def _passed_weights(config: DecoderConfig, layer: int) -> int:
+    """Elements of the linears of one layer that a token passes."""
+    attention = config.hidden_size * (2 * config.q_size + 2 * config.kv_size)
+    experts = config.experts_of(layer)
+    if experts is None:
+        return attention + 3 * config.hidden_size * config.intermediate_size
+    inner = experts.experts_per_token * experts.intermediate_size
+    inner += experts.shared_intermediate_size or 0
+    return attention + config.hidden_size * (3 * inner + experts.num_experts)

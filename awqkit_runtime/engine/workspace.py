@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awqkit.checkpoint import DecoderConfig
+from awqkit.decoder import layer_ropes
 from awqkit_runtime.cache.paged_attention import BATCH_KEYS
 from awqkit_runtime.kernels.attention import BLOCK_ROWS
 from awqkit_runtime.layers.placement import Placement
 
-#: The residual stream, the output of a norm and that of a layer: tensors of hidden_size.
-_HIDDEN_TENSORS = 3
+#: The residual stream, what is to be added to it, the output of a norm and that of a layer: tensors
+#: of hidden_size.
+_HIDDEN_TENSORS = 4
 #: Gate, up, activated gate, product: tensors of intermediate_size.
 _MLP_TENSORS = 4
 #: The joint projection, the rotated copy and the products that make it.
@@ -25,6 +27,12 @@ _GATHERED_BYTES = 6
 _ANGLE_BYTES = 8
 #: One pair of a query and a key in a block's mask: as a truth value, and as torch wants it.
 _MASK_BYTES = 5
+#: One capped score, float32: itself and its share.
+_SCORE_BYTES = 12
+#: A token's row as an expert gets it, gives it, weighs it and adds it: tensors of hidden_size.
+_ROUTED_TENSORS = 4
+#: A router's score of one expert: as it is, in float32, as a share; and the order of the choices.
+_ROUTER_BYTES = 16
 #: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
 _LOGIT_BYTES = 40
 
@@ -54,14 +62,27 @@ def workspace(
     row = tokens * placement.activation_dtype.itemsize
     projections = _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
     attention = projections + _gathered_bytes(config, tokens, max_batch_size, session_len)
-    mlp = _MLP_TENSORS * config.intermediate_size * row
+    mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
-    prepared = min(tokens, session_len) * session_len + _ANGLE_BYTES * config.head_dim * tokens
+    masks = len({config.window(layer) for layer in range(config.num_layers)})
+    angles = len(layer_ropes(config)) * _ANGLE_BYTES * config.head_dim * tokens
+    prepared = masks * min(tokens, session_len) * session_len + angles
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
         activations=prepared + residual + max(attention, mlp),
         logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
     )
+
+
+def _mlp_bytes(config: DecoderConfig, tokens: int, row: int) -> int:
+    """row: bytes of one channel of all tokens."""
+    dense = _MLP_TENSORS * config.intermediate_size * row
+    experts = config.experts
+    if experts is None:
+        return dense
+    inner = max(experts.intermediate_size, experts.shared_intermediate_size or 0)
+    expert = (_MLP_TENSORS * inner + _ROUTED_TENSORS * config.hidden_size) * row
+    return max(dense, expert + _ROUTER_BYTES * experts.num_experts * tokens)
 
 
 def _gathered_bytes(
@@ -70,4 +91,8 @@ def _gathered_bytes(
     """Keys and values of the sequences that attend together, and the mask of a prompt's block."""
     keys = max(session_len, min(max_batch_size * session_len, BATCH_KEYS))
     rows = min(tokens, session_len, BLOCK_ROWS) * config.queries_per_kv
-    return 2 * config.kv_size * keys * _GATHERED_BYTES + rows * session_len * _MASK_BYTES
+    mask = rows * session_len * _MASK_BYTES
+    if config.attention_softcap is not None:
+        batch_rows = max(rows, max_batch_size * config.queries_per_kv)
+        mask += batch_rows * config.num_kv_heads * session_len * _SCORE_BYTES
+    return 2 * config.kv_size * keys * _GATHERED_BYTES + mask

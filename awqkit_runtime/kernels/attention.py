@@ -113,7 +113,7 @@ def _capped_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
     """torch's own attention cannot cap its scores."""
-    scores = (torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) * softcap).float()
+    scores = (q @ k.transpose(-1, -2)).float().mul_(scale / softcap).tanh_().mul_(softcap)
     if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
+        scores.masked_fill_(~visible, float("-inf"))
     return torch.softmax(scores, dim=-1).to(v.dtype) @ v

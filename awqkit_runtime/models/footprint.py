@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.checkpoint.canonical import LM_HEAD, canonical_shapes, layer_prefix
+from awqkit.checkpoint.canonical import LM_HEAD, canonical_shapes, layer_prefix, mlp_modules
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE, is_quantizable
 from awqkit_runtime.kernels.packed_w4 import BLOCK_ROWS, GROUP_PARAM_BYTES
 from awqkit_runtime.kernels.w4_tiles import ROW_PARAM_BYTES, TILE_ROWS, row_tiles
 from awqkit_runtime.layers.placement import Placement
-
-#: Linears that are loaded as one matrix where they are of one kind, as models.decoder does.
-_FUSED = (
-    ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    ("self_attn.o_proj.weight",),
-    ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    ("mlp.down_proj.weight",),
-)
 
 
 def loaded_bytes(
@@ -28,8 +20,8 @@ def loaded_bytes(
     shapes = canonical_shapes(config)
     total = 0
     for layer in range(config.num_layers):
-        for site in _FUSED:
-            names = [layer_prefix(layer) + name for name in site]
+        for site in _fused(config, layer):
+            names = [f"{layer_prefix(layer)}{name}.weight" for name in site]
             for packed, run in groupby(names, is_packed):
                 linears = [shapes.pop(name) for name in run]
                 rows, columns = sum(shape[0] for shape in linears), linears[0][1]
@@ -52,6 +44,15 @@ def packable(config: DecoderConfig) -> Callable[[str], bool]:
         return name.endswith("_proj.weight") and is_quantizable(rows, columns)
 
     return is_packed
+
+
+def _fused(config: DecoderConfig, layer: int) -> Iterator[tuple[str, ...]]:
+    """Linears that are loaded as one matrix where they are of one kind, as models.decoder does."""
+    yield tuple(f"self_attn.{part}_proj" for part in "qkv")
+    yield ("self_attn.o_proj",)
+    for module in mlp_modules(config, layer):
+        yield (f"{module}.gate_proj", f"{module}.up_proj")
+        yield (f"{module}.down_proj",)
 
 
 def _matrix_bytes(rows: int, columns: int, placement: Placement, *, packed: bool) -> int:

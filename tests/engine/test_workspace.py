@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,14 @@ VOCAB = 2000
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return wide_decoder(tmp_path_factory.mktemp("model"), "llama")
+
+
+def wide_decoder(folder: Path, family: str, **overrides: Any) -> Decoder:
     """Wide enough that activations count, not constants."""
-    folder: Path = tmp_path_factory.mktemp("model")
     write_tiny_model(
         folder,
+        family,
         dtype=torch.bfloat16,
         hidden_size=512,
         intermediate_size=1792,
@@ -38,6 +43,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
         head_dim=64,
         vocab_size=VOCAB,
         max_position_embeddings=8192,
+        **overrides,
     )
     return load_decoder(folder)
 
@@ -79,6 +85,30 @@ def test_a_step_stays_within_its_workspace(
     step()
     bound = planned(decoder, scenario).total
     assert bound / 3 < peak_bytes(step) <= bound
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("gemma2", {"sliding_window": 512}),
+        ("qwen3_moe", {"moe_intermediate_size": 512, "num_experts": 16}),
+    ],
+    ids=["soft caps", "experts"],
+)
+@pytest.mark.parametrize(("batch", "new_tokens", "context"), [(1, 768, 500), (8, 1, 1500)])
+def test_so_does_one_of_a_model_with(
+    tmp_path: Path,
+    family: str,
+    overrides: dict[str, Any],
+    batch: int,
+    new_tokens: int,
+    context: int,
+) -> None:
+    decoder = wide_decoder(tmp_path, family, **overrides)
+    scenario = Scenario(name="test", batch=batch, new_tokens=new_tokens, context=context)
+    peak = peak_bytes(prepare_step(decoder, scenario))
+    bound = planned(decoder, scenario).total
+    assert bound / 3 < peak <= bound
 
 
 def test_sampling_stays_within_its_share(decoder: Decoder) -> None:

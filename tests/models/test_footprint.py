@@ -47,6 +47,8 @@ def measured_bytes(decoder: Decoder) -> int:
         {"family": "llama", "tie_word_embeddings": True, "num_key_value_heads": 4},
         {"family": "qwen2", "intermediate_size": 320},
         {"family": "qwen3", "head_dim": 16},
+        {"family": "gemma2"},
+        {"family": "qwen2_moe", "mlp_only_layers": [0]},
     ],
     ids=lambda shape: "-".join(str(value) for value in shape.values()),
 )
@@ -63,8 +65,10 @@ def test_a_plain_model(tmp_path: Path, shape: dict[str, Any], dtype: str) -> Non
         {"family": "llama"},
         {"family": "qwen2", "intermediate_size": 320},  # down_proj stays dense
         PADDED,
+        {"family": "phi3"},
+        {"family": "mixtral"},
     ],
-    ids=["all", "some-dense", "padded-rows"],
+    ids=["all", "some-dense", "padded-rows", "fused", "experts"],
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_an_int4_model_and_its_estimate(tmp_path: Path, shape: dict[str, Any], device: str) -> None:
