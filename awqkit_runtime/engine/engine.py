@@ -13,6 +13,7 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.answer_text import AnswerText
 from awqkit_runtime.engine.detokenizer import TextDecoder
+from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
 from awqkit_runtime.engine.memory import cache_pages, free_memory
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
@@ -51,13 +52,18 @@ class Engine:
         config: EngineConfig,
         *,
         stop_token_ids: Iterable[int] = (),
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """stop_token_ids: the model's own. OutOfMemoryError when no session fits the cache."""
+        """stop_token_ids: the model's own. grammars: for requests that bring one.
+
+        OutOfMemoryError when no session fits the cache.
+        """
         self.config = config
         self.session_len = decoder.session_len
         self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
         self._tokenizer = tokenizer
+        self._grammars = grammars
         self._stop_token_ids = frozenset(stop_token_ids)
         page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
         num_pages = cache_pages(
@@ -109,6 +115,7 @@ class Engine:
                 stop_token_ids=own_stops.union(params.stop_token_ids),
                 max_output=room if params.max_tokens is None else min(params.max_tokens, room),
                 leader=leader,
+                constraint=self._constraint(params),
             )
             leader = leader or request
             self._next_id += 1
@@ -153,6 +160,13 @@ class Engine:
             preemptions=scheduler.preemptions,
         )
 
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("This model has no tokenizer, so its answers can have no grammar.")
+        return self._grammars.compile(params.grammar)
+
     def _check_tokens(self, name: str, token_ids: Iterable[int]) -> None:
         for token in token_ids:
             if not isinstance(token, int) or not 0 <= token < self._vocab_size:
@@ -178,16 +192,8 @@ class Engine:
         if sampled.logprobs is not None:
             request.output_logprobs.append(sampled.logprobs)
         answer = self._texts[request.request_id]
-        reason: FinishReason | None = None
-        piece = ""
-        if token in request.stop_token_ids:
-            reason = "stop"
-        else:
-            piece = answer.push(token)
-            if answer.stopped:
-                reason = "stop"
-            elif len(request.output_token_ids) >= request.max_output:
-                reason = "length"
+        piece = "" if token in request.stop_token_ids else answer.push(token)
+        reason = _reason_to_end(request, answer, token)
         if reason is not None:
             piece += answer.finish()
             reason = "stop" if answer.stopped else reason
@@ -210,3 +216,17 @@ class Engine:
             logprobs=None if request.params.logprobs is None else list(request.output_logprobs),
             reused_tokens=request.reused_tokens,
         )
+
+
+def _reason_to_end(request: Request, answer: AnswerText, token: int) -> FinishReason | None:
+    """Why an answer ends with the token that it just got; None where it goes on."""
+    constraint = request.constraint
+    if constraint is not None:
+        constraint.accept(token)
+        if constraint.failed:
+            return "error"
+    if token in request.stop_token_ids or answer.stopped:
+        return "stop"
+    if constraint is not None and constraint.complete:
+        return "stop"
+    return "length" if len(request.output_token_ids) >= request.max_output else None

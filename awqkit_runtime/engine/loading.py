@@ -10,6 +10,7 @@ from awqkit.checkpoint import Checkpoint, open_checkpoint
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
+from awqkit_runtime.engine.grammar import GrammarCompiler
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.models.loader import load_decoder
 
@@ -67,5 +68,11 @@ def load_engine(path: str | Path, config: EngineConfig) -> tuple[Engine, ModelTe
     decoder = load_decoder(
         checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
     )
-    decodes = text.tokenizer or NoText()
-    return Engine(decoder, decodes, config, stop_token_ids=text.stop_token_ids), text
+    tokenizer, stops = text.tokenizer, text.stop_token_ids
+    grammars = (
+        None
+        if tokenizer is None
+        else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
+    )
+    engine = Engine(decoder, tokenizer or NoText(), config, stop_token_ids=stops, grammars=grammars)
+    return engine, text

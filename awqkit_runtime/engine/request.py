@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from awqkit_runtime.engine.grammar import Constraint
 from awqkit_runtime.engine.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 #: Token id -> log-probability, likeliest first; always holds the chosen token.
 TokenLogprobs = dict[int, float]
 
@@ -18,8 +19,9 @@ class Completion:
 
     token_ids: what was generated, a stop token that ended it included (its text is not in `text`).
     finish_reason: "stop" (stop token or stop text), "length" (max_tokens or session length),
-    "abort". logprobs: one entry per token where they were asked for. reused_tokens: of the prompt,
-    found in the cache; no part of the answer, so equal answers may differ in it.
+    "abort", "error" (its grammar grew too complex on the way). logprobs: one entry per token where
+    they were asked for. reused_tokens: of the prompt, found in the cache; no part of the answer,
+    so equal answers may differ in it.
     """
 
     text: str
@@ -60,6 +62,8 @@ class Request:
     max_output: int
     #: Another request with the same prompt, whose pages this one waits for and shares.
     leader: Request | None = None
+    #: Where the answer stands in its grammar.
+    constraint: Constraint | None = None
 
     output_token_ids: list[int] = field(default_factory=list)
     output_logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """From logits to tokens, for many requests at once.
 
 Order, for each row: repetition penalty, presence and frequency penalty, logit bias, stop tokens
-ruled out below min_tokens; then greedy rows take the likeliest token, and the others go through
-temperature, top-k, top-p (over what top-k left), min-p and a draw.
+ruled out below min_tokens, tokens that the grammar forbids; then greedy rows take the likeliest
+token, and the others go through temperature, top-k, top-p (over what top-k left), min-p and a draw.
 
 A draw depends on the request's seed and the position in its answer alone, never on other rows or
 on earlier draws, so an answer is the same alone, in any batch, and after being computed again.
@@ -53,6 +53,7 @@ def adjust_logits(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     for row in touched:
         _penalize(logits[row], requests[row])
         _bias(logits[row], requests[row])
+        _constrain(logits[row], requests[row])
     return logits
 
 
@@ -89,6 +90,7 @@ def _needs_adjusting(request: Request) -> bool:
         or params.presence_penalty != 0
         or params.frequency_penalty != 0
         or bool(params.logit_bias)
+        or request.constraint is not None
         or len(request.output_token_ids) < params.min_tokens
     )
 
@@ -113,6 +115,12 @@ def _bias(row: Tensor, request: Request) -> None:
         row[token] += bias
     if len(request.output_token_ids) < request.params.min_tokens:
         row[sorted(request.stop_token_ids)] = -math.inf
+
+
+def _constrain(row: Tensor, request: Request) -> None:
+    """Last, so that nothing makes a forbidden token possible again."""
+    if request.constraint is not None:
+        row.masked_fill_(request.constraint.forbidden().to(row.device), -math.inf)
 
 
 def _cutoffs(scaled: Tensor, requests: Sequence[Request]) -> Tensor:

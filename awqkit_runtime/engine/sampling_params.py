@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from awqkit_runtime.engine.grammar import Grammar
 from awqkit_runtime.errors import RequestError
 
 #: Below this a temperature only makes numbers overflow.
@@ -53,6 +54,8 @@ class SamplingParams:
     ignore_eos: bool = False
     #: Log-probabilities of the chosen and of the N likeliest tokens; None: none.
     logprobs: int | None = None
+    #: What the answer must match; takes a model with a tokenizer, and the extra `serve`.
+    grammar: Grammar | None = None
     #: Leave special tokens out of the text.
     skip_special_tokens: bool = True
 
@@ -82,6 +85,8 @@ class SamplingParams:
             _whole("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
         if self.seed is not None:
             _whole("seed", self.seed)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(f"grammar is {self.grammar!r}; it must be a Grammar.")
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
