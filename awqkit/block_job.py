@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ class BlockJob:
     second_order: bool
     batch_size: int
     on_site: Callable[[SiteResult], None]
+    #: Times what is done in its context, under the name of a stage.
+    timed: Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)

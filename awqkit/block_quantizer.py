@@ -59,7 +59,8 @@ def quantize_block(
     def quantize(task: HalfTask) -> Block:
         after, integers = quantize_half(job, task, block, hidden)
         stored.update(integers)
-        advance(task.run(job, layer, after), hidden, batch_size=job.batch_size)
+        with job.timed("passing rows on"):
+            advance(task.run(job, layer, after), hidden, batch_size=job.batch_size)
         return after
 
     of_attention = tuple(site for site in sites if site.name in attention)

@@ -49,14 +49,15 @@ def quantize_half(
     """
     search = _HalfSearch(job, task, block, hidden)
     search.scale()
-    prove_fold(
-        partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
-        before=block,
-        after=search.block,
-        rows=hidden[:1],
-        layer=task.layer,
-        has_experts=job.config.experts_of(task.layer) is not None,
-    )
+    with job.timed("scales"):
+        prove_fold(
+            partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
+            before=block,
+            after=search.block,
+            rows=hidden[:1],
+            layer=task.layer,
+            has_experts=job.config.experts_of(task.layer) is not None,
+        )
     return search.round()
 
 
@@ -81,20 +82,21 @@ class _HalfSearch:
         scales: dict[str, Tensor] = {}
         for batch in batches:
             moments = self._capture(batch)
-            for reader in batch:
-                self._nearest[reader.name] = _nearest_error(original, reader, moments[reader.name])
-            for site in sites:
-                if site.name in moments:
-                    chosen, self._scales[site.name] = self._choose(site, moments[site.name])
-                    scales |= {reader.name: chosen for reader in (_pooled(site), *site.inputs)}
+            with self._job.timed("scales"):
+                for reader in batch:
+                    rows = moments[reader.name]
+                    self._nearest[reader.name] = _nearest_error(original, reader, rows)
+                for site in sites:
+                    if site.name in moments:
+                        chosen, self._scales[site.name] = self._choose(site, moments[site.name])
+                        scales |= {reader.name: chosen for reader in (_pooled(site), *site.inputs)}
             if len(batches) == 1:
                 self._kept = moments
         for site in sites:
             self.block = fold(self.block, site, self._job.config, scales[site.name])
-        self._kept = {
-            name: Rows(divided_by(rows.search, scales[name]), divided_by(rows.judge, scales[name]))
-            for name, rows in self._kept.items()
-        }
+        for name in self._kept:  # one by one: a wide input's matrices are as large as the weights
+            scale, rows = scales[name], self._kept[name]
+            self._kept[name] = Rows(divided_by(rows.search, scale), divided_by(rows.judge, scale))
 
     def round(self) -> tuple[Block, Integers]:
         """Clip and round; what comes second reads what the first has become."""
@@ -109,9 +111,10 @@ class _HalfSearch:
                 moments = self._kept
                 if not moments or (position and self._job.second_order):
                     moments = self._kept | self._capture(batch)
-                for reader in batch:
-                    error, stages = self._round(reader, moments[reader.name], integers)
-                    errors, kept = errors + error, kept | stages
+                with self._job.timed("rounding"):
+                    for reader in batch:
+                        error, stages = self._round(reader, moments[reader.name], integers)
+                        errors, kept = errors + error, kept | stages
             self._tell(kind, sites, errors, kept)
         return self.block, integers
 
@@ -162,9 +165,11 @@ class _HalfSearch:
         half = self._task.run(self._job, self._task.layer, self.block)
         names = {reader.name for reader in inputs}
         size = self._job.batch_size
-        searched, judged = (
-            capture_moments(half, part, names, batch_size=size) for part in split_rows(self._hidden)
-        )
+        with self._job.timed("moments"):
+            searched, judged = (
+                capture_moments(half, part, names, batch_size=size)
+                for part in split_rows(self._hidden)
+            )
         return {
             name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()
         }

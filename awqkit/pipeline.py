@@ -86,7 +86,7 @@ def _convert(
     journal: Journal,
     unquantized: tuple[str, ...],
 ) -> Report:
-    config, clock = task.config, Stopwatch()
+    config, clock = task.config, Stopwatch(task.device)
     with clock.timed("calibration text"):
         rows = _rows(task, checkpoint, folder, journal)
     run = Run(checkpoint, config, rows, device=task.device, progress=task.progress, stopwatch=clock)

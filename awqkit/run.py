@@ -24,6 +24,7 @@ from awqkit.decoder import RotaryTables, embed
 from awqkit.errors import QuantizationError
 from awqkit.evaluate import Evaluation, HeldOutRows
 from awqkit.journal import Progressed
+from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
 from awqkit.stopwatch import Stopwatch
 from awqkit.structure import from_document
@@ -65,7 +66,9 @@ class Run:
             second_order=config.quality != "fast",
             batch_size=config.rows_at_once,
             on_site=self._site_done,
+            timed=stopwatch.timed,
         )
+        self._blocks = BlockReader(checkpoint, device)
         embedding = checkpoint.tensor(EMBEDDING)
         self._hidden = self._embed(rows.tokens, embedding)
         self._held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding))
@@ -77,9 +80,9 @@ class Run:
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
         layer = self.blocks
-        with self._stopwatch.timed("blocks"):
-            weights = self._dense_block(layer)
-            block = quantize_block(self._job, layer, weights, self._hidden)
+        with self._stopwatch.timed("reading weights"):
+            weights = self._blocks.read(layer)
+        block = quantize_block(self._job, layer, weights, self._hidden)
         _require_searched(block, layer)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
@@ -145,14 +148,6 @@ class Run:
         """int64 [rows, T] → [rows, T, hidden] on the device."""
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
         return embed(tokens, embedding, config, dtype).to(self._device)
-
-    def _dense_block(self, layer: int) -> dict[str, Tensor]:
-        prefix = layer_prefix(layer)
-        names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
-        return {
-            name.removeprefix(prefix): self._checkpoint.tensor(name).to(self._device)
-            for name in names
-        }
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from awqkit.calibration.capture import advance, capture_moments
+from awqkit.errors import CalibrationError
+
+
+def doubling(x, observe):
+    observe("in", x)
+    observe("unasked", x)
+    return 2 * x
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_moments_are_those_of_all_tokens(batch_size: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 7, 96)
+    flat = hidden.flatten(0, 1)
+    moments = capture_moments(doubling, hidden, ["in"], batch_size=batch_size)
+    assert set(moments) == {"in"}
+    torch.testing.assert_close(moments["in"].gram, flat.T @ flat / 35)
+    torch.testing.assert_close(moments["in"].magnitude, flat.abs().mean(0))
+
+
+def test_a_site_without_tokens_is_absent() -> None:
+    assert capture_moments(doubling, torch.randn(2, 3, 8), ["elsewhere"], batch_size=1) == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_activations_that_overflow_are_refused_by_name(value: float) -> None:
+    hidden = torch.randn(2, 3, 16)
+    hidden[1, 2, 5] = value
+    with pytest.raises(CalibrationError, match="before in are not finite"):
+        capture_moments(doubling, hidden, ["in"], batch_size=2)
+
+
+def test_rows_are_replaced_in_place() -> None:
+    hidden = torch.randn(5, 3, 16)
+    before = hidden.clone()
+    advance(doubling, hidden, batch_size=2)
+    torch.testing.assert_close(hidden, 2 * before)
