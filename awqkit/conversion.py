@@ -141,6 +141,12 @@ def show_report(report: Report, html: Path | None) -> None:
             f"Linears left in {report.config.dtype}, as groups of {report.config.w_group_size} do "
             f"not divide them: {len(report.unquantized)} ({_shortened(report.unquantized)})"
         )
+    if report.starved:
+        console.print(
+            "Experts with too few calibration tokens, quantized for the tokens of all experts "
+            f"instead: {len(report.starved)} ({_shortened(report.starved)}). "
+            "More --calib-samples reach more experts."
+        )
     console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
     console.print(f"Written {report.output}", soft_wrap=True)
     console.print(f"Report  {html or Path(report.output) / REPORT_NAME}", soft_wrap=True)

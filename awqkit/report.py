@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from awqkit.block_quantizer import SiteResult
+from awqkit.checkpoint.canonical import expert_prefix, layer_prefix
 from awqkit.config import QuantConfig
 from awqkit.errors import ConfigError, OutputError
 from awqkit.evaluate import Evaluation
@@ -49,6 +50,15 @@ class Report:
     bytes_after: int
     evaluation: Evaluation | None
     seconds: dict[str, float]
+
+    @property
+    def starved(self) -> tuple[str, ...]:
+        """The experts that were quantized for all experts' tokens, for want of their own."""
+        return tuple(
+            f"{layer_prefix(site.layer)}{expert_prefix(each.expert)} ({each.tokens} tokens)"
+            for site in self.sites
+            for each in site.starved
+        )
 
     def to_json(self) -> str:
         """What two equal runs have in common: no times, and no paths of the machine."""
