@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit_runtime.cli import main
+from awqkit_runtime.commands.plan import ARCHITECTURES
+from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS
 from tests.checkpoint.folders import quantized_weights
 from tests.engine.tokenizers_for_tests import shared_folder
 from tests.tiny_models import write_tiny_model
@@ -150,3 +152,38 @@ def test_no_such_model(tmp_path: Path, name: str) -> None:
 def test_usage_errors() -> None:
     assert CliRunner().invoke(main, ["plan"]).exit_code == 2
     assert plan("x", "--quant-policy", "5").exit_code == 2
+
+
+def kernels(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", "--kernels", *arguments])
+
+
+def test_kernels_are_shown_without_a_model_and_without_a_gpu() -> None:
+    result = kernels("--arch", "sm_80")
+    assert result.exit_code == 0, result.output
+    for text in ("q, k, v: 4096 → 6144", "down: 14336 → 4096", "sm_80, 108", "1…", "mma"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_kernels_of_a_model_cover_every_number_of_tokens(config_only: Path, arch: str) -> None:
+    result = kernels(str(config_only), "--arch", arch, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["gpu"]["arch"] == arch
+    shapes = [(x["out_features"], x["in_features"], x["count"]) for x in document["linears"]]
+    assert shapes == [(6144, 4096, 32), (4096, 4096, 32), (28672, 4096, 32), (4096, 14336, 32)]
+    for linear in document["linears"]:
+        ends = [0, *(entry["last"] for entry in linear["plans"])]
+        assert [entry["first"] for entry in linear["plans"]] == [end + 1 for end in ends[:-1]]
+
+
+def test_kernels_know_the_same_architectures_as_the_command() -> None:
+    assert tuple(MULTIPROCESSORS) == ARCHITECTURES
+
+
+def test_memory_needs_a_model_and_arch_needs_kernels(config_only: Path) -> None:
+    missing = CliRunner().invoke(main, ["plan"])
+    assert missing.exit_code == 2 and "MODEL" in missing.output
+    stray = plan(config_only, "--arch", "sm_80")
+    assert stray.exit_code == 2 and "--kernels" in stray.output

@@ -1,0 +1,21 @@
+"""Every program that a model may need on an architecture."""
+
+from __future__ import annotations
+
+from awqkit_runtime.kernels import rms_norm, rotary, silu_mul, w4_repack
+from awqkit_runtime.kernels.cuda.sources import Program
+from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
+
+#: (out, in) of linears that between them reach every branch of the plan.
+_SHAPES = (
+    *((128, 128), (1024, 1024), (2048, 2048), (6144, 4096), (4096, 4096), (28672, 4096)),
+    *((4096, 14336), (2048, 8192), (57344, 8192), (8192, 28672), (5120, 25600)),
+)
+_FUSIONS = (w4_repack.PROGRAM, rms_norm.PROGRAM, rotary.PROGRAM, silu_mul.PROGRAM)
+
+
+def all_programs(arch: str) -> list[Program]:
+    """For one of the architectures that w4_plan.MULTIPROCESSORS names."""
+    gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
+    plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
+    return sorted({*_FUSIONS, *(plan.program for plan in plans)}, key=lambda program: program.name)
