@@ -23,6 +23,7 @@ class BlockJob:
 
     config: DecoderConfig
     rotary: RotaryTables
+    device: torch.device
     compute_dtype: torch.dtype
     stored_dtype: torch.dtype
     search_scale: bool

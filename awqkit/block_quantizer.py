@@ -50,7 +50,11 @@ def quantizable_sites(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]
 def quantize_block(
     job: BlockJob, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
 ) -> QuantizedBlock:
-    """Quantize one block and advance hidden [rows, T, hidden] through the result, in place."""
+    """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
+
+    weights: on the job's device.  hidden: there or, where it would take too much of it, on the
+    host; a batch at a time goes to the device.
+    """
     block = {name: tensor.float() for name, tensor in weights.items()}
     sites = quantizable_sites(_shapes(block))
     attention = {site.name for site in attention_sites()}

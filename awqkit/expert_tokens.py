@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import DecoderConfig, ExpertsConfig
+from awqkit.checkpoint.canonical import ROUTER
 from awqkit.decoder import chosen_experts
 
 #: With fewer tokens than this, moments say more about the tokens than about the expert.
@@ -62,8 +63,9 @@ def _tokens_by_expert(
     batch_size: int,
 ) -> Tensor:
     """int64 [experts]."""
-    count = torch.zeros(experts.num_experts, dtype=torch.long, device=part.device)
+    device = block[f"{ROUTER}.weight"].device
+    count = torch.zeros(experts.num_experts, dtype=torch.long, device=device)
     for rows in part.split(batch_size):
-        chosen = chosen_experts(block, config, layer, rows).flatten()
+        chosen = chosen_experts(block, config, layer, rows.to(device)).flatten()
         count += torch.bincount(chosen, minlength=experts.num_experts)
     return count

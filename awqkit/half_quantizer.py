@@ -45,7 +45,7 @@ def quantize_half(
 ) -> tuple[Block, Integers]:
     """The block with this half as it will be stored, in float32, and the half's integers.
 
-    hidden: the rows [n, T, hidden] that enter the half.
+    hidden: the rows [n, T, hidden] that enter the half, on the job's device or on the host.
     """
     search = _HalfSearch(job, task, block, hidden)
     search.scale()
@@ -54,7 +54,7 @@ def quantize_half(
             partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
             before=block,
             after=search.block,
-            rows=hidden[:1],
+            rows=hidden[:1].to(job.device),
             layer=task.layer,
             has_experts=job.config.experts_of(task.layer) is not None,
         )
@@ -186,7 +186,7 @@ def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
     weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
 
     def half(x: Tensor, observe: Observer) -> Tensor:
-        rotary = job.rotary.of(layer)
+        x, rotary = x.to(job.device, non_blocking=True), job.rotary.of(layer)
         return attention_half(weights, job.config, layer, x, rotary, observe=observe)
 
     return half
@@ -197,6 +197,7 @@ def run_mlp(job: BlockJob, layer: int, block: Block, *, show_all: Collection[int
     weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
 
     def half(x: Tensor, observe: Observer) -> Tensor:
+        x = x.to(job.device, non_blocking=True)
         return mlp_half(weights, job.config, layer, x, observe=observe, show_all=show_all)
 
     return half

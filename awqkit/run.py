@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +32,8 @@ from awqkit.structure import from_document
 
 Weights = Iterator[tuple[str, Tensor | QuantizedWeight]]
 HIDDEN, HELD_OUT = "hidden", "held_out."
+#: Bytes of calibration rows that stay on a GPU, however large that is.
+MOST_ACTIVATIONS = 3 << 30
 
 
 class Run:
@@ -60,6 +63,7 @@ class Run:
         self._job = BlockJob(
             config=decoder,
             rotary=self._rotary,
+            device=device,
             compute_dtype=compute_dtype(device),
             stored_dtype=self._stored_dtype,
             search_scale=config.search_scale,
@@ -70,8 +74,10 @@ class Run:
         )
         self._blocks = BlockReader(checkpoint, device)
         embedding = checkpoint.tensor(EMBEDDING)
-        self._hidden = self._embed(rows.tokens, embedding)
-        self._held_out = HeldOutRows(rows.held_out, self._embed(rows.held_out, embedding))
+        self._hidden = self._placed(self._embed(rows.tokens, embedding))
+        self._held_out = HeldOutRows(
+            rows.held_out, self._embed(rows.held_out, embedding).to(device)
+        )
 
     def first_weights(self) -> Weights:
         """What comes before the blocks."""
@@ -131,7 +137,7 @@ class Run:
         self.blocks = state.blocks
         self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
         self._stopwatch.add(state.document["seconds"])
-        self._hidden = state.tensors[HIDDEN]
+        self._hidden = self._placed(state.tensors[HIDDEN])
         self._held_out.go_on_from(
             {
                 name.removeprefix(HELD_OUT): tensor
@@ -145,13 +151,27 @@ class Run:
         return {HIDDEN: self._hidden, **held_out}
 
     def _embed(self, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """int64 [rows, T] → [rows, T, hidden] on the device."""
+        """int64 [rows, T] → [rows, T, hidden] on the host, in the compute dtype."""
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
-        return embed(tokens, embedding, config, dtype).to(self._device)
+        return embed(tokens, embedding, config, dtype)
+
+    def _placed(self, hidden: Tensor) -> Tensor:
+        """On the device, or on the host where its copy engine reaches it."""
+        if hidden.nbytes <= activation_room(self._device):
+            return hidden.to(self._device)
+        return hidden.cpu().pin_memory()
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)
         self._progress.site_done(result)
+
+
+def activation_room(device: torch.device) -> int:
+    """Bytes of activations that may stay on the device; more of them wait on the host."""
+    if device.type == "cpu":
+        return sys.maxsize
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return min(MOST_ACTIVATIONS, total // 8)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
