@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.checkpoint.canonical import canonical_shapes, layer_prefix, mlp_modules
+from awqkit.checkpoint.canonical import canonical_shapes, layer_prefix
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, plan_w4_linear
+from awqkit_runtime.models.footprint import joint_linears
 
 #: Tokens up to which plans are listed; a step's largest default is 2048.
 MOST_TOKENS = 8192
@@ -77,20 +78,13 @@ def _matrices(
     """Name, rows and columns of every matrix, linears that read the same input as one."""
     shapes = canonical_shapes(config)
     for layer in range(config.num_layers):
-        prefix = layer_prefix(layer)
-        for module, parts in _sites(config, layer):
-            names = {part: f"{prefix}{module}.{part}_proj.weight" for part in parts}
-            packed = {part: is_packed(name) for part, name in names.items()}
-            for kept, run in groupby(parts, packed.__getitem__):
-                linears = [(part, *shapes[names[part]]) for part in run]
-                if kept:
-                    rows = sum(linear[1] for linear in linears)
-                    yield ", ".join(linear[0] for linear in linears), rows, linears[0][2]
+        for site in joint_linears(config, layer):
+            names = [f"{layer_prefix(layer)}{name}.weight" for name in site]
+            for packed, run in groupby(names, is_packed):
+                if packed:
+                    yield _joint([(name, shapes[name][0], shapes[name][1]) for name in run])
 
 
-def _sites(config: DecoderConfig, layer: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield "self_attn", ("q", "k", "v")
-    yield "self_attn", ("o",)
-    for module in mlp_modules(config, layer):
-        yield module, ("gate", "up")
-        yield module, ("down",)
+def _joint(linears: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:
+    names = [name.split(".")[-2].removesuffix("_proj") for name, _, _ in linears]
+    return ", ".join(names), sum(rows for _, rows, _ in linears), linears[0][2]

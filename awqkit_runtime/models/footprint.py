@@ -20,7 +20,7 @@ def loaded_bytes(
     shapes = canonical_shapes(config)
     total = 0
     for layer in range(config.num_layers):
-        for site in _fused(config, layer):
+        for site in joint_linears(config, layer):
             names = [f"{layer_prefix(layer)}{name}.weight" for name in site]
             for packed, run in groupby(names, is_packed):
                 linears = [shapes.pop(name) for name in run]
@@ -46,7 +46,7 @@ def packable(config: DecoderConfig) -> Callable[[str], bool]:
     return is_packed
 
 
-def _fused(config: DecoderConfig, layer: int) -> Iterator[tuple[str, ...]]:
+def joint_linears(config: DecoderConfig, layer: int) -> Iterator[tuple[str, ...]]:
     """Linears that are loaded as one matrix where they are of one kind, as models.decoder does."""
     yield tuple(f"self_attn.{part}_proj" for part in "qkv")
     yield ("self_attn.o_proj",)
