@@ -1,5 +1,5 @@
-// Partial sums of tiles that several workers share along K: the worker that began a tile adds up
-// what the next workers have of it, in their order, so that the result never depends on timing.
+// Partial sums of tiles that several workers share along K. Both ways add them in the order of the
+// workers, so that the result never depends on timing.
 #pragma once
 
 #include "w4_schedule.cuh"
@@ -16,14 +16,22 @@ __device__ __forceinline__ void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ int add_release(int* address, int value) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(value)
+               : "memory");
+  return before;
+}
+
 // A barrier among `threads` threads of the block; id 0 with all threads is __syncthreads.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// kThreads threads that hold kValues partial sums each and synchronise at barrier `barrier`. Team
-// `team` of `teams` of every worker has its own slot of the workspace: one float4 of every thread
-// side by side, kThreads * kValues floats in all.
+// A team: kThreads threads that hold kValues partial sums each and meet at one barrier. Its slots
+// in the workspace hold one float4 of every thread side by side; it has one flag a worker.
 template <int kThreads, int kValues>
 class Exchange {
  public:
@@ -32,15 +40,9 @@ class Exchange {
       : workspace_(workspace), flags_(flags), team_(team), teams_(teams), barrier_(barrier),
         thread_(threadIdx.x % kThreads) {}
 
-  // Hands an unfinished tile's sums to the worker that began the tile.
+  // Few workers a tile: a worker hands an unfinished tile's sums to the one that began the tile.
   __device__ __forceinline__ void publish(const float (&sums)[kValues], int worker) const {
-    float4* slot = slot_of(worker);
-#pragma unroll
-    for (int i = 0; i < kValues / 4; ++i)
-      __stcg(slot + i * kThreads,
-             make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-    __threadfence();
-    named_barrier(barrier_, kThreads);
+    write(sums, slot_of(worker));
     if (thread_ == 0) store_release(flag_of(worker), 1);
   }
 
@@ -57,10 +59,59 @@ class Exchange {
     }
   }
 
+  // Many workers a tile: all of them write their sums, and later each adds up its part of the tile.
+  __device__ __forceinline__ void share(const float (&sums)[kValues], const Segment& segment,
+                                        int worker) const {
+    write(sums, slot_of(2 * worker + (segment.begin == 0)));
+    if (thread_ == 0) add_release(flag_of(segment.tile), 1);
+  }
+
+  // Calls store(part sums, part) for this worker's parts of the tile: part p is values kPart * p...
+  // of every thread.
+  template <int kPart, typename StorePart>
+  __device__ __forceinline__ void sum_parts(const Problem& problem, const Segment& segment,
+                                            int worker, StorePart&& store) const {
+    constexpr int kParts = kValues / kPart;
+    const int start = segment.tile * problem.groups;
+    int first = worker, last = worker;
+    while (stream_begin(problem, first) > start) --first;
+    while (stream_begin(problem, last + 1) < start + problem.groups) ++last;
+    const int sharers = last - first + 1;
+    wait_for_all(flag_of(segment.tile), sharers);
+    const int end = (worker - first + 1) * kParts / sharers;
+    for (int part = (worker - first) * kParts / sharers; part < end; ++part) {
+      float sums[kPart] = {};
+#pragma unroll 4
+      for (int other = first; other <= last; ++other)
+        add(sums, slot_of(2 * other + (other == first)) + part * (kPart / 4) * kThreads);
+      store(sums, part);
+    }
+  }
+
  private:
-  __device__ __forceinline__ static void add(float (&sums)[kValues], const float4* slot) {
+  // The last one to have seen that all are there puts the count back to zero.
+  __device__ __forceinline__ void wait_for_all(int* count, int sharers) const {
+    if (thread_ == 0) {
+      while (load_acquire(count) < sharers) {
+      }
+      if (add_release(count, 1) == 2 * sharers - 1) store_release(count, 0);
+    }
+    named_barrier(barrier_, kThreads);
+  }
+
+  __device__ __forceinline__ void write(const float (&sums)[kValues], float4* slot) const {
 #pragma unroll
-    for (int i = 0; i < kValues / 4; ++i) {
+    for (int i = 0; i < kValues / 4; ++i)
+      __stcg(slot + i * kThreads,
+             make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    __threadfence();
+    named_barrier(barrier_, kThreads);
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ static void add(float (&sums)[kCount], const float4* slot) {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; ++i) {
       const float4 other = __ldcg(slot + i * kThreads);
       sums[4 * i] += other.x;
       sums[4 * i + 1] += other.y;
@@ -69,13 +120,13 @@ class Exchange {
     }
   }
 
-  __device__ __forceinline__ float4* slot_of(int worker) const {
+  __device__ __forceinline__ float4* slot_of(int slot) const {
     return reinterpret_cast<float4*>(workspace_) +
-           static_cast<long long>(worker * teams_ + team_) * (kThreads * kValues / 4) + thread_;
+           static_cast<long long>(slot * teams_ + team_) * (kThreads * kValues / 4) + thread_;
   }
 
-  __device__ __forceinline__ int* flag_of(int worker) const {
-    return flags_ + worker * teams_ + team_;
+  __device__ __forceinline__ int* flag_of(int owner) const {
+    return flags_ + owner * teams_ + team_;
   }
 
   float* workspace_;

@@ -1,24 +1,30 @@
 // Y = X . W^T (+ bias) for many tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// Every block is one producer warp and two consumer warpgroups. The producer keeps a ring of
-// stages of 64 inputs: W4_TOKENS tokens (tensor copies into the 128-byte swizzle; each block of a
-// cluster fetches its share and multicasts it) and the code tiles of 128 W4_ROW_BLOCKS output
-// rows (bulk copies; the tiles need no tensor map). A consumer warpgroup turns its codes into
-// BF16 A fragments in registers while the tensor cores work on the step before (two register
-// sets, one wgmma group in flight) and accumulates Y^T in FP32. Blocks are persistent; tiles that
-// do not fill a round are shared out along K and summed in a fixed order through the workspace.
+// A block is one producer thread and two consumer warpgroups. The producer keeps a ring of stages
+// of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a cluster fetches its
+// share and multicasts it) and the code tiles of 128 * W4_ROW_BLOCKS output rows. A consumer
+// warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
+// step before (two register sets, one wgmma group in flight) and accumulates Y^T in FP32. Blocks
+// are persistent; tiles that do not fill a round are shared out along K and summed in a fixed
+// order through the workspace.
 //
 // Compile-time: W4_TOKENS (tokens a tile, multiple of 32 up to 256), W4_ROW_BLOCKS (64-row blocks
 // a warpgroup, 1 or 2; times W4_TOKENS at most 256), W4_CLUSTER (blocks that share a token tile, 1
 // or 2), W4_STAGES.
-// Launch: block 384 threads; grid = W4_CLUSTER x workers, all resident at once (one block an SM);
-// dynamic shared memory W4_STAGES * stage_bytes + 16384 + 1024 + 256 bytes (kernel constants
-// below: stage_bytes = 128 * W4_TOKENS + 4608 * W4_ROW_BLOCKS).
-// row_tiles = ceil(n / (128 * W4_ROW_BLOCKS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS).
-// x_map: tensor map of X: BF16, dims {k, m}, box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle,
-// zero fill. k is a multiple of 128; n a multiple of 8; y and bias 16-byte aligned.
-// workspace (only where stream_tiles > 0): grid * 128 * W4_ROW_BLOCKS * W4_TOKENS floats, 16-byte
-// aligned; flags: grid * 2 ints, zero before the first launch, left zero by every launch.
+// Launch: block 384 threads; grid W4_CLUSTER * workers, all resident at once (one block an SM);
+// dynamic shared memory W4_STAGES * (128 * W4_TOKENS + 4608 * W4_ROW_BLOCKS) + 16384 + 1280 bytes.
+// row_tiles = ceil(n / (128 * W4_ROW_BLOCKS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
+// tiles = row_tiles * token_tiles.
+// k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
+// Tensor maps, rank 2, zero fill:
+//   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
+//   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128, 8 * W4_ROW_BLOCKS}, no swizzle
+//   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 8 * W4_ROW_BLOCKS}, no swizzle
+// band: token tiles that neighbouring workers spread over before they move on to further rows.
+// stream_tiles: how many tiles are shared out along K: 0, or any number with
+// stream_tiles * k / 128 >= workers.
+// workspace (where stream_tiles > 0): 2 * grid * 128 * W4_ROW_BLOCKS * W4_TOKENS floats, 16-byte
+// aligned; flags: 2 * grid ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
 #include "w4_prefill_consumer.cuh"
 #include "w4_prefill_producer.cuh"
@@ -26,34 +32,75 @@
 
 namespace w4_prefill {
 
-__device__ __forceinline__ void consume(const Shared& shared, const w4::Problem& problem,
-                                        int worker, const Output& output, float* workspace,
-                                        int* flags) {
-  const int warpgroup = threadIdx.x / kWarpgroup - 1;
-  const int rank = kCluster == 1 ? 0 : cluster_rank();
-  const int barrier = 1 + warpgroup;
-  const w4::Exchange<kWarpgroup, kSums> exchange(workspace, flags, rank * kConsumers + warpgroup,
-                                                 kCluster * kConsumers, barrier);
-  Consumer consumer(shared);
-  w4::Schedule schedule(problem, worker);
-  w4::Segment segment;
-  float sums[kSums];
-  while (schedule.next(segment)) {
-    consumer.accumulate(sums, segment);
-    if (segment.begin > 0) {
-      exchange.publish(sums, worker);
-      continue;
+// What a consumer warpgroup does: its worker's segments, one after the other.
+class Warpgroup {
+ public:
+  __device__ __forceinline__ Warpgroup(const Shared& shared, const w4::Problem& problem,
+                                       int worker, const Output& output, float* workspace,
+                                       int* flags)
+      : problem_(problem), worker_(worker), index_(threadIdx.x / kWarpgroup - 1),
+        rank_(kCluster == 1 ? 0 : cluster_rank()), consumer_(shared),
+        exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
+        store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
+
+  // Tiles go whole to one worker, or are begun by one and finished by the next. Where fewer tiles
+  // than workers are shared out, a worker has pieces of at most two, which all who share a tile
+  // sum at the end.
+  __device__ __forceinline__ void run() {
+    const bool many_share = problem_.stream_tiles < problem_.workers;
+    w4::Schedule schedule(problem_, worker_);
+    w4::Segment segment, pieces[2];
+    float sums[kSums];
+    while (schedule.next(segment)) {
+      consumer_.accumulate(sums, segment);
+      const bool whole = segment.end - segment.begin == problem_.groups;
+      if (many_share && !whole) {
+        exchange_.share(sums, segment, worker_);
+        pieces[0] = pieces[1];
+        pieces[1] = segment;
+      } else if (segment.begin > 0) {
+        exchange_.publish(sums, worker_);
+      } else {
+        if (!whole) exchange_.collect(sums, problem_, segment, worker_);
+        store(sums, segment.tile);
+      }
     }
-    if (segment.end < problem.groups) exchange.collect(sums, problem, segment, worker);
-    const w4::TilePosition at = w4::tile_position(problem, segment.tile);
-    const int row = (at.row_tile * kCluster + rank) * kRows + warpgroup * kRowBlocks * 64;
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block)
-      store_tile<kTokens>(sums + block * kBlockSums, output, row + 64 * block,
-                          at.token_tile * kTokens, shared.store + warpgroup * 2 * kStoreBytes,
-                          barrier);
+    sum_pieces(pieces[0]);
+    sum_pieces(pieces[1]);
   }
-}
+
+ private:
+  static constexpr int kPart = kStoreTokens / 2;  // sums a thread has of one pass to Y
+
+  __device__ __forceinline__ void sum_pieces(const w4::Segment& piece) {
+    if (piece.end == 0) return;
+    exchange_.template sum_parts<kPart>(
+        problem_, piece, worker_,
+        [&](const float(&part)[kPart], int index) { store_part(part, piece.tile, index); });
+  }
+
+  __device__ __forceinline__ void store(const float (&sums)[kSums], int tile) {
+#pragma unroll
+    for (int part = 0; part < kSums / kPart; ++part)
+      store_part(sums + part * kPart, tile, part);
+  }
+
+  __device__ __forceinline__ void store_part(const float* sums, int tile, int part) {
+    constexpr int kPasses = kTokens / kStoreTokens;
+    const w4::TilePosition at = w4::tile_position(problem_, tile);
+    const int block = (at.row_tile * kCluster + rank_) * kConsumers * kRowBlocks +
+                      index_ * kRowBlocks + part / kPasses;
+    store_.write(sums, 64 * block, at.token_tile * kTokens + part % kPasses * kStoreTokens);
+  }
+
+  const w4::Problem& problem_;
+  int worker_;
+  int index_;  // among the block's consumers
+  int rank_;
+  Consumer consumer_;
+  w4::Exchange<kWarpgroup, kSums> exchange_;
+  Store store_;
+};
 
 }  // namespace w4_prefill
 
@@ -61,10 +108,11 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
 #if W4_CLUSTER > 1
     __cluster_dims__(W4_CLUSTER, 1, 1)
 #endif
-    w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map, const uint4* codes,
-                      const uint2* params, const unsigned short* bias, unsigned short* y,
-                      float* workspace, int* flags, int m, int n, int k, int band,
-                      int stream_tiles) {
+    w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map,
+                      const __grid_constant__ w4_prefill::TensorMap codes_map,
+                      const __grid_constant__ w4_prefill::TensorMap params_map,
+                      const unsigned short* bias, unsigned short* y, float* workspace, int* flags,
+                      int m, int n, int k, int band, int stream_tiles) {
   using namespace w4_prefill;
   extern __shared__ unsigned char memory[];
   const Shared shared((shared_address(memory) + 1023u) & ~1023u);
@@ -76,6 +124,9 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
                         static_cast<int>(gridDim.x) / kCluster};
   const int worker = blockIdx.x / kCluster;
   if (threadIdx.x == 0) {
+    prefetch_map(codes_map);
+    prefetch_map(params_map);
+    prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(shared.full + 8 * stage, 1);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
@@ -90,11 +141,12 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
 
   if (threadIdx.x < kWarpgroup) {
     release_registers<40>();
-    const Weights weights{codes, params, (n + 15) / 16};
-    if (threadIdx.x < 32) Producer(shared, x_map, weights, problem.groups).run(problem, worker);
+    const Maps maps{x_map, codes_map, params_map};
+    if (threadIdx.x == 0) Producer(shared, maps).run(problem, worker);
   } else {
     claim_registers<232>();
-    consume(shared, problem, worker, Output{y, bias, m, n}, workspace, flags);
+    const Output output{y, bias, m, n};
+    Warpgroup(shared, problem, worker, output, workspace, flags).run();
   }
   // A block must outlive the arrivals and multicasts of the other one.
   if (kCluster > 1) cluster_sync();

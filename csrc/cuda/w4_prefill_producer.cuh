@@ -1,4 +1,4 @@
-// The warp that keeps a block's ring of stages full.
+// The thread that keeps a block's ring of stages full.
 #pragma once
 
 #include "w4_prefill_tile.cuh"
@@ -6,44 +6,39 @@
 
 namespace w4_prefill {
 
-struct Weights {
-  const uint4* codes;   // 32 a tile of 16 rows x 64 inputs
-  const uint2* params;  // 8 a row tile and group
-  int row_tiles16;      // 16-row tiles that exist
+// Tensor maps; one copy each brings what a stage needs (a copy costs its issuing warp some
+// hundred cycles, however small it is).
+struct Maps {
+  const TensorMap& tokens;
+  const TensorMap& codes;
+  const TensorMap& params;
 };
 
 class Producer {
  public:
-  __device__ __forceinline__ Producer(const Shared& shared, const TensorMap& tokens,
-                                      const Weights& weights, int groups)
-      : shared_(shared), map_(tokens), weights_(weights), groups_(groups),
-        lane_(threadIdx.x % 32), rank_(kCluster == 1 ? 0 : cluster_rank()) {}
+  __device__ __forceinline__ Producer(const Shared& shared, const Maps& maps)
+      : shared_(shared), maps_(maps), rank_(kCluster == 1 ? 0 : cluster_rank()) {}
 
-  // The codes of inputs 64 * slice..., and with every even slice the group's params.
+  // The codes of inputs 64 * slice..., and with every even slice the group's params. Row tiles
+  // that do not exist arrive as zeros.
   __device__ __forceinline__ void fetch_weights(int stage, int row_tile, int slice) const {
     const u32 full = shared_.full + 8 * stage;
     const bool with_params = slice % 2 == 0;
-    if (lane_ == 0)
-      barrier_expect(full, kTokenBytes + kCodeBytes + (with_params ? kParamBytes : 0));
-    __syncwarp();
-    if (lane_ >= kTiles) return;
-    const int tile = min((row_tile * kCluster + rank_) * kTiles + lane_, weights_.row_tiles16 - 1);
-    bulk_copy(shared_.codes + stage * kCodeBytes + lane_ * 512,
-              weights_.codes + (static_cast<long long>(tile) * 2 * groups_ + slice) * 32, 512, full);
+    barrier_expect(full, kTokenBytes + kCodeBytes + (with_params ? kParamBytes : 0));
+    const int tile = (row_tile * kCluster + rank_) * kTiles;
+    tensor_copy(shared_.codes + stage * kCodeBytes, maps_.codes, slice * 128, tile, full);
     if (with_params)
-      bulk_copy(shared_.params + stage * kParamBytes + lane_ * 64,
-                weights_.params + (static_cast<long long>(tile) * groups_ + slice / 2) * 8, 64, full);
+      tensor_copy(shared_.params + stage * kParamBytes, maps_.params, slice / 2 * 16, tile, full);
   }
 
   __device__ __forceinline__ void fetch_tokens(int stage, int token_tile, int slice) const {
-    if (lane_ != 0) return;
     const u32 target = shared_.tokens + stage * kTokenBytes + rank_ * kShareBytes;
     const int row = token_tile * kTokens + rank_ * (kTokens / kCluster);
     const u32 full = shared_.full + 8 * stage;
     if (kCluster == 1)
-      tensor_copy(target, map_, slice * 64, row, full);
+      tensor_copy(target, maps_.tokens, slice * 64, row, full);
     else
-      tensor_copy_to_all(target, map_, slice * 64, row, full, (1 << kCluster) - 1);
+      tensor_copy_to_all(target, maps_.tokens, slice * 64, row, full, (1 << kCluster) - 1);
   }
 
   // Weights do not depend on the kernel before this one: the first round of stages is requested
@@ -80,10 +75,7 @@ class Producer {
   }
 
   const Shared& shared_;
-  const TensorMap& map_;
-  const Weights& weights_;
-  int groups_;
-  int lane_;
+  const Maps& maps_;
   u32 rank_;
 };
 

@@ -1,5 +1,4 @@
-// From accumulators to row-major Y: the exchange of partial sums between the workers of one
-// stream-K tile, and the transposing store through shared memory.
+// From accumulators to row-major Y, transposed through shared memory.
 //
 // A consumer warpgroup holds 64 output rows (weights) x kTokens: thread l of warp w owns rows
 // 16w + l/4 and that + 8, tokens 8j + 2(l%4) and the next one, for every j.
@@ -34,50 +33,57 @@ struct Output {
   int n;
 };
 
-// Adds the bias, rounds to BF16 and writes the 64 rows from `row` x kTokens tokens from `token`.
-// Every 16-byte chunk (8 rows of one token) lies at its index XOR token mod 8, so that neither
-// side meets bank conflicts. One barrier a pass: the other buffer's readers are a pass behind.
-template <int kTokens>
-__device__ __forceinline__ void store_tile(const float* sums, const Output& out,
-                                           int row, int token, u32 buffers, int barrier_id) {
-  const int thread = threadIdx.x % kWarpgroup;
-  const int warp = thread / 32, lane = thread % 32;
-  float bias[2] = {0.0f, 0.0f};
-  if (out.bias != nullptr) {
-    const int own = row + 16 * warp + lane / 4;
-    if (own < out.n) bias[0] = bf16_to_float(out.bias[own]);
-    if (own + 8 < out.n) bias[1] = bf16_to_float(out.bias[own + 8]);
+// Writes kStoreTokens tokens x 64 rows at a time. In shared memory every 16-byte chunk (8 rows of
+// one token) lies at its index XOR token mod 8, so that neither side meets bank conflicts. Two
+// buffers and one barrier a pass: the readers of the other buffer are a pass behind.
+class Store {
+ public:
+  __device__ __forceinline__ Store(const Output& out, u32 buffers, int barrier)
+      : out_(out), buffers_(buffers), barrier_(barrier) {
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int matrix = lane / 8, line = lane % 8;
+    write_at_ = (8 * (matrix / 2) + line) * 128 + (((2 * warp + matrix % 2) ^ line) * 16);
+    token_ = threadIdx.x % kWarpgroup / 8;
+    chunk_ = threadIdx.x % 8;
+    read_at_ = token_ * 128 + ((chunk_ ^ (token_ % 8)) * 16);
   }
-  const int matrix = lane / 8, line = lane % 8;
-  const u32 write_at =
-      (8 * (matrix / 2) + line) * 128 + (((2 * warp + matrix % 2) ^ line) * 16);
-  const int read_token = thread / 8, chunk = thread % 8;
-  const u32 read_at = read_token * 128 + ((chunk ^ (read_token % 8)) * 16);
-  const bool row_inside = row + 8 * chunk < out.n;
-  unsigned short* target =
-      out.y + static_cast<long long>(token + read_token) * out.n + row + 8 * chunk;
-#pragma unroll
-  for (int pass = 0; pass < kTokens / kStoreTokens; ++pass) {
-    const u32 buffer = buffers + (pass % 2) * kStoreBytes;
+
+  // Adds the bias, rounds to BF16 and writes rows `row`... of tokens `token`...
+  __device__ __forceinline__ void write(const float* sums, int row, int token) {
+    const int own_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    const float bias[2] = {load_bias(own_row), load_bias(own_row + 8)};
+    const u32 buffer = buffers_ + turn_ * kStoreBytes;
+    turn_ ^= 1;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float* s = sums + 16 * pass + 8 * half;
-      store_matrices_transposed(buffer + half * 16 * 128 + write_at,
+      const float* s = sums + 8 * half;
+      store_matrices_transposed(buffer + half * 16 * 128 + write_at_,
                                 pack_bf16(s[0] + bias[0], s[1] + bias[0]),
                                 pack_bf16(s[2] + bias[1], s[3] + bias[1]),
                                 pack_bf16(s[4] + bias[0], s[5] + bias[0]),
                                 pack_bf16(s[6] + bias[1], s[7] + bias[1]));
     }
-    w4::named_barrier(barrier_id, kWarpgroup);
+    w4::named_barrier(barrier_, kWarpgroup);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int offset = kStoreTokens * pass + 16 * half;
-      if (row_inside && token + read_token + offset < out.m)
-        *reinterpret_cast<uint4*>(target + static_cast<long long>(offset) * out.n) =
-            load_shared(buffer + half * 16 * 128 + read_at);
+      const int to_token = token + token_ + 16 * half, to_row = row + 8 * chunk_;
+      if (to_token < out_.m && to_row < out_.n)
+        *reinterpret_cast<uint4*>(out_.y + static_cast<long long>(to_token) * out_.n + to_row) =
+            load_shared(buffer + half * 16 * 128 + read_at_);
     }
   }
-  w4::named_barrier(barrier_id, kWarpgroup);
-}
+
+ private:
+  __device__ __forceinline__ float load_bias(int row) const {
+    return out_.bias == nullptr || row >= out_.n ? 0.0f : bf16_to_float(out_.bias[row]);
+  }
+
+  const Output& out_;
+  u32 buffers_;
+  int barrier_;
+  u32 write_at_, read_at_;
+  int token_, chunk_;  // which 16 bytes of a pass this thread writes to Y
+  int turn_ = 0;
+};
 
 }  // namespace w4_prefill

@@ -19,9 +19,9 @@ struct Problem {
 
 // A run of quantization groups [begin, end) of one tile.
 struct Segment {
-  int tile;
-  int begin;
-  int end;
+  int tile = 0;
+  int begin = 0;
+  int end = 0;
 };
 
 // Where worker's run begins on the line of all stream tiles' groups.
@@ -37,14 +37,17 @@ class Schedule {
         stream_end_(stream_begin(problem, worker + 1)),
         next_whole_(problem.stream_tiles + worker) {}
 
+  __device__ __forceinline__ bool next_of_stream(Segment& segment) {
+    if (position_ >= stream_end_) return false;
+    segment.tile = position_ / problem_.groups;
+    segment.begin = position_ - segment.tile * problem_.groups;
+    segment.end = min(problem_.groups, segment.begin + stream_end_ - position_);
+    position_ += segment.end - segment.begin;
+    return true;
+  }
+
   __device__ __forceinline__ bool next(Segment& segment) {
-    if (position_ < stream_end_) {
-      segment.tile = position_ / problem_.groups;
-      segment.begin = position_ - segment.tile * problem_.groups;
-      segment.end = min(problem_.groups, segment.begin + stream_end_ - position_);
-      position_ += segment.end - segment.begin;
-      return true;
-    }
+    if (next_of_stream(segment)) return true;
     segment.tile = next_whole_;
     segment.begin = 0;
     segment.end = problem_.groups;
