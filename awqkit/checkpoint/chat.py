@@ -23,15 +23,19 @@ def render_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """The ids of a conversation in the model's chat template.
 
     messages: each with a `role` and a `content`, both texts.  add_generation_prompt: open the
-    assistant's next turn.  The template alone decides about bos, so it never comes twice.
+    assistant's next turn.  tools: for templates that know them, in OpenAI's form.  The
+    template alone decides about bos, so it never comes twice.
     Raises CheckpointError where the tokenizer has no usable template, and ConversationError where
     the messages are malformed or the template refuses them.
     """
-    text = render_chat_text(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    text = render_chat_text(
+        tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
+    )
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -40,6 +44,7 @@ def render_chat_text(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The text that render_chat encodes; the same errors."""
     from jinja2 import TemplateError, TemplateSyntaxError
@@ -54,6 +59,7 @@ def render_chat_text(
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                tools=None if tools is None else [dict(tool) for tool in tools],
             )
         )
     except TemplateSyntaxError as error:

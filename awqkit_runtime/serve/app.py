@@ -15,7 +15,7 @@ from awqkit_runtime.serve.auth import RequireKey
 from awqkit_runtime.serve.config import ServeConfig
 from awqkit_runtime.serve.errors import install_handlers
 from awqkit_runtime.serve.limits import LimitBody
-from awqkit_runtime.serve.routes import chat, completions, server
+from awqkit_runtime.serve.routes import chat, completions, responses, server, tokenize
 from awqkit_runtime.serve.service import Service
 
 DOCS_PATH = "/"
@@ -39,7 +39,7 @@ def create_app(service: Service) -> ASGIApp:
         redoc_url=None,
     )
     app.state.service = service
-    for routes in (server, chat, completions):
+    for routes in (server, chat, completions, responses, tokenize):
         app.include_router(routes.router)
     install_handlers(app)
     if not config.hide_docs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -18,7 +19,10 @@ from awqkit_runtime.serve.protocol.chat import (
     Delta,
 )
 from awqkit_runtime.serve.protocol.sampling import Usage
+from awqkit_runtime.serve.protocol.tools import CalledFunction, ToolCall, ToolCallDelta
 from awqkit_runtime.serve.token_texts import TokenTexts
+from awqkit_runtime.serve.tools.formats import ToolFormat
+from awqkit_runtime.serve.tools.reader import Call, ToolReader
 from awqkit_runtime.serve.worker.messages import Piece
 
 
@@ -26,27 +30,57 @@ from awqkit_runtime.serve.worker.messages import Piece
 class _Choice:
     """One answer so far; `tokens` are those whose log-probabilities were not told yet."""
 
+    reader: ToolReader | None
     text: str = ""
-    finish_reason: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: str | None = None
     started: bool = False
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
+    def add(self, piece: Piece) -> list[str | ToolCall]:
+        """What a piece brings: texts, and calls."""
+        if piece.logprobs is not None:
+            self.tokens += piece.token_ids
+            self.logprobs += piece.logprobs
+        found = [part if isinstance(part, str) else _tool_call(part) for part in self._read(piece)]
+        self.text += "".join(part for part in found if isinstance(part, str))
+        self.calls += [part for part in found if not isinstance(part, str)]
+        if piece.finish_reason is not None:
+            self.finish_reason = "tool_calls" if self.calls else piece.finish_reason
+        return found
+
+    def _read(self, piece: Piece) -> list[str | Call]:
+        if self.reader is None:
+            return [piece.text] if piece.text else []
+        found = self.reader.push(piece.text)
+        return found if piece.finish_reason is None else [*found, *self.reader.finish()]
+
 
 class ChatAnswer:
-    def __init__(self, job: Job, body: ChatRequest, texts: TokenTexts) -> None:
+    """One use: either whole() or chunks()."""
+
+    def __init__(
+        self, job: Job, body: ChatRequest, texts: TokenTexts, reads: ToolFormat | None
+    ) -> None:
+        """reads: how calls of tools are to be found; None: there are none."""
         self._job = job
         self._body = body
         self._texts = texts
         self._id = f"chatcmpl-{job.id}"
-        self._choices = [_Choice() for _ in range(body.n or 1)]
+        many = body.parallel_tool_calls is not False
+        self._choices = [
+            _Choice(reader=None if reads is None else ToolReader(reads, many=many))
+            for _ in range(body.n or 1)
+        ]
 
     async def whole(self) -> ChatCompletion:
         """The completion when all choices have ended."""
         async for piece in self._job.pieces():
-            self._add(piece).text += piece.text
+            self._choices[piece.choice].add(piece)
         return ChatCompletion(
             id=self._id,
+            object="chat.completion",
             created=self._job.created,
             model=self._body.model,
             choices=[self._whole_choice(*one) for one in enumerate(self._choices)],
@@ -56,33 +90,34 @@ class ChatAnswer:
     async def chunks(self) -> AsyncGenerator[ChatChunk]:
         """Chunks as pieces come, and at the end one that counts tokens, where it is wanted."""
         async for piece in self._job.pieces():
-            choice = self._add(piece)
+            choice = self._choices[piece.choice]
             if not choice.started:
                 choice.started = True
                 yield self._chunk(piece.choice, Delta(role="assistant", content=""))
-            if piece.text:
-                yield self._chunk(piece.choice, Delta(content=piece.text), self._logprobs(choice))
-            if piece.finish_reason is not None:
+            known = len(choice.calls)
+            for part in choice.add(piece):
+                delta = Delta(content=part) if isinstance(part, str) else _call_delta(part, known)
+                known += not isinstance(part, str)
+                yield self._chunk(piece.choice, delta, self._logprobs(choice))
+            if choice.finish_reason is not None:
                 rest = self._logprobs(choice) if choice.tokens else None
                 yield self._chunk(piece.choice, Delta(), rest, choice.finish_reason)
         options = self._body.stream_options
         if options is not None and options.include_usage:
             yield self._frame([], usage=self._job.usage())
 
-    def _add(self, piece: Piece) -> _Choice:
-        choice = self._choices[piece.choice]
-        if piece.logprobs is not None:
-            choice.tokens += piece.token_ids
-            choice.logprobs += piece.logprobs
-        choice.finish_reason = piece.finish_reason or ""
-        return choice
-
     def _whole_choice(self, index: int, choice: _Choice) -> ChatChoice:
+        calls = {"tool_calls": choice.calls} if choice.calls else {}
         return ChatChoice(
             index=index,
-            message=AnswerMessage(role="assistant", content=choice.text),
+            message=AnswerMessage(
+                role="assistant",
+                content=choice.text or (None if choice.calls else ""),
+                refusal=None,
+                **calls,
+            ),
             logprobs=self._logprobs(choice),
-            finish_reason=choice.finish_reason,
+            finish_reason=choice.finish_reason or "",
         )
 
     def _logprobs(self, choice: _Choice) -> ChoiceLogprobs | None:
@@ -113,3 +148,15 @@ class ChatAnswer:
             choices=choices,
             **more,
         )
+
+
+def _tool_call(call: Call) -> ToolCall:
+    return ToolCall(
+        id=f"call_{secrets.token_hex(12)}",
+        type="function",
+        function=CalledFunction(name=call.name, arguments=call.arguments),
+    )
+
+
+def _call_delta(call: ToolCall, index: int) -> Delta:
+    return Delta(tool_calls=[ToolCallDelta(index=index, **dict(call))])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -21,6 +21,9 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+
+#: In the path of a validation error: which of several types was tried.
+_TYPE_NAMES = {"str", "int", "float", "bool", "nullable"}
 
 
 class ErrorDetail(BaseModel):
@@ -64,6 +67,10 @@ class ApiError(AwqkitError):
         return JSONResponse(self.body.model_dump(), self.status, headers=self.headers)
 
 
+class ClientGoneError(Exception):
+    """The client closed its connection before it had its answer."""
+
+
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     """The request itself is wrong."""
     return ApiError(400, message, param=param, code=code)
@@ -74,6 +81,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientGoneError, _nobody)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -92,16 +100,25 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     return ApiError(error.status_code, error.detail, headers=error.headers).response()
 
 
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Nobody is left to read it."""
+    return Response(status_code=499)
+
+
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     """Starlette logs the error itself; its text may show what is none of the client's business."""
     return ApiError(500, "The server failed at this request; its log says how.").response()
 
 
 def explain_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by the name of its field."""
-    first = error.errors()[0]
+    """What is wrong with a body, by the name of its field.
+
+    A value that may have several types is wrong for each; the type that it came nearest to is the
+    one that was meant.
+    """
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     path = [str(part) for part in first["loc"][1:]]
-    name = ".".join(path) or None
+    name = ".".join(part for part in path if part not in _TYPE_NAMES and "[" not in part) or None
     if first["type"] == "extra_forbidden":
         return invalid(
             f"{name} is not supported by this server; leave it out.", param=name, code="unsupported"

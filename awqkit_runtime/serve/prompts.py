@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
+from awqkit_runtime.engine.grammar import Grammar, check_grammar
 from awqkit_runtime.engine.loading import ModelText
+from awqkit_runtime.errors import RequestError
 from awqkit_runtime.serve.errors import ApiError, invalid
 
 P = ParamSpec("P")
@@ -36,10 +38,21 @@ class PromptEncoder:
         ids = await self.run(self._encode, prompt)
         return self._fitting(ids, param="prompt")
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        ids = await self.run(self._encode_chat, messages)
+        ids = await self.run(self._encode_chat, messages, tools)
         return self._fitting(ids, param="messages")
+
+    async def check_grammar(self, grammar: Grammar | None) -> None:
+        """ApiError for a grammar that cannot be used."""
+        if grammar is None:
+            return
+        try:
+            await self.run(check_grammar, grammar)
+        except RequestError as error:
+            raise invalid(str(error), param="response_format") from error
 
     def check_tokens(self, ids: list[int]) -> list[int]:
         """A prompt that came as tokens."""
@@ -66,13 +79,15 @@ class PromptEncoder:
             return [self.text.bos_token_id]
         return ids
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[int]:
         from awqkit.checkpoint.tokenizer import render_chat
 
         if self.text.tokenizer is None:
             raise invalid("The model has no tokenizer, so it cannot chat.", param="messages")
         try:
-            return render_chat(self.text.tokenizer, messages)
+            return render_chat(self.text.tokenizer, messages, tools=tools)
         except (ConversationError, CheckpointError) as error:
             raise invalid(str(error), param="messages") from error
 

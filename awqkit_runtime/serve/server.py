@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from awqkit.checkpoint import open_checkpoint
-from awqkit_runtime.engine.loading import NoText, read_model_text
+from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.serve.app import create_app
 from awqkit_runtime.serve.config import ServeConfig
@@ -21,6 +21,7 @@ from awqkit_runtime.serve.metrics import Metrics
 from awqkit_runtime.serve.prompts import PromptEncoder
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.token_texts import TokenTexts
+from awqkit_runtime.serve.tools.formats import ToolFormat, find_format
 from awqkit_runtime.serve.worker.client import EngineClient
 
 #: Seconds that /health tells of a dead engine before the process ends.
@@ -76,6 +77,15 @@ def make_service(model: str, client: EngineClient, config: ServeConfig) -> Servi
         admission=admission,
         metrics=Metrics(client, admission),
         token_texts=TokenTexts(text.tokenizer or NoText()),
+        tool_format=_tool_format(text, config),
+    )
+
+
+def _tool_format(text: ModelText, config: ServeConfig) -> ToolFormat | None:
+    if text.tokenizer is None or not text.has_chat_template:
+        return None
+    return find_format(
+        config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.get_vocab()
     )
 
 

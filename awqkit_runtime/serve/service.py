@@ -11,6 +11,7 @@ from awqkit_runtime.serve.limits import Admission
 from awqkit_runtime.serve.metrics import Metrics
 from awqkit_runtime.serve.prompts import PromptEncoder
 from awqkit_runtime.serve.token_texts import TokenTexts
+from awqkit_runtime.serve.tools.formats import ToolFormat
 from awqkit_runtime.serve.worker.client import EngineClient
 
 
@@ -23,6 +24,8 @@ class Service:
     admission: Admission
     metrics: Metrics
     token_texts: TokenTexts
+    #: How the model writes calls of tools; None where it knows none.
+    tool_format: ToolFormat | None
     #: Seconds since the epoch.
     created: int = field(default_factory=lambda: int(time.time()))
 

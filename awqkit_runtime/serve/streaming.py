@@ -11,16 +11,14 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from awqkit_runtime.serve.errors import ClientGoneError
+
 T = TypeVar("T")
 
 #: The end of a stream, in OpenAI's way.
 DONE = "data: [DONE]\n\n"
 #: Seconds behind the deadline to say that it has passed, before the connection is cut.
 _FAREWELL_SECONDS = 5.0
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection before it had its answer."""
 
 
 def event(body: BaseModel, *, name: str | None = None) -> str:

@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGPROBS
-from awqkit_runtime.serve.protocol.sampling import (
-    RequestModel,
-    SamplingFields,
-    StreamOptions,
-    Usage,
+from awqkit_runtime.serve.protocol.formats import ConstrainedFields
+from awqkit_runtime.serve.protocol.sampling import RequestModel, StreamOptions, Usage
+from awqkit_runtime.serve.protocol.tools import (
+    MAX_TOOLS,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
 )
 
 
@@ -20,7 +23,7 @@ class TextPart(RequestModel):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(min_length=1)]
 
 
 class SystemMessage(RequestModel):
@@ -37,14 +40,25 @@ class UserMessage(RequestModel):
 
 class AssistantMessage(RequestModel):
     role: Literal["assistant"]
-    content: Content
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: None = None
     name: str | None = None
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(RequestModel):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
 
 
-class ChatRequest(SamplingFields):
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class ChatRequest(ConstrainedFields):
     messages: Annotated[list[Message], Field(min_length=1)]
     n: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -53,6 +67,9 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
@@ -62,7 +79,14 @@ class ChatRequest(SamplingFields):
             raise ValueError("stream_options needs stream to be true")
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("max_tokens is the old name of max_completion_tokens; give one")
+        if not self.tools and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("tool_choice asks for a tool, but there are no tools")
         return self
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
 
 class TopLogprob(BaseModel):
@@ -83,6 +107,7 @@ class ChoiceLogprobs(BaseModel):
 class AnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
+    tool_calls: list[ToolCall] | None = None
     refusal: None = None
 
 
@@ -95,7 +120,7 @@ class ChatChoice(BaseModel):
 
 class ChatCompletion(BaseModel):
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: Literal["chat.completion"]
     created: int
     model: str
     choices: list[ChatChoice]
@@ -105,6 +130,7 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):

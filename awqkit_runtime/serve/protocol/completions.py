@@ -7,12 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGPROBS
-from awqkit_runtime.serve.protocol.sampling import (
-    SamplingFields,
-    StreamOptions,
-    TokenId,
-    Usage,
-)
+from awqkit_runtime.serve.protocol.formats import ConstrainedFields
+from awqkit_runtime.serve.protocol.sampling import StreamOptions, TokenId, Usage
 
 #: OpenAI's, where a completion says nothing.
 DEFAULT_MAX_TOKENS = 16
@@ -20,7 +16,7 @@ DEFAULT_MAX_TOKENS = 16
 TokenPrompt = Annotated[list[TokenId], Field(min_length=1)]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(ConstrainedFields):
     prompt: (
         str
         | Annotated[list[str], Field(min_length=1)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+from awqkit_runtime.serve.protocol.chat import Message
+from awqkit_runtime.serve.protocol.sampling import RequestModel
 
 
 class Model(BaseModel):
@@ -23,3 +26,18 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+
+
+class TokenizeRequest(RequestModel):
+    """Either a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+
+
+class Tokens(BaseModel):
+    tokens: list[int]
+    count: int
+    #: Tokens of prompt and answer together, at most.
+    max_model_len: int

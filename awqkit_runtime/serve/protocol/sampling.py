@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from awqkit_runtime.errors import RequestError
@@ -30,6 +30,15 @@ class RequestModel(BaseModel):
     """A body whose every field means something: unknown ones are refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown_nulls(cls, body: Any) -> Any:
+        """What is null is not asked for, so nothing is lost with it."""
+        if not isinstance(body, dict):
+            return body
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in body.items() if value is not None or key in names}
 
 
 class SamplingFields(RequestModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from fastapi import Request
@@ -51,17 +51,36 @@ async def respond_with_events(
     request: Request, job: Job, chunks: AsyncGenerator[BaseModel]
 ) -> EventStream:
     """Starts a stream once its first chunk is there, so that early failures have a status."""
+    return await _respond(request, job, chunks, named=False)
+
+
+async def respond_with_named_events(
+    request: Request, job: Job, chunks: AsyncGenerator[BaseModel]
+) -> EventStream:
+    """The same for events that carry the name of their type, and whose last one is the end."""
+    return await _respond(request, job, chunks, named=True)
+
+
+async def _respond(
+    request: Request, job: Job, chunks: AsyncGenerator[BaseModel], *, named: bool
+) -> EventStream:
     first = await unless_gone(request, anext(chunks))
-    return EventStream(_events(first, chunks), job.close, job.deadline)
+    return EventStream(_events(first, chunks, named=named), job.close, job.deadline)
 
 
-async def _events(first: BaseModel, chunks: AsyncGenerator[BaseModel]) -> AsyncGenerator[str]:
+async def _events(
+    first: BaseModel, chunks: AsyncGenerator[BaseModel], *, named: bool
+) -> AsyncGenerator[str]:
+    def told(chunk: BaseModel) -> str:
+        return event(chunk, name=str(getattr(chunk, "type", "")) if named else None)
+
     try:
-        yield event(first)
-        async for chunk in cast(AsyncIterator[BaseModel], chunks):
-            yield event(chunk)
-        yield DONE
+        yield told(first)
+        async for chunk in chunks:
+            yield told(chunk)
+        if not named:
+            yield DONE
     except ApiError as error:
-        yield event(error.body)
+        yield event(error.body, name="error" if named else None)
     finally:
         await chunks.aclose()

@@ -32,23 +32,17 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     params = _params(body, service)
     job = Job(service, "completions", choices)
     try:
-        return await _answer(body, params, request, job, service)
+        prompts = await unless_gone(request, _encode(body, service))
+        job.submit(prompts, params)
+        echoes = [_echo(body, prompt, service) for prompt in body.prompts()]
+        each = [echo for echo in echoes for _ in range(body.n or 1)]
+        answer = CompletionAnswer(job, body, service.token_texts, each)
+        if body.stream:
+            return await respond_with_events(request, job, answer.chunks())
+        whole = await unless_gone(request, answer.whole())
     except BaseException:
         job.close()
         raise
-
-
-async def _answer(
-    body: CompletionRequest, params: SamplingParams, request: Request, job: Job, service: Service
-) -> Response:
-    prompts = await unless_gone(request, _encode(body, service))
-    job.submit(prompts, params)
-    echoes = [_echo(body, prompt, service) for prompt in body.prompts()]
-    each = [echo for echo in echoes for _ in range(body.n or 1)]
-    answer = CompletionAnswer(job, body, service.token_texts, each)
-    if body.stream:
-        return await respond_with_events(request, job, answer.chunks())
-    whole = await unless_gone(request, answer.whole())
     job.close()
     return JSONResponse(whole.model_dump())
 
@@ -61,6 +55,7 @@ async def _encode(body: CompletionRequest, service: Service) -> list[list[int]]:
             return await encoder.encode(prompt)
         return encoder.check_tokens(prompt)
 
+    await encoder.check_grammar(body.constraint())
     return await asyncio.gather(*map(one, body.prompts()))
 
 
@@ -75,4 +70,5 @@ def _params(body: CompletionRequest, service: Service) -> SamplingParams:
         service.encoder.text.chat_defaults,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
+        grammar=body.constraint(),
     )

@@ -1,0 +1,1 @@
+"""Tools: formats of their calls, reading them, forcing them."""

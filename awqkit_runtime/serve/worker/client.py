@@ -32,6 +32,10 @@ from awqkit_runtime.serve.worker.messages import (
 #: Seconds that a process whose socket was closed has to end by itself.
 _LEAVING_SECONDS = 5.0
 
+_GRAMMAR_FAILED = ApiError(
+    400, "The grammar grew too complex while the answer was made; simplify it.", code="grammar"
+)
+
 
 class EngineStartError(AwqkitError):
     """The engine's process could not load the model."""
@@ -192,7 +196,7 @@ class EngineClient:
         answer = self._answers.get(piece.request)
         if answer is None:
             return  # Its client left while this was on its way.
-        answer.put(piece)
+        answer.put(_GRAMMAR_FAILED if piece.finish_reason == "error" else piece)
         if piece.finish_reason is not None:
             self._end_choices(piece.request, 1)
 

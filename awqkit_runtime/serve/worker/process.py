@@ -11,9 +11,11 @@ import signal
 import socket
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
+from awqkit_runtime.engine.grammar import Grammar
 from awqkit_runtime.engine.loading import load_engine
 from awqkit_runtime.engine.request import RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
@@ -87,7 +89,7 @@ class Worker:
     def _submit(self, message: Submit) -> None:
         numbers = self._choices.setdefault(message.request, [])
         try:
-            params = SamplingParams(**message.params)
+            params = _sampling_params(message.params)
             for prompt in message.prompts:
                 numbers += self._engine.add_choices(prompt, params, message.choices)
         except RequestError as error:
@@ -139,6 +141,12 @@ class Worker:
             self._choices[request] = rest
         else:
             del self._choices[request]
+
+
+def _sampling_params(fields: dict[str, Any]) -> SamplingParams:
+    """SamplingParams as asdict() took them apart."""
+    grammar = fields["grammar"]
+    return SamplingParams(**fields | {"grammar": None if grammar is None else Grammar(**grammar)})
 
 
 if __name__ == "__main__":

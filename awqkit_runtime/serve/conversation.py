@@ -1,0 +1,118 @@
+"""From a chat request to what templates know: messages, tools, and what a call must look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from awqkit_runtime.engine.grammar import Grammar
+from awqkit_runtime.errors import RequestError
+from awqkit_runtime.serve.errors import invalid
+from awqkit_runtime.serve.protocol.chat import (
+    AssistantMessage,
+    ChatRequest,
+    Content,
+    Message,
+    ToolMessage,
+)
+from awqkit_runtime.serve.protocol.tools import NamedTool, Tool, ToolCall
+from awqkit_runtime.serve.service import Service
+from awqkit_runtime.serve.tools.forced import forced_call
+from awqkit_runtime.serve.tools.formats import ToolFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    messages: list[dict[str, Any]]
+    #: For the template; None where there are none or the messages show them.
+    tools: list[dict[str, Any]] | None
+    #: How calls are to be found in the answer; None where there can be none.
+    reads: ToolFormat | None
+    grammar: Grammar | None
+
+
+def read_conversation(body: ChatRequest, service: Service) -> Conversation:
+    """ApiError for tools that the model does not know or that clash with other fields."""
+    offered = body.offered_tools
+    messages = [template_message(message) for message in body.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in offered]
+    format = service.tool_format
+    if offered and format is None:
+        raise invalid(
+            "tools is not supported by this model: neither its chat template nor its vocabulary "
+            "knows a format for them that this server reads.",
+            param="tools",
+            code="unsupported",
+        )
+    if format is not None and format.show is not None:
+        messages = format.show(messages, tools)
+    return Conversation(
+        messages=messages,
+        tools=tools if tools and format is not None and format.template_knows_tools else None,
+        reads=format if offered else None,
+        grammar=_grammar(body, offered, service),
+    )
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """A message as chat templates know it."""
+    role = "system" if message.role == "developer" else message.role
+    told: dict[str, Any] = {"role": role, "content": text_of(message.content)}
+    if message.name is not None:
+        told["name"] = message.name
+    if isinstance(message, ToolMessage):
+        told["tool_call_id"] = message.tool_call_id
+    elif isinstance(message, AssistantMessage) and message.tool_calls:
+        told["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    return told
+
+
+def text_of(content: Content | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
+def _template_call(call: ToolCall) -> dict[str, Any]:
+    """Templates write the arguments as JSON themselves."""
+    try:
+        arguments = json.loads(call.function.arguments)
+    except (ValueError, RecursionError) as error:
+        raise invalid(
+            f"The arguments of the call {call.id!r} are not JSON: {error}.", param="messages"
+        ) from error
+    return call.model_dump() | {"function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _grammar(body: ChatRequest, offered: Sequence[Tool], service: Service) -> Grammar | None:
+    grammar = body.constraint()
+    if not offered:
+        return grammar
+    if grammar is not None:
+        raise invalid(
+            "tools and response_format, regex or grammar exclude each other: a call would break "
+            "the form. Set tool_choice to none.",
+            param="tools",
+        )
+    if body.tool_choice in (None, "auto") or service.tool_format is None:
+        return None
+    return _forced(body, offered, service.tool_format, service)
+
+
+def _forced(
+    body: ChatRequest, offered: Sequence[Tool], format: ToolFormat, service: Service
+) -> Grammar:
+    choice = body.tool_choice
+    wanted = choice.function.name if isinstance(choice, NamedTool) else None
+    functions = [tool.function.model_dump(exclude_none=True) for tool in offered]
+    chosen = [one for one in functions if wanted in (None, one["name"])]
+    if not chosen:
+        raise invalid(f"tool_choice names {wanted!r}, which is not in tools.", param="tool_choice")
+    tokenizer = service.encoder.text.tokenizer
+    special = [] if tokenizer is None else tokenizer.all_special_tokens
+    try:
+        return forced_call(format, chosen, special)
+    except RequestError as error:
+        raise invalid(str(error), param="tools") from error
