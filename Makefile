@@ -18,6 +18,7 @@ test: $(READY) $(OLD_FORMAT)
 
 ## Storms, fuzzing and fault injection.
 test-slow: $(READY) $(OLD_FORMAT)
+	$(BIN)/python -m pip install --quiet "ray[serve]>=2.50"
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 ## What needs a CUDA device; uses the Python that has the GPU build of torch.
@@ -44,7 +45,7 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14"
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev,serve]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev,serve,webui]"
 	touch $@
 
 clean:
