@@ -46,6 +46,7 @@ class RemoteModel:
         import openai
 
         self.base_url = api_base(url)
+        self.api_key = api_key
         self._client = openai.OpenAI(
             base_url=self.base_url,
             api_key=api_key or NO_KEY,
