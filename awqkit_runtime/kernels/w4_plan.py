@@ -14,6 +14,14 @@ from awqkit_runtime.kernels.cuda.sources import Program
 
 #: Multiprocessors of a usual card of each architecture that we name.
 MULTIPROCESSORS = {"sm_80": 108, "sm_89": 128, "sm_90a": 132, "sm_100a": 148}
+#: Shared memory of a multiprocessor (CUDA C++ Programming Guide, technical specifications), and
+#: what each block on it takes besides its own.
+SHARED_BYTES = {
+    **{"sm_80": 164 * 2**10, "sm_86": 100 * 2**10, "sm_87": 164 * 2**10, "sm_89": 100 * 2**10},
+    **{"sm_90a": 228 * 2**10, "sm_100a": 228 * 2**10, "sm_103a": 228 * 2**10},
+    **{"sm_120a": 100 * 2**10, "sm_121a": 100 * 2**10},
+}
+_BLOCK_OVERHEAD = 2**10
 _WGMMA = "sm_90a"
 
 #: What one band of a raster keeps in L2 of the activations.
@@ -34,11 +42,19 @@ class GpuModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight."""
+
+    tokens: int
+    inputs: int
+    row_tiles: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """One launch. workspace_bytes and flags (32-bit, zero) are shared by all launches in a stream.
 
-    extra: what the kernel takes after m, n and k. x_box: (tokens, inputs) of a box of the
-    tensor map through which the kernel reads x; None: it takes x's address.
+    extra: what the kernel takes after m, n and k. boxes: of tensor maps, where it reads through them.
     """
 
     kernel: str
@@ -48,7 +64,7 @@ class LaunchPlan:
     workspace_bytes: int = 0
     flags: int = 0
     extra: tuple[int, ...] = ()
-    x_box: tuple[int, int] | None = None
+    boxes: Boxes | None = None
 
 
 @cache
@@ -89,10 +105,10 @@ def _prefill(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
         program=Program(stem="w4_prefill", defines=defines),
         entry="w4_prefill_linear",
         shape=shape,
-        workspace_bytes=shape.grid[0] * 128 * row_blocks * tokens * _FLOAT,
+        workspace_bytes=2 * shape.grid[0] * 128 * row_blocks * tokens * _FLOAT,
         flags=shape.grid[0] * 2,
         extra=(_band(m, k, tokens), tiles.shared_along_k(k)),
-        x_box=(tokens // cluster, 64),
+        boxes=Boxes(tokens=tokens // cluster, inputs=64, row_tiles=8 * row_blocks),
     )
 
 
@@ -107,9 +123,10 @@ def _prefill_instance(m: int) -> tuple[int, int, int, int]:
 
 def _mma(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
     """w4_mma.cu: mma.sync, for every architecture."""
-    tokens, stages = (64, 3) if m <= 64 else (128, 3)
+    tokens, stages = (64, 4) if m <= 64 else (128, 3)
     shared_bytes = stages * (128 * tokens + 4608)
-    workers = gpu.multiprocessors
+    two_fit = 2 * (shared_bytes + _BLOCK_OVERHEAD) <= SHARED_BYTES.get(gpu.arch, 0)
+    workers = gpu.multiprocessors * (2 if two_fit else 1)
     tiles = _Tiles(rows=_ceil(n, 128), tokens=_ceil(m, tokens), workers=workers)
     return LaunchPlan(
         kernel="mma",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture, kernel
-from awqkit_runtime.kernels.cuda.tensor_map import activation_map
+from awqkit_runtime.kernels.cuda.tensor_map import tensor_map
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, all_plans, plan_w4_linear
-from awqkit_runtime.kernels.w4_tiles import W4Tiles
+from awqkit_runtime.kernels.w4_tiles import CODE_WORDS, PARAM_WORDS, W4Tiles
 
 
 def w4_tiled_linear(x: Tensor, weight: W4Tiles, bias: Tensor | None = None) -> Tensor:
@@ -37,14 +38,26 @@ def run_plan(
     plan: LaunchPlan, x: Tensor, weight: W4Tiles, bias: Tensor | None, out: Tensor
 ) -> None:
     """Launch a plan that was made for x [m, k] and this weight."""
-    source = x if plan.x_box is None else activation_map(x, plan.x_box)
     scratch = _scratch(x.device)
     arguments = (
-        *(source, weight.codes, weight.params, bias, out),
+        *_operands(plan, x, weight),
+        *(bias, out),
         *scratch.at_least(plan.workspace_bytes, plan.flags),
         *(x.shape[0], weight.out_features, weight.in_features, *plan.extra),
     )
     kernel(plan.program, plan.entry, x.device).launch(plan.shape, arguments)
+
+
+def _operands(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> tuple[Any, Any, Any]:
+    """x, codes and params, by address or by tensor map."""
+    boxes = plan.boxes
+    if boxes is None:
+        return x, weight.codes, weight.params
+    return (
+        tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True),
+        tensor_map(weight.codes.flatten(1), (boxes.row_tiles, CODE_WORDS), swizzled=False),
+        tensor_map(weight.params.flatten(1), (boxes.row_tiles, PARAM_WORDS), swizzled=False),
+    )
 
 
 def prepare(weight: W4Tiles) -> None:

@@ -24,6 +24,8 @@ from awqkit.checkpoint.quantized_weight import QuantizedWeight
 
 #: Rows and inputs of a tile of codes, and the inputs of one tensor core instruction.
 TILE_ROWS, TILE_INPUTS, STEP_INPUTS = 16, 64, 16
+#: 32-bit words of a tile of codes, and of a row tile's parameters of one group.
+CODE_WORDS, PARAM_WORDS = 128, 16
 #: The scale and the zero point of a row and a group.
 ROW_PARAM_BYTES = 4
 #: 128 as a BF16 number; with the zero point in its low bits it is 128 + zero, exactly.
