@@ -8,6 +8,9 @@ from typing import Any
 
 from awqkit.checkpoint.errors import CheckpointError
 
+#: Far above any index or tokenizer; a file that is no JSON must not fill the memory.
+MAX_JSON_BYTES = 512 << 20
+
 
 def parse_json_object(text: str | bytes, *, origin: str) -> dict[str, Any]:
     """Parse one JSON object; a key that occurs twice is an error, since either value may be meant.
@@ -33,6 +36,11 @@ def parse_json_object(text: str | bytes, *, origin: str) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; CheckpointError when it cannot be read or parsed."""
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} is {path.stat().st_size} bytes long, too much for a file of its kind. "
+                "Fetch it again from where it came."
+            )
         text = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -28,16 +28,22 @@ from awqkit.checkpoint.layout import (
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 
 PackedFormat = Literal["awq", "compressed-tensors"]
+#: What is read, besides: see checkpoint.gptq.
+StoredFormat = Literal["awq", "compressed-tensors", "gptq"]
 PACKED_FORMATS: tuple[PackedFormat, ...] = ("awq", "compressed-tensors")
 #: The tensor that tells a quantized linear from a dense one, by format.
-CODES_SUFFIX: dict[str, str] = {"awq": "qweight", "compressed-tensors": "weight_packed"}
+CODES_SUFFIX: dict[str, str] = {
+    "awq": "qweight",
+    "compressed-tensors": "weight_packed",
+    "gptq": "qweight",
+}
 #: The code that stands for zero where a checkpoint is symmetric and stores no zero points.
 SYMMETRIC_ZERO = 2 ** (BITS - 1)
 BYTES_PER_WORD = 4
 
 
 def packed_shapes(
-    packed_format: PackedFormat, out_features: int, in_features: int
+    packed_format: StoredFormat, out_features: int, in_features: int
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that hold a quantized linear [out, in], by suffix."""
     groups = in_features // GROUP_SIZE
@@ -47,6 +53,13 @@ def packed_shapes(
             "qweight": (in_features, words),
             "qzeros": (groups, words),
             "scales": (groups, out_features),
+        }
+    if packed_format == "gptq":
+        return {
+            "qweight": (in_features // CODES_PER_WORD, out_features),
+            "qzeros": (groups, out_features // CODES_PER_WORD),
+            "scales": (groups, out_features),
+            "g_idx": (in_features,),
         }
     return {
         "weight_packed": (out_features, in_features // CODES_PER_WORD),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD, canonical_shapes
@@ -11,7 +11,7 @@ from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError, UnsupportedModelError
 from awqkit.checkpoint.families import Family, Location
 from awqkit.checkpoint.layout import GROUP_SIZE, is_quantizable
-from awqkit.checkpoint.packing import CODES_SUFFIX, PackedFormat, packed_shapes
+from awqkit.checkpoint.packing import CODES_SUFFIX, StoredFormat, packed_shapes
 from awqkit.checkpoint.quantization_config import StoredQuantization
 from awqkit.checkpoint.safetensors_file import StoredTensor
 
@@ -20,8 +20,8 @@ _PACKED_DTYPES = {
     **dict.fromkeys(("qweight", "qzeros", "weight_packed", "weight_zero_point"), ("I32",)),
     **dict.fromkeys(("scales", "weight_scale"), DENSE_DTYPES),
     "weight_shape": ("I64", "I32"),
+    "g_idx": ("I32", "I64"),
 }
-ZERO_POINT_SUFFIX = "weight_zero_point"
 #: Buffers that older versions of transformers saved, and scales of a quantized KV cache: the
 #: weights mean the same without them.
 _HARMLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|self_attn\.[qkv]_scale$")
@@ -38,7 +38,9 @@ class Placement:
     shape: tuple[int, ...]
     rows: tuple[range, ...] | None
     entries: Mapping[str, StoredTensor]
-    packed_format: PackedFormat | None = None
+    packed_format: StoredFormat | None = None
+    #: GPTQ: what was taken from the zero points before they were stored.
+    zero_offset: int = 0
 
 
 def place_tensors(
@@ -46,8 +48,12 @@ def place_tensors(
     config: DecoderConfig,
     family: Family,
     quantization: StoredQuantization | None,
+    *,
+    harmless: Collection[str] = (),
 ) -> dict[str, Placement]:
     """Find every canonical tensor of the config among the stored ones.
+
+    harmless: stored tensors that may have no place.
 
     Raises CheckpointError where one is missing, has another shape than the config implies, or is
     left over and would change what the model computes.
@@ -66,7 +72,7 @@ def place_tensors(
         )
     if config.tie_word_embeddings:
         used.add(family.locate(LM_HEAD, config).name)
-    _refuse_leftovers(set(tensors) - used)
+    _refuse_leftovers(set(tensors) - used - set(harmless))
     return placements
 
 
@@ -92,6 +98,7 @@ def _place(
             rows=location.rows,
             entries=_packed_entries(tensors, stem, stored_shape, quantization),
             packed_format=quantization.format,
+            zero_offset=quantization.zero_offset,
         )
     if dense is None:
         raise _missing(tensors, location.name, stored_shape)
@@ -113,7 +120,7 @@ def _packed_entries(
     entries: dict[str, StoredTensor] = {}
     for suffix, shape in packed_shapes(quantization.format, *stored_shape).items():
         entry = tensors.get(stem + suffix)
-        if entry is None and suffix == ZERO_POINT_SUFFIX and quantization.symmetric:
+        if entry is None and suffix in quantization.optional:
             continue
         if entry is None:
             raise _missing(tensors, stem + suffix, shape)

@@ -9,10 +9,12 @@ from typing import Any
 from awqkit.checkpoint.errors import UnsupportedModelError
 from awqkit.checkpoint.families.config_fields import ConfigFields
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE
-from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
+from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat, StoredFormat
 
 #: The key is `compression_config` in early compressed-tensors checkpoints.
 CONFIG_KEYS = ("quantization_config", "compression_config")
+#: What GPTQ's two formats take from the zero points before they store them.
+GPTQ_ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 PACK_QUANTIZED = "pack-quantized"
 
 
@@ -20,11 +22,13 @@ PACK_QUANTIZED = "pack-quantized"
 class StoredQuantization:
     """How the quantized linears of a checkpoint are stored.
 
-    symmetric: some linears may lack zero points, and then have the middle code as zero.
+    optional: suffixes of tensors that a linear may lack: zero points, where the middle code is
+    zero, and GPTQ's group of each input.  zero_offset: see checkpoint.gptq.
     """
 
-    format: PackedFormat
-    symmetric: bool
+    format: StoredFormat
+    optional: tuple[str, ...] = ()
+    zero_offset: int = 0
 
 
 def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
@@ -41,9 +45,11 @@ def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
         return _read_awq(ConfigFields(fields, "config.json, quantization_config"))
     if method == "compressed-tensors":
         return _read_compressed_tensors(fields)
+    if method == "gptq":
+        return _read_gptq(ConfigFields(fields, "config.json, quantization_config"))
     raise UnsupportedModelError(
         f"The checkpoint is quantized with {method!r}, which cannot be read; known are "
-        f"{' and '.join(PACKED_FORMATS)} with {BITS} bits and groups of {GROUP_SIZE}. "
+        f"{', '.join(PACKED_FORMATS)} and gptq with {BITS} bits and groups of {GROUP_SIZE}. "
         "Start from the model before it was quantized."
     )
 
@@ -94,7 +100,20 @@ def _read_awq(fields: ConfigFields) -> StoredQuantization:
     group_size = fields.integer("group_size", fields.integer("q_group_size", GROUP_SIZE))
     _require("group_size", group_size, GROUP_SIZE)
     _require("zero_point", fields.flag("zero_point", default=True), True)
-    return StoredQuantization(format="awq", symmetric=False)
+    return StoredQuantization(format="awq")
+
+
+def _read_gptq(fields: ConfigFields) -> StoredQuantization:
+    _require("gptq bits", fields.integer("bits"), BITS)
+    _require("gptq group_size", fields.integer("group_size"), GROUP_SIZE)
+    layout = fields.text("checkpoint_format", fields.text("format", "gptq"))
+    if layout not in GPTQ_ZERO_OFFSETS or fields.flag("is_marlin_format", default=False):
+        raise _unsupported("gptq checkpoint_format", repr(layout), " or ".join(GPTQ_ZERO_OFFSETS))
+    # With desc_act the groups' order must be told; it may be the usual one all the same.
+    optional = () if fields.flag("desc_act", default=False) else ("g_idx",)
+    return StoredQuantization(
+        format="gptq", optional=optional, zero_offset=GPTQ_ZERO_OFFSETS[layout]
+    )
 
 
 def _read_compressed_tensors(section: Mapping[str, Any]) -> StoredQuantization:
@@ -108,7 +127,8 @@ def _read_compressed_tensors(section: Mapping[str, Any]) -> StoredQuantization:
     if not groups:
         raise _unsupported("config_groups", "no groups", "at least one")
     symmetric = [_read_group(name, top, groups) for name in groups]
-    return StoredQuantization(format="compressed-tensors", symmetric=any(symmetric))
+    optional = ("weight_zero_point",) if any(symmetric) else ()
+    return StoredQuantization(format="compressed-tensors", optional=optional)
 
 
 def _read_group(name: str, top: ConfigFields, groups: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
+from awqkit.checkpoint.gptq import read_sidecar, require_plain, surplus_biases
 from awqkit.checkpoint.hub import resolve_source
 from awqkit.checkpoint.json_file import read_json_object
 from awqkit.checkpoint.packed_weight import PackedWeight
@@ -26,14 +27,14 @@ from awqkit.checkpoint.stored_values import read_dense, read_quantized
 from awqkit.checkpoint.tied_head import require_tied
 
 CONFIG_FILE = "config.json"
-Format = Literal["hf", "awq", "compressed-tensors"]
+Format = Literal["hf", "awq", "compressed-tensors", "gptq"]
 
 
 class Checkpoint:
     """A checkpoint in canonical form. Opening it read headers only; tensors are read one by one.
 
     folder: where the files lie.  raw_config: config.json as written.  config: what it means.
-    format: "hf" (plain), "awq" or "compressed-tensors".
+    format: "hf" (plain), "awq", "compressed-tensors" or "gptq".
     """
 
     def __init__(
@@ -131,14 +132,18 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
     family = find_family(raw)
     config = family.read_config(raw)
     quantization = read_quantization(raw)
+    tensors = find_tensors(folder)
+    if quantization is None and (sidecar := read_sidecar(folder, tensors)) is not None:
+        quantization = read_quantization({"quantization_config": sidecar})
     found: Format = "hf" if quantization is None else quantization.format
     if model_format not in ("auto", found):
         raise CheckpointError(
             f"{folder} is a checkpoint in {found!r} form, but {model_format!r} was asked for. "
             "Leave the model format at auto."
         )
-    tensors = find_tensors(folder)
-    placements = place_tensors(tensors, config, family, quantization)
+    harmless = surplus_biases(tensors) if found == "gptq" else ()
+    placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
+    require_plain(tensors, placements)
     require_tied(tensors, config, family)
     embedding = TORCH_DTYPES[placements[EMBEDDING].entries[""].dtype]
     stored_dtype = str(embedding).removeprefix("torch.")

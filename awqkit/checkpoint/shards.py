@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 from awqkit.checkpoint.errors import CheckpointError
@@ -10,6 +11,8 @@ from awqkit.checkpoint.safetensors_file import StoredTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+#: Bytes that the usual file systems allow.
+LONGEST_FILE_NAME = 255
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -47,9 +50,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     for name, file_name in weight_map.items():
         if not _is_plain_file_name(file_name):
             raise CheckpointError(
-                f"{index} places tensor {name} in {file_name!r}, which is no plain name of a "
-                ".safetensors file in the same folder. Such an index is not followed: fetch the "
-                "folder from a source that you trust."
+                f"{index} places tensor {name} in {reprlib.repr(file_name)}, which is no plain "
+                "name of a .safetensors file in the same folder. Such an index is not followed: "
+                "fetch the folder from a source that you trust."
             )
     return weight_map
 
@@ -58,7 +61,9 @@ def _is_plain_file_name(value: object) -> bool:
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")
-        and not any(character in value for character in "/\\:\0")
+        and not any(character in value for character in "/\\:")
+        and value.isprintable()
+        and len(value.encode()) <= LONGEST_FILE_NAME
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint.errors import CheckpointError
+from awqkit.checkpoint.gptq import as_compressed_tensors
 from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement
 from awqkit.checkpoint.safetensors_file import StoredTensor, read_tensor
@@ -32,7 +33,11 @@ def read_quantized(placement: Placement) -> PackedWeight:
     rows = None
     if placement.rows is not None:
         rows = torch.cat([torch.arange(r.start, r.stop) for r in placement.rows])
-    weight = PackedWeight(packed_format=placement.packed_format, tensors=tensors, rows=rows)
+    packed_format = placement.packed_format
+    if packed_format == "gptq":
+        tensors = as_compressed_tensors(tensors, zero_offset=placement.zero_offset)
+        packed_format = "compressed-tensors"
+    weight = PackedWeight(packed_format=packed_format, tensors=tensors, rows=rows)
     if "weight_shape" in tensors:
         _check_claimed_shape(weight, placement.entries["weight_shape"])
     return weight

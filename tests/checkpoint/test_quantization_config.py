@@ -68,7 +68,7 @@ def test_plain_checkpoints(raw: dict[str, Any]) -> None:
 def test_awq(section: dict[str, Any]) -> None:
     found = read_quantization({"quantization_config": section})
     assert found is not None
-    assert (found.format, found.symmetric) == ("awq", False)
+    assert (found.format, found.optional) == ("awq", ())
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
@@ -78,7 +78,8 @@ def test_compressed_tensors(key: str, symmetric: bool) -> None:
     weights(section)["symmetric"] = symmetric
     found = read_quantization({key: section})
     assert found is not None
-    assert (found.format, found.symmetric) == ("compressed-tensors", symmetric)
+    assert found.format == "compressed-tensors"
+    assert ("weight_zero_point" in found.optional) is symmetric
 
 
 @pytest.mark.parametrize("packed_format", PACKED_FORMATS)
@@ -86,16 +87,16 @@ def test_what_is_written_is_read(packed_format: PackedFormat) -> None:
     section = write_quantization(packed_format, ["model.layers.0.mlp.down_proj", "lm_head"])
     found = read_quantization({"quantization_config": section})
     assert found is not None
-    assert (found.format, found.symmetric) == (packed_format, False)
+    assert (found.format, found.optional) == (packed_format, ())
     listed = section["modules_to_not_convert" if packed_format == "awq" else "ignore"]
     assert listed == ["model.layers.0.mlp.down_proj", "lm_head"]
 
 
-@pytest.mark.parametrize(
-    "method", ["gptq", "bitsandbytes", "fp8", "fbgemm_fp8", "hqq", "auto-round", None]
-)
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "fbgemm_fp8", "hqq", "auto-round", None])
 def test_other_methods_are_refused_by_name(method: str | None) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{method!r}.*awq and compressed-tensors"):
+    with pytest.raises(
+        UnsupportedModelError, match=f"{method!r}.*known are awq.*gptq"
+    ):
         read_quantization({"quantization_config": {"quant_method": method, "bits": 4}})
 
 
@@ -113,6 +114,40 @@ def test_other_methods_are_refused_by_name(method: str | None) -> None:
 def test_other_awq_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         read_quantization({"quantization_config": AWQ | change})
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("more", "offset"),
+    [
+        ({}, 1),
+        ({"checkpoint_format": "gptq"}, 1),
+        ({"checkpoint_format": "gptq_v2"}, 0),
+        ({"format": "gptq_v2"}, 0),
+    ],
+)
+def test_gptq_in_both_versions(more: dict[str, Any], offset: int) -> None:
+    found = read_quantization({"quantization_config": GPTQ | more})
+    assert found is not None
+    assert (found.format, found.zero_offset) == ("gptq", offset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 8}, "bits is 8"),
+        ({"bits": 3}, "bits is 3"),
+        ({"group_size": -1}, "group_size is -1"),
+        ({"group_size": 32}, "group_size is 32"),
+        ({"checkpoint_format": "marlin"}, "marlin"),
+        ({"is_marlin_format": True}, "checkpoint_format"),
+    ],
+)
+def test_other_gptq_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_quantization({"quantization_config": GPTQ | change})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ class _Required:
 
 
 REQUIRED: Final = _Required()
+#: Every count of a model is far below. Longer integers are valid JSON, but have no float.
+LARGEST_INTEGER = 2**63 - 1
 
 
 class ConfigFields:
@@ -37,6 +40,8 @@ class ConfigFields:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "a whole number")
+        if abs(value) > LARGEST_INTEGER:
+            raise self._wrong(key, value, "a whole number of 64 bits")
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -46,7 +51,8 @@ class ConfigFields:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, value, "a number")
-        if not math.isfinite(value):
+        # A whole number of any length is valid JSON, but may have no float.
+        if not abs(value) <= sys.float_info.max:
             raise self._wrong(key, value, "a finite number")
         return float(value)
 
@@ -91,4 +97,6 @@ class ConfigFields:
         return default
 
     def _wrong(self, key: str, value: Any, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self._where}: {key} is {value!r}; it must be {wanted}.")
+        return CheckpointError(
+            f"{self._where}: {key} is {reprlib.repr(value)}; it must be {wanted}."
+        )
