@@ -13,7 +13,8 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import RotaryTables
 from awqkit.expert_tokens import StarvedExpert
 
-#: A block's tensors in float32, named relative to the layer.
+#: A block's tensors, named relative to the layer, in the dtype that each was stored in, or float32
+#: where a scale was folded into it.
 Block = dict[str, Tensor]
 
 

@@ -55,7 +55,7 @@ def quantize_block(
     weights: on the job's device.  hidden: there or, where it would take too much of it, on the
     host; a batch at a time goes to the device.
     """
-    block = {name: tensor.float() for name, tensor in weights.items()}
+    block = dict(weights)
     sites = quantizable_sites(_shapes(block))
     attention = {site.name for site in attention_sites()}
     stored: dict[str, Tensor | QuantizedWeight] = {}

@@ -17,11 +17,12 @@ from awqkit.decoder import Observer, attention_half, mlp_half
 from awqkit.expert_tokens import StarvedExpert
 from awqkit.fold_proof import prove_fold
 from awqkit.moment_batches import batches_of
-from awqkit.search.affine import min_max_grid, round_to_nearest, to_quantized_weight
+from awqkit.search.affine import to_quantized_weight
 from awqkit.search.fold import fold, realised_norm_scale
-from awqkit.search.moments import divided_by, output_error
+from awqkit.search.moments import divided_by
 from awqkit.search.site import Rows, choose_scale, round_linear
 from awqkit.search.sites import Input, Site, tie_channels
+from awqkit.site_error import SiteError, nearest_error
 
 #: Share of the calibration rows that judge the search and are hidden from it.
 JUDGING_SHARE = 8
@@ -43,7 +44,7 @@ class HalfTask:
 def quantize_half(
     job: BlockJob, task: HalfTask, block: Block, hidden: Tensor
 ) -> tuple[Block, Integers]:
-    """The block with this half as it will be stored, in float32, and the half's integers.
+    """The block with this half as it will be stored, in the compute dtype, and its integers.
 
     hidden: the rows [n, T, hidden] that enter the half, on the job's device or on the host.
     """
@@ -70,7 +71,7 @@ class _HalfSearch:
         self._task = task
         self._hidden = hidden
         self._scales: dict[str, str] = {}
-        self._nearest: dict[str, _Error] = {}
+        self._nearest: dict[str, SiteError] = {}
         #: Of all inputs, where they fit into memory together; else they are captured in turn.
         self._kept: dict[str, Rows] = {}
 
@@ -85,7 +86,7 @@ class _HalfSearch:
             with self._job.timed("scales"):
                 for reader in batch:
                     rows = moments[reader.name]
-                    self._nearest[reader.name] = _nearest_error(original, reader, rows)
+                    self._nearest[reader.name] = nearest_error(original, reader, rows)
                 for site in sites:
                     if site.name in moments:
                         chosen, self._scales[site.name] = self._choose(site, moments[site.name])
@@ -106,10 +107,12 @@ class _HalfSearch:
         for position, (kind, group) in enumerate(groupby(self._task.sites, lambda s: s.kind)):
             sites = tuple(group)
             inputs = [reader for site in sites for reader in site.inputs]
-            errors, kept = _Error(), set[str]()
+            errors, kept = SiteError(), set[str]()
             for batch in batches_of(inputs, self.block):
                 moments = self._kept
                 if not moments or (position and self._job.second_order):
+                    if self._job.config.experts_of(self._task.layer) is None:
+                        self._kept.clear()
                     moments = self._kept | self._capture(batch)
                 with self._job.timed("rounding"):
                     for reader in batch:
@@ -118,18 +121,20 @@ class _HalfSearch:
             self._tell(kind, sites, errors, kept)
         return self.block, integers
 
-    def _round(self, reader: Input, rows: Rows, integers: Integers) -> tuple[_Error, set[str]]:
-        before, kept = self.block, set[str]()
-        for linear in reader.linears:
-            name = f"{linear}.weight"
-            rounded = round_linear(before[name], rows, second_order=self._job.second_order)
-            integers[name] = to_quantized_weight(rounded.codes, rounded.grid)
-            self.block = {**self.block, name: rounded.weight()}
-            kept |= set(rounded.kept)
-        return _error(before, self.block, reader, rows), kept
+    def _round(self, reader: Input, rows: Rows, integers: Integers) -> tuple[SiteError, set[str]]:
+        """The input's linears as one, which takes the same steps with fewer and larger products."""
+        weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
+        stacked = torch.cat([weight.float() for weight in weights.values()])
+        rounded = round_linear(stacked, rows, second_order=self._job.second_order)
+        parts = rounded.split([len(weight) for weight in weights.values()])
+        for name, part in zip(weights, parts, strict=True):
+            integers[name] = to_quantized_weight(part.codes, part.grid)
+            self.block = {**self.block, name: part.weight().to(self._job.compute_dtype)}
+        error = SiteError.of(rounded.weight().sub_(stacked), stacked, rows)
+        return error, set(rounded.kept)
 
-    def _tell(self, kind: str, sites: Sequence[Site], error: _Error, kept: set[str]) -> None:
-        nearest = _Error()
+    def _tell(self, kind: str, sites: Sequence[Site], error: SiteError, kept: set[str]) -> None:
+        nearest = SiteError()
         for site in sites:
             for reader in site.inputs:
                 nearest = nearest + self._nearest[reader.name]
@@ -154,7 +159,7 @@ class _HalfSearch:
         if not (self._job.search_scale and can_fold):
             return realise(torch.ones_like(rows.search.magnitude)), "identity"
         choice = choose_scale(
-            [self.block[f"{linear}.weight"] for linear in site.linears],
+            [self.block[f"{linear}.weight"].float() for linear in site.linears],
             rows,
             tie=partial(tie_channels, site, self._job.config),
             realise=realise,
@@ -183,7 +188,7 @@ def split_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
     """The half before the MLP, in the job's compute dtype."""
-    weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
+    weights = _cast(job, block, but_not="mlp.")
 
     def half(x: Tensor, observe: Observer) -> Tensor:
         x, rotary = x.to(job.device, non_blocking=True), job.rotary.of(layer)
@@ -194,13 +199,18 @@ def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
 
 def run_mlp(job: BlockJob, layer: int, block: Block, *, show_all: Collection[int] = ()) -> Half:
     """The other half; show_all as in mlp_half."""
-    weights = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
+    weights = _cast(job, block, but_not="self_attn.")
 
     def half(x: Tensor, observe: Observer) -> Tensor:
         x = x.to(job.device, non_blocking=True)
         return mlp_half(weights, job.config, layer, x, observe=observe, show_all=show_all)
 
     return half
+
+
+def _cast(job: BlockJob, block: Block, *, but_not: str) -> Block:
+    """Half a block in the job's compute dtype."""
+    return {n: t.to(job.compute_dtype) for n, t in block.items() if not n.startswith(but_not)}
 
 
 def _pooled(site: Site) -> Input:
@@ -221,33 +231,3 @@ def _store_feeder(job: BlockJob, site: Site, block: Block) -> Block:
     feeder = f"{site.feeder}.weight" if site.feeder_is_norm else f"{site.feeder}.bias"
     changed = [feeder, *(f"{linear}.weight" for linear in site.compensated)]
     return block | {n: block[n].to(job.stored_dtype).float() for n in changed if n in block}
-
-
-@dataclass(frozen=True)
-class _Error:
-    """Squared error of linears' outputs, and their energy, per token."""
-
-    noise: float = 0.0
-    energy: float = 0.0
-
-    def __add__(self, other: _Error) -> _Error:
-        return _Error(self.noise + other.noise, self.energy + other.energy)
-
-    @property
-    def relative(self) -> float:
-        return self.noise / self.energy if self.energy > 0 else 0.0
-
-
-def _nearest_error(block: Block, reader: Input, rows: Rows) -> _Error:
-    rounded = dict(block)
-    for linear in reader.linears:
-        weight = block[f"{linear}.weight"]
-        rounded[f"{linear}.weight"] = round_to_nearest(weight, min_max_grid(weight))
-    return _error(block, rounded, reader, rows)
-
-
-def _error(before: Block, after: Block, reader: Input, rows: Rows) -> _Error:
-    names = [f"{linear}.weight" for linear in reader.linears]
-    noise = sum(output_error(after[n] - before[n], rows.judge.gram) for n in names)
-    energy = sum(output_error(before[n], rows.judge.gram) for n in names)
-    return _Error(float(noise), float(energy))

@@ -29,17 +29,17 @@ def realised_norm_scale(
 def fold(
     block: Mapping[str, Tensor], site: Site, config: DecoderConfig, scale: Tensor
 ) -> dict[str, Tensor]:
-    """A block in which the site's linears take inputs divided by scale [in], float32.
+    """A block in which the site's linears take inputs divided by scale [in]; tensors of any dtype.
 
     The weights of the linears, and of those that it compensates, are multiplied by scale; the
     feeder's outputs are divided by it.
-    Everything stays float32: what will be stored is decided by the caller.
+    What changes is float32: what will be stored is decided by the caller.
     """
     folded = dict(block)
     for linear in (*site.linears, *site.compensated):
         folded[f"{linear}.weight"] = folded[f"{linear}.weight"] * scale
     divisor = feeder_scale(site, config, scale)
-    weight = folded[f"{site.feeder}.weight"]
+    weight = folded[f"{site.feeder}.weight"].float()
     if site.feeder_is_norm:
         offset = 1.0 if config.norm_unit_offset else 0.0
         folded[f"{site.feeder}.weight"] = (weight + offset) / divisor - offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from awqkit.search.affine import (
@@ -44,6 +45,18 @@ class RoundedLinear:
         """[out, in], float32."""
         return levels(in_groups(self.codes), self.grid).flatten(-2)
 
+    def split(self, rows: Sequence[int]) -> list[RoundedLinear]:
+        """The linears of so many rows each that were rounded as one."""
+        parts = zip(
+            self.codes.split(rows),
+            self.grid.scale.split(rows),
+            self.grid.zero.split(rows),
+            strict=True,
+        )
+        return [
+            RoundedLinear(codes, GroupGrid(scale, zero), self.kept) for codes, scale, zero in parts
+        ]
+
 
 def choose_scale(
     weights: Sequence[Tensor],
@@ -74,15 +87,12 @@ class _Errors:
 def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Errors:
     """Output errors of rounding W·scale to nearest on clipped ranges, summed over the linears."""
     search = divided_by(rows.search, scale).gram
-    deltas = []
-    for weight in weights:
-        scaled = weight * scale
-        deltas.append(round_to_nearest(scaled, search_clip(scaled, search)).sub_(scaled))
-    search_error = sum(float(output_error(delta, search)) for delta in deltas)
+    scaled = torch.cat([weight * scale for weight in weights])
+    delta = round_to_nearest(scaled, search_clip(scaled, search)).sub_(scaled)
+    search_error = float(output_error(delta, search))
     del search  # of a wide input, as large as the weights: not held beside the next
     judge = divided_by(rows.judge, scale).gram
-    judge_error = sum(float(output_error(delta, judge)) for delta in deltas)
-    return _Errors(search=search_error, judge=judge_error)
+    return _Errors(search=search_error, judge=float(output_error(delta, judge)))
 
 
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:
@@ -103,4 +113,5 @@ def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLi
 
 
 def _judge(rounded: Tensor, weight: Tensor, rows: Rows) -> float:
-    return float(output_error(rounded - weight, rows.judge.gram))
+    """Output error on the judging rows; consumes rounded."""
+    return float(output_error(rounded.sub_(weight), rows.judge.gram))
