@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,21 +29,27 @@ def converted(source: Path, out: Path, **settings):
     return quantize(source, out, config, calib_dataset="self", device="cpu")
 
 
+def one_layer(folder: Path, family: str, **overrides: Any) -> Path:
+    shape = {"num_hidden_layers": 1, **overrides}
+    return write_tiny_model(folder, family, dtype=torch.bfloat16, **shape)
+
+
 def sparse_block(tmp_path: Path, family: str) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
     checkpoint = open_checkpoint(write_tiny_model(tmp_path / "model", family))
     return checkpoint.config, checkpoint.block(0)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
-@pytest.mark.parametrize("quality", ["fast", "balanced"])
+@pytest.mark.parametrize(
+    ("family", "quality"), zip(EXPERT_FAMILIES, ("fast", "balanced", "balanced"), strict=True)
+)
 def test_experts_are_quantized_and_the_routers_are_not(
     tmp_path: Path, family: str, quality: str
 ) -> None:
-    source = write_tiny_model(tmp_path / "model", family, dtype=torch.bfloat16)
+    source = one_layer(tmp_path / "model", family)
     report = converted(source, tmp_path / "out", quality=quality)
     result = open_checkpoint(tmp_path / "out")
     experts = [name for name in result.names() if "experts." in name]
-    assert len(experts) == 2 * 4 * 3
+    assert len(experts) == 4 * 3
     assert all(result.is_quantized(name) for name in experts)
     assert not any(result.is_quantized(n) for n in result.names() if "router" in n or "_gate." in n)
     assert report.starved == ()
@@ -104,17 +111,15 @@ def test_an_expert_that_no_token_reaches_is_quantized_and_reported(tmp_path: Pat
 
     def never_choose_expert_2(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.embed_tokens.weight"][:, 0] = 4.0
-        for layer in range(2):
-            router = tensors[f"model.layers.{layer}.mlp.gate.weight"]
-            router[2] = 0
-            router[2, 0] = -50.0
+        router = tensors["model.layers.0.mlp.gate.weight"]
+        router[2] = 0
+        router[2, 0] = -50.0
 
-    source = write_tiny_model(tmp_path / "model", "qwen3_moe", dtype=torch.bfloat16)
+    source = one_layer(tmp_path / "model", "qwen3_moe")
     report = converted(
         edit_tensors(source, never_choose_expert_2), tmp_path / "out", quality="balanced"
     )
     assert "model.layers.0.mlp.experts.2 (0 tokens)" in report.starved
-    assert "model.layers.1.mlp.experts.2 (0 tokens)" in report.starved
     before, after = open_checkpoint(source), open_checkpoint(tmp_path / "out")
     for part in ("gate", "up", "down"):
         name = f"model.layers.0.mlp.experts.2.{part}_proj.weight"
@@ -128,15 +133,15 @@ def test_an_expert_that_no_token_reaches_is_quantized_and_reported(tmp_path: Pat
 
 
 def test_few_tokens_are_no_reason_to_fail(tmp_path: Path) -> None:
-    source = write_tiny_model(tmp_path / "model", "qwen2_moe", num_experts=16, dtype=torch.bfloat16)
+    source = one_layer(tmp_path / "model", "qwen2_moe", num_experts=6)
     report = converted(source, tmp_path / "out", calib_samples=1, calib_seqlen=8)
-    assert len(report.starved) == 2 * 16
+    assert len(report.starved) == 6
     logits = load(tmp_path / "out", device="cpu")(torch.arange(3, 40).unsqueeze(0))
     assert logits.isfinite().all()
 
 
 def test_moments_that_do_not_fit_together_are_gathered_in_turn(tmp_path: Path, monkeypatch) -> None:
-    source = write_tiny_model(tmp_path / "model", "mixtral", dtype=torch.bfloat16)
+    source = one_layer(tmp_path / "model", "mixtral")
     together = converted(source, tmp_path / "together")
     monkeypatch.setattr(moment_batches, "MAX_BYTES", 3 * 8 * 128 * 128)
     in_turn = converted(source, tmp_path / "in-turn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import open_checkpoint
+from awqkit.checkpoint.families import find_family
+from awqkit.checkpoint.written_layout import Assembly, WrittenLayout
 from awqkit_runtime import load
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import EXPERT_FAMILIES, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 #: The last release that takes an asymmetric checkpoint on a default load; `make test` fetches it.
@@ -60,14 +63,50 @@ def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
         ("internlm2", {"tie_word_embeddings": False}),
         ("qwen2", {"tie_word_embeddings": True}),
         ("qwen3", {"intermediate_size": 192}),
+        ("phi3", {}),
     ],
-    ids=["llama", "internlm2", "tied qwen2", "qwen3 with a dense down_proj"],
+    ids=["llama", "internlm2", "tied qwen2", "qwen3 with a dense down_proj", "phi3"],
 )
 def test_newest_compressed_tensors(tmp_path, family: str, overrides) -> None:
     folder = quantized(tmp_path, family, "compressed-tensors", **overrides)
     tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(0))
     theirs = logits_by_transformers(folder, tokens, tmp_path, "dequantize")
     assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), theirs)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", *EXPERT_FAMILIES])
+def test_dequantized_by_hand_under_the_names_that_are_written(tmp_path, family: str) -> None:
+    """The library reads experts in compressed-tensors form only where they are symmetric."""
+    import transformers
+
+    folder = quantized(tmp_path, family, "awq", num_hidden_layers=1, layer_types=None)
+    plain = dequantized_by_hand(folder, tmp_path / "plain")
+    oracle, report = transformers.AutoModelForCausalLM.from_pretrained(
+        plain, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = oracle(tokens).logits
+    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), expected)
+
+
+def dequantized_by_hand(folder: Path, out: Path) -> Path:
+    """The same weights as floats, in the family's own layout."""
+    checkpoint = open_checkpoint(folder)
+    config = dict(checkpoint.raw_config)
+    del config["quantization_config"]
+    assembly = Assembly(WrittenLayout(checkpoint.config, find_family(config)))
+    tensors = {}
+    for name in checkpoint.names():
+        weight = checkpoint.weight(name)
+        dense = weight.float() if isinstance(weight, torch.Tensor) else weight.dequantize()
+        if (complete := assembly.add(name, dense)) is not None:
+            tensors |= dict([complete])
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config))
+    return out
 
 
 @pytest.mark.skipif(not OLDER.is_dir(), reason="make test fetches compressed-tensors 0.17.1")
@@ -105,8 +144,6 @@ def test_awq_form_unpacks_by_its_description(tmp_path, family: str) -> None:
 
 
 def test_loaders_see_what_the_config_promises(tmp_path) -> None:
-    import json
-
     folder = quantized(tmp_path, "internlm2", "awq", intermediate_size=192)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "llama"

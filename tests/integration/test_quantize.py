@@ -11,7 +11,7 @@ from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import open_checkpoint
 from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit.errors import AwqkitError, QuantizationError
-from tests.tiny_models import FAMILIES, write_tiny_model
+from tests.tiny_models import DENSE_FAMILIES, write_tiny_model
 
 SMALL = {"calib_samples": 9, "calib_seqlen": 32}
 
@@ -20,7 +20,7 @@ def small(**settings) -> QuantConfig:
     return QuantConfig(**{**SMALL, **settings})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE_FAMILIES)
 def test_every_family_is_quantized_and_read_back(tmp_path, family: str) -> None:
     source = write_tiny_model(tmp_path / "model", family, dtype=torch.bfloat16)
     out = tmp_path / "int4"

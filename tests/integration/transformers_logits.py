@@ -15,7 +15,7 @@ options = (
     else {}
 )
 model = AutoModelForCausalLM.from_pretrained(
-    folder, dtype=torch.float32, device_map="cpu", **options
+    folder, dtype=torch.float32, device_map="cpu", attn_implementation="eager", **options
 )
 with torch.no_grad():
     torch.save(model(torch.load(tokens)).logits.float(), target)
