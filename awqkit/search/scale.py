@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from awqkit.search.affine import in_groups, min_max_grid, round_to_nearest
 from awqkit.search.moments import Moments, output_error
 
 IDENTITY = "identity"
+#: Powers of the activations' magnitude. They are tried in steps of two, and then between the best
+#: and its neighbours, since the loss is smooth in them.
 RATIOS = tuple(step / 20 for step in range(20))
 
 
@@ -35,7 +37,7 @@ def rank_scales(
     tie: Callable[[Tensor], Tensor],
     realise: Callable[[Tensor], Tensor],
 ) -> list[ScaleChoice]:
-    """All candidates, the one with the least output error after rounding to nearest first.
+    """The candidates tried, the one with the least output error after rounding to nearest first.
 
     weights: the linears that read this input, float32 [out_i, in].
     tie: makes a per-channel statistic [in] agree among channels that must share a scale
@@ -44,11 +46,21 @@ def rank_scales(
     """
     activation = tie(moments.magnitude)
     magnitude = tie(weight_magnitude(weights))
-    wanted = [(IDENTITY, torch.ones_like(activation)), *_candidates(activation, magnitude)]
-    choices = [
-        ScaleChoice(scale, rounding_loss(weights, moments.gram, scale), description)
-        for description, scale in ((name, realise(scale)) for name, scale in wanted)
-    ]
+
+    def tried(description: str, wanted: Tensor) -> ScaleChoice:
+        scale = realise(wanted)
+        return ScaleChoice(scale, rounding_loss(weights, moments.gram, scale), description)
+
+    choices = [tried(IDENTITY, torch.ones_like(activation))]
+    for family in (
+        lambda ratio: _by_activation(activation, ratio),
+        lambda ratio: _by_both(activation, magnitude, ratio),
+    ):
+        found = {ratio: tried(*family(ratio)) for ratio in RATIOS[::2]}
+        best = RATIOS.index(min(found, key=lambda ratio: found[ratio].loss))
+        beside = (index for index in (best - 1, best + 1) if 0 <= index < len(RATIOS))
+        found |= {RATIOS[index]: tried(*family(RATIOS[index])) for index in beside}
+        choices += found.values()
     return sorted(choices, key=lambda choice: choice.loss)
 
 
@@ -71,12 +83,13 @@ def weight_magnitude(weights: Sequence[Tensor]) -> Tensor:
     return torch.cat(relative).mean(0)
 
 
-def _candidates(activation: Tensor, magnitude: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for ratio in RATIOS[1:]:
-        yield f"x^{ratio:.2f}", normalised(activation**ratio, activation)
-    for ratio in RATIOS:
-        wanted = activation**ratio / (magnitude ** (1 - ratio)).clamp(min=1e-4)
-        yield f"x^{ratio:.2f} / w^{1 - ratio:.2f}", normalised(wanted, activation)
+def _by_activation(activation: Tensor, ratio: float) -> tuple[str, Tensor]:
+    return f"x^{ratio:.2f}", normalised(activation**ratio, activation)
+
+
+def _by_both(activation: Tensor, magnitude: Tensor, ratio: float) -> tuple[str, Tensor]:
+    wanted = activation**ratio / (magnitude ** (1 - ratio)).clamp(min=1e-4)
+    return f"x^{ratio:.2f} / w^{1 - ratio:.2f}", normalised(wanted, activation)
 
 
 def normalised(scale: Tensor, activation: Tensor) -> Tensor:
