@@ -12,6 +12,7 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import layer_ropes
 from awqkit_runtime.cache.paged_attention import BATCH_KEYS
 from awqkit_runtime.kernels.attention import BLOCK_ROWS
+from awqkit_runtime.layers.linear import UNPACKED_BYTES
 from awqkit_runtime.layers.placement import Placement
 
 #: The residual stream, what is to be added to it, the output of a norm and that of a layer: tensors
@@ -69,9 +70,15 @@ def workspace(
     prepared = masks * min(tokens, session_len) * session_len + angles
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
-        activations=prepared + residual + max(attention, mlp),
+        activations=prepared + residual + max(attention, mlp) + _unpacked_bytes(placement),
         logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
     )
+
+
+def _unpacked_bytes(placement: Placement) -> int:
+    """Of 4-bit weights, where no kernel reads them as they are: beside any of the rest."""
+    unpacks = placement.device.type == "cuda" and not placement.uses_cuda_kernels
+    return UNPACKED_BYTES if unpacks else 0
 
 
 def _mlp_bytes(config: DecoderConfig, tokens: int, row: int) -> int:

@@ -54,7 +54,7 @@ class Boxes:
 class LaunchPlan:
     """One launch. workspace_bytes and flags (32-bit, zero) are shared by all launches in a stream.
 
-    extra: what the kernel takes after m, n and k. boxes: of tensor maps, where it reads through them.
+    extra: what the kernel takes after m, n and k. boxes: if it reads through tensor maps.
     """
 
     kernel: str

@@ -16,6 +16,11 @@ from awqkit_runtime.kernels.w4_repack import repack
 from awqkit_runtime.kernels.w4_tiled_linear import prepare, w4_tiled_linear
 from awqkit_runtime.layers.placement import Placement
 
+#: Weights that DequantizingLinear unpacks at once, and the bytes that they take meanwhile: a code,
+#: and the steps of its arithmetic in float32.
+_PANEL_ELEMENTS = 2**24
+UNPACKED_BYTES = _PANEL_ELEMENTS * (1 + 3 * 4)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearWeights:
@@ -105,9 +110,19 @@ class DequantizingLinear(nn.Module):
         self.register_buffer("bias", _parameter(bias, placement))
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = torch.stack((self.codes & 0xF, self.codes >> 4), dim=-1).flatten(1)
-        weight = QuantizedWeight(codes=codes, scales=self.scales, zeros=self.zeros)
-        return dense_linear(x, weight.dequantize(x.dtype), self.bias)
+        rows = max(1, _PANEL_ELEMENTS // x.shape[-1])
+        panels = (
+            self._panel(x, slice(start, start + rows))
+            for start in range(0, self.codes.shape[0], rows)
+        )
+        return torch.cat(list(panels), dim=-1)
+
+    def _panel(self, x: Tensor, rows: slice) -> Tensor:
+        """These rows' outputs."""
+        codes = torch.stack((self.codes[rows] & 0xF, self.codes[rows] >> 4), dim=-1).flatten(1)
+        weight = QuantizedWeight(codes=codes, scales=self.scales[rows], zeros=self.zeros[rows])
+        bias = None if self.bias is None else self.bias[rows]
+        return dense_linear(x, weight.dequantize(x.dtype), bias)
 
 
 def build_linear(linear: LinearWeights, placement: Placement) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import QuantizedWeight
+from awqkit_runtime.layers import linear as linear_module
 from awqkit_runtime.layers.linear import (
     DequantizingLinear,
     FusedLinear,
@@ -69,7 +70,11 @@ def test_fused_linears_keep_their_order(kinds: tuple[bool, ...], bias: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dequantizing_per_call_gives_the_same(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("panel_rows", [48, 20, 1])
+def test_dequantizing_per_call_gives_the_same(
+    dtype: torch.dtype, panel_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_module, "_PANEL_ELEMENTS", panel_rows * IN)
     linear = random_linear(48, quantized=True, bias=True, seed=1)
     assert isinstance(linear.weight, QuantizedWeight)
     module = DequantizingLinear(

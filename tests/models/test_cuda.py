@@ -1,13 +1,19 @@
-"""The same models on a CUDA device, through plain torch."""
+"""The same models on a CUDA device, in float32 by plain torch, in BF16 by our kernels."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from awqkit_runtime.models.loader import load, load_decoder
+from awqkit.checkpoint import open_checkpoint, write_checkpoint
+from awqkit_runtime.layers.linear import TiledLinear
+from awqkit_runtime.layers.placement import Fusions
+from awqkit_runtime.models.loader import LanguageModel, load, load_decoder
+from tests.checkpoint.folders import quantized_weights
 from tests.models.paged_generation import generate_greedily
 from tests.models.test_decoder import CONFIG, build, logits, random_weights
 from tests.tiny_models import write_tiny_model
@@ -53,3 +59,44 @@ def test_packed_weights_give_the_logits_of_the_cpu(share: float) -> None:
     ids = torch.randint(0, CONFIG.vocab_size, (2, 30), generator=torch.Generator().manual_seed(1))
     on_cuda = logits(build(weights, device="cuda"), ids.cuda())
     torch.testing.assert_close(on_cuda.cpu(), logits(build(weights), ids), rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(params=["llama", "internlm2", "qwen2", "qwen3", "qwen3_moe", "gemma2"])
+def int4_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    source = open_checkpoint(write_tiny_model(tmp_path / "plain", request.param))
+    weights = quantized_weights(source)
+    write_checkpoint(tmp_path / "int4", weights, source=source, format="compressed-tensors")
+    return tmp_path / "int4"
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    return float((a.cpu().double() - b.cpu().double()).norm() / b.cpu().double().norm())
+
+
+def test_int4_weights_run_on_tiles_and_give_the_logits_of_the_cpu(int4_folder: Path) -> None:
+    ids = torch.tensor([PROMPT, PROMPT[::-1]])
+    model = load(int4_folder, device="cuda", dtype="bfloat16")
+    assert any(isinstance(module, TiledLinear) for module in model.modules())
+    expected = load(int4_folder, device="cpu", dtype="float32")(ids)
+    assert relative_difference(model(ids), expected) <= 0.03
+    assert torch.equal(model(ids), model(ids))
+
+
+@pytest.mark.parametrize("fusion", [field.name for field in fields(Fusions)])
+def test_a_fusion_changes_nothing_but_roundings(int4_folder: Path, fusion: str) -> None:
+    ids = torch.tensor([PROMPT])
+    together, singly = (
+        LanguageModel(load_decoder(int4_folder, device="cuda", dtype="bfloat16", fusions=fusions))(
+            ids
+        )
+        for fusions in (Fusions(), Fusions(**{fusion: False}))
+    )
+    assert relative_difference(together, singly) <= 0.02
+
+
+def test_float16_runs_without_tiles(int4_folder: Path) -> None:
+    ids = torch.tensor([PROMPT])
+    model = load(int4_folder, device="cuda", dtype="float16")
+    assert not any(isinstance(module, TiledLinear) for module in model.modules())
+    expected = load(int4_folder, device="cpu", dtype="float32")(ids)
+    assert relative_difference(model(ids), expected) <= 0.01
