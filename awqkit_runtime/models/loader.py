@@ -16,6 +16,7 @@ from awqkit_runtime.layers.attention import DenseAttention
 from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
+from awqkit_runtime.models.reference_paths import say_what_runs_in_torch
 
 _ALL_FUSIONS = Fusions()
 #: The weights outside the layers; a tied head is absent.
@@ -53,6 +54,7 @@ def load_decoder(
         has_cuda_kernels=placed_on.type == "cuda" and cuda_kernels_usable(placed_on),
         fusions=fusions,
     )
+    say_what_runs_in_torch(config, placement)
     layers = [
         DecoderLayer(config, layer, checkpoint.packed_block(layer), placement)
         for layer in range(config.num_layers)

@@ -1,0 +1,31 @@
+"""What of a model runs in torch on this placement, for want of a kernel."""
+
+from __future__ import annotations
+
+import warnings
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.layers.placement import Placement
+
+
+def reference_paths(config: DecoderConfig, placement: Placement) -> tuple[str, ...]:
+    """The parts of this model that are slower than they could be, in words; often none."""
+    parts: list[str] = []
+    if config.experts is not None:
+        parts.append("experts, which run one after the other")
+    if config.attention_softcap is not None:
+        parts.append("attention with a soft cap on its scores")
+    if config.activation != "silu" and placement.uses_cuda_kernels:
+        parts.append("the activation of the MLP")
+    return tuple(parts)
+
+
+def say_what_runs_in_torch(config: DecoderConfig, placement: Placement) -> None:
+    """Warn where parts of the model are slower than they could be."""
+    parts = reference_paths(config, placement)
+    if parts:
+        warnings.warn(
+            f"There is no kernel yet for parts of this model: {'; '.join(parts)}. They run in "
+            "plain torch, with the same results but slower.",
+            stacklevel=3,
+        )
