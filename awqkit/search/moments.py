@@ -15,11 +15,28 @@ STRIPS = 8
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far a partly quantized model has come from the unquantized one, seen with its inputs x.
+
+    inputs: mean of (x* − x) xᵀ over the tokens, [in, in], x* what the unquantized model reads here.
+    sums: mean of (h* − h) xᵀ, [out, in], where h is what the linear's output is added to, or None
+    where it is not added to anything. Both float32.
+    """
+
+    inputs: Tensor
+    sums: Tensor | None
+
+
+@dataclass(frozen=True)
 class Moments:
-    """gram: mean of x xᵀ over the tokens, [in, in]; magnitude: mean of |x|, [in]. Both float32."""
+    """gram: mean of x xᵀ over the tokens, [in, in]; magnitude: mean of |x|, [in]. Both float32.
+
+    drift: where an unquantized model ran beside.
+    """
 
     gram: Tensor
     magnitude: Tensor
+    drift: Drift | None = None
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
@@ -36,6 +53,14 @@ def add_gram(total: Tensor, x: Tensor) -> None:
             torch.addmm(strip, left, right, out_dtype=torch.float32, out=strip)
         else:
             strip.addmm_(left, right)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right to total [a, b], float32, in place, as add_gram does; both [tokens, …]."""
+    if right.is_cuda and right.dtype != torch.float32:
+        torch.addmm(total, left.T, right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(left.float().T, right.float())
 
 
 def mirror_gram(total: Tensor) -> None:
@@ -61,6 +86,13 @@ def output_error(delta: Tensor, gram: Tensor) -> Tensor:
 
 def divided_by(moments: Moments, scale: Tensor) -> Moments:
     """The moments of inputs that were divided by scale [in]."""
+    drift = moments.drift
     return Moments(
-        gram=(moments.gram / scale).div_(scale.unsqueeze(1)), magnitude=moments.magnitude / scale
+        gram=(moments.gram / scale).div_(scale.unsqueeze(1)),
+        magnitude=moments.magnitude / scale,
+        drift=drift
+        and Drift(
+            inputs=(drift.inputs / scale).div_(scale.unsqueeze(1)),
+            sums=None if drift.sums is None else drift.sums / scale,
+        ),
     )

@@ -3,76 +3,106 @@
 With H = L · D · Lᵀ, L of unit diagonal, the output error of E is the sum over the columns k of
 D_k · (E_k + Σ_{j > k} E_j L_jk)². Rounding from the last column to the first, each against what
 the columns before it have left, makes every term small in turn; no inverse of H is needed.
+
+D_k is also what an error of column k costs once the later columns answer it, so that each group's
+range is chosen by it, on the values that are left to round when the group's turn comes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid
-from awqkit.search.products import has_triton
+from awqkit.search.products import has_triton, product
+from awqkit.search.weighted_range import weighted_range
 
 #: Share of the mean diagonal that is added to it, so that the Gram matrix can be factorised.
 DAMPING = 0.01
 
 
-def round_second_order(weight: Tensor, grid: GroupGrid, gram: Tensor) -> Tensor:
-    """Codes [out, in] as float32: column by column, each one's error fed into the later ones.
+def round_second_order(
+    target: Tensor,
+    gram: Tensor,
+    *,
+    choose_range: Callable[[Tensor, Tensor], GroupGrid] = weighted_range,
+) -> tuple[Tensor, GroupGrid]:
+    """Codes [out, in] as float32, and their grids: column by column, errors fed into later ones.
 
-    weight: float32 [out, in]; gram: E[x xᵀ] of its inputs, [in, in]. Columns of large second
-    moment are rounded first ("act order"); grids stay those of the natural order.
+    target: the weights to come close to, float32 [out, in]; gram: E[x xᵀ] of the inputs, [in, in].
+    Groups of large second moment are rounded first, and so are the columns of each ("act order").
+    choose_range: from a group's values [out, GROUP_SIZE] and what errors of its columns cost.
     """
-    order = gram.diagonal().argsort()
-    feedback = _feedback(gram, order)
-    target, group = weight[:, order], (order // GROUP_SIZE).int()
-    codes, error = torch.empty_like(target), torch.empty_like(target)
+    order = _order(gram.diagonal())
+    feedback, cost = _factors(gram, order)
+    ordered = target[:, order]
+    codes, error = torch.empty_like(ordered), torch.empty_like(ordered)
+    groups = target.shape[1] // GROUP_SIZE
+    scale, zero = (torch.empty(len(target), groups, device=target.device) for _ in range(2))
     round_block = round_columns
-    if weight.is_cuda and has_triton():
+    if target.is_cuda and has_triton():
         from awqkit.search.rounding_kernel import round_columns as round_block
-    for end in range(weight.shape[1], 0, -GROUP_SIZE):
+    for end in range(target.shape[1], 0, -GROUP_SIZE):
         part = slice(end - GROUP_SIZE, end)
-        value = target[:, part] + error[:, end:] @ feedback[end:, part]
+        value = ordered[:, part] + product(error[:, end:], feedback[end:, part])
+        grid = choose_range(value, cost[part])
         codes[:, part], error[:, part] = round_block(
-            value, target[:, part], grid, group[part], feedback[part, part]
+            value, ordered[:, part], grid, feedback[part, part]
         )
-    return codes[:, order.argsort()]
+        group = order[part.start] // GROUP_SIZE
+        scale[:, group], zero[:, group] = grid.scale.flatten(), grid.zero.flatten()
+    return codes[:, order.argsort()], GroupGrid(scale, zero)
 
 
 def round_columns(
-    value: Tensor, target: Tensor, grid: GroupGrid, group: Tensor, feedback: Tensor
+    value: Tensor, target: Tensor, grid: GroupGrid, feedback: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Round GROUP_SIZE columns, the last one first; their codes and errors, [out, GROUP_SIZE].
+    """Round one group's columns, the last one first; their codes and errors, [out, GROUP_SIZE].
 
-    value: target with the feedback of the columns that are rounded already.  group: of each column.
+    value: target with the feedback of the columns that are rounded already.  grid: [out].
     """
-    scale, zero = grid.scale[:, group], grid.zero[:, group]
+    scale, zero = grid.scale.flatten(), grid.zero.flatten()
     value, codes, error = value.clone(), torch.empty_like(value), torch.empty_like(value)
     for column in range(value.shape[1] - 1, -1, -1):
-        code = value[:, column] / scale[:, column] + zero[:, column]
-        code = code.round_().clamp_(0, MAX_CODE)
+        code = (value[:, column] / scale + zero).round_().clamp_(0, MAX_CODE)
         codes[:, column] = code
-        error[:, column] = target[:, column] - (code - zero[:, column]) * scale[:, column]
+        error[:, column] = target[:, column] - (code - zero) * scale
         value[:, :column] += torch.outer(error[:, column], feedback[column, :column])
     return codes, error
 
 
-def _feedback(gram: Tensor, order: Tensor) -> Tensor:
-    """L of the damped Gram matrix in this order; what lies above its diagonal means nothing.
+def damping_of(gram: Tensor) -> float:
+    """What is added to the diagonal: a share of its mean over the channels that ever fire."""
+    diagonal = gram.diagonal()
+    fires = diagonal > 0
+    return DAMPING * (float(diagonal[fires].mean()) if fires.any() else 1.0)
+
+
+def _order(diagonal: Tensor) -> Tensor:
+    """The columns in groups, by ascending second moment: of the groups, and within each."""
+    grouped = diagonal.view(-1, GROUP_SIZE)
+    first = grouped.sum(1).argsort().unsqueeze(1) * GROUP_SIZE
+    inside = grouped.argsort(dim=1)
+    return (first + inside[first.squeeze(1) // GROUP_SIZE]).flatten()
+
+
+def _factors(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """L and D of the damped Gram matrix in this order; what lies above L's diagonal means nothing.
 
     A channel that never fires gets the mean diagonal: its weights round to nearest, alone.
     """
+    damping = damping_of(gram)
     ordered = gram[order.unsqueeze(1), order]
     diagonal = ordered.diagonal()
-    fires = diagonal > 0
-    mean = float(diagonal[fires].mean()) if fires.any() else 1.0
-    diagonal[~fires] = mean
-    damping = DAMPING * mean
+    diagonal[diagonal <= 0] = damping / DAMPING
     diagonal += damping
     factor, failed = torch.linalg.cholesky_ex(ordered)
     while failed:
         diagonal += 9 * damping
         damping *= 10
         factor, failed = torch.linalg.cholesky_ex(ordered)
-    return factor.div_(factor.diagonal().clone())
+    root = factor.diagonal().clone()
+    return factor.div_(root), root.square()

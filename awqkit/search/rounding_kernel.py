@@ -17,7 +17,7 @@ _ROUNDER = tl.constexpr(12582912.0)
 
 
 def round_columns(
-    value: Tensor, target: Tensor, grid: GroupGrid, group: Tensor, feedback: Tensor
+    value: Tensor, target: Tensor, grid: GroupGrid, feedback: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The same as rounding.round_columns, whose arguments are described there."""
     rows, columns = value.shape
@@ -28,14 +28,12 @@ def round_columns(
         target,
         grid.scale.contiguous(),
         grid.zero.contiguous(),
-        group,
         feedback.contiguous(),
         codes,
         error,
         rows,
         value.stride(0),
         target.stride(0),
-        grid.scale.shape[1],
         ROWS=ROWS_AT_ONCE,
         COLUMNS=columns,
         LAST=float(MAX_CODE),
@@ -50,14 +48,12 @@ def _round_columns(  # type: ignore[no-untyped-def]
     target_at,
     scale_at,
     zero_at,
-    group_at,
     feedback_at,
     codes_at,
     error_at,
     rows,
     value_stride,
     target_stride,
-    groups,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     LAST: tl.constexpr,
@@ -71,12 +67,11 @@ def _round_columns(  # type: ignore[no-untyped-def]
     value = tl.load(value_at + wide * value_stride + column[None, :], mask=tile, other=0.0)
     # Turns from target into error, column by column.
     error = tl.load(target_at + wide * target_stride + column[None, :], mask=tile, other=0.0)
+    scale = tl.load(scale_at + row, mask=inside, other=1.0)
+    zero = tl.load(zero_at + row, mask=inside, other=0.0)
     codes = tl.zeros((ROWS, COLUMNS), tl.float32)
     for done in range(COLUMNS):
         this = COLUMNS - 1 - done
-        group = tl.load(group_at + this)
-        scale = tl.load(scale_at + row * groups + group, mask=inside, other=1.0)
-        zero = tl.load(zero_at + row * groups + group, mask=inside, other=0.0)
         here = (column == this)[None, :]
         code = tl.div_rn(tl.sum(tl.where(here, value, 0.0), axis=1), scale) + zero
         code = tl.minimum(tl.maximum(code, 0.0), LAST)

@@ -18,8 +18,10 @@ from awqkit.search.affine import (
 )
 from awqkit.search.clip import search_clip
 from awqkit.search.moments import Moments, divided_by, output_error
+from awqkit.search.refinement import refine
 from awqkit.search.rounding import round_second_order
 from awqkit.search.scale import ScaleChoice, rank_scales
+from awqkit.search.target import aim_error, corrected_target
 
 #: Of the ranked scales, those that are tried with clipping, which costs far more than ranking.
 SHORTLIST = 1
@@ -96,22 +98,31 @@ def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Er
 
 
 def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:
-    """Clip, then round; weight: float32 [out, in], already scaled, like the rows' inputs."""
-    plain = min_max_grid(weight)
-    clipped = search_clip(weight, rows.search.gram)
-    plain_error = _judge(round_to_nearest(weight, plain), weight, rows)
-    clipped_error = _judge(round_to_nearest(weight, clipped), weight, rows)
-    keep_clip = clipped_error < plain_error
-    grid, error = (clipped, clipped_error) if keep_clip else (plain, plain_error)
-    kept = ("clip",) if keep_clip else ()
-    nearest = RoundedLinear(nearest_codes(in_groups(weight), grid).flatten(-2), grid, kept)
-    if not second_order:
-        return nearest
-    codes = round_second_order(weight, grid, rows.search.gram)
-    rounded = RoundedLinear(codes, grid, (*kept, "second-order"))
-    return rounded if _judge(rounded.weight(), weight, rows) < error else nearest
+    """The best stage that beats rounding to nearest on plain grids on the judging rows.
+
+    weight: float32 [out, in], already scaled, like the rows' inputs.
+    """
+    plain = _nearest(weight, min_max_grid(weight), ())
+    error = aim_error(plain.weight(), weight, rows.judge)
+    for stage in (_second_order, _clipped) if second_order else (_clipped,):
+        rounded = stage(weight, rows.search)
+        if aim_error(rounded.weight(), weight, rows.judge) < error:
+            return rounded
+    return plain
 
 
-def _judge(rounded: Tensor, weight: Tensor, rows: Rows) -> float:
-    """Output error on the judging rows; consumes rounded."""
-    return float(output_error(rounded.sub_(weight), rows.judge.gram))
+def _clipped(weight: Tensor, moments: Moments) -> RoundedLinear:
+    return _nearest(weight, search_clip(weight, moments.gram), ("clip",))
+
+
+def _nearest(weight: Tensor, grid: GroupGrid, kept: tuple[str, ...]) -> RoundedLinear:
+    codes = nearest_codes(in_groups(weight), grid).flatten(-2)
+    return RoundedLinear(codes, grid, kept)
+
+
+def _second_order(weight: Tensor, moments: Moments) -> RoundedLinear:
+    target = corrected_target(weight, moments)
+    codes, grid = round_second_order(target, moments.gram)
+    codes, grid = refine(target, codes, grid, moments.gram)
+    corrected = ("corrected",) if moments.drift is not None else ()
+    return RoundedLinear(codes, grid, (*corrected, "second-order"))

@@ -3,12 +3,17 @@ import torch
 from awqkit.search.affine import GroupGrid, in_groups, levels, min_max_grid, round_to_nearest
 from awqkit.search.moments import output_error
 from awqkit.search.rounding import round_second_order
+from awqkit.search.weighted_range import weighted_range
 
 
 def correlated(rows: int, width: int) -> torch.Tensor:
     return torch.randn(rows, width // 4) @ torch.randn(width // 4, width) + 0.1 * torch.randn(
         rows, width
     )
+
+
+def plain(value: torch.Tensor, cost: torch.Tensor) -> GroupGrid:
+    return min_max_grid(value)
 
 
 def error_of(codes: torch.Tensor, grid: GroupGrid, weight: torch.Tensor, gram) -> float:
@@ -19,17 +24,27 @@ def test_beats_nearest_where_inputs_are_correlated() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(48, 256), correlated(2000, 256)
     gram, grid = x.T @ x / len(x), min_max_grid(weight)
-    codes = round_second_order(weight, grid, gram)
+    codes, ranges = round_second_order(weight, gram)
     assert torch.equal(codes, codes.round()) and codes.min() >= 0 and codes.max() <= 15
     nearest = float(output_error(round_to_nearest(weight, grid) - weight, gram))
-    assert error_of(codes, grid, weight, gram) < 0.6 * nearest
+    assert error_of(codes, ranges, weight, gram) < 0.5 * nearest
+
+
+def test_a_range_is_chosen_for_what_is_left_to_round() -> None:
+    torch.manual_seed(4)
+    weight, x = torch.randn(48, 384) ** 3, correlated(2000, 384)
+    gram = x.T @ x / len(x)
+    errors = [
+        error_of(*round_second_order(weight, gram, choose_range=choice), weight, gram)
+        for choice in (plain, weighted_range)
+    ]
+    assert errors[1] < 0.95 * errors[0]
 
 
 def test_is_nearest_where_inputs_are_independent() -> None:
     torch.manual_seed(1)
-    weight, grid_of = torch.randn(16, 256), min_max_grid
-    grid = grid_of(weight)
-    codes = round_second_order(weight, grid, torch.eye(256) * 3)
+    weight = torch.randn(16, 256)
+    codes, grid = round_second_order(weight, torch.eye(256) * 3, choose_range=plain)
     assert torch.equal(levels(in_groups(codes), grid).flatten(-2), round_to_nearest(weight, grid))
 
 
@@ -40,7 +55,7 @@ def test_agrees_with_the_textbook_loop() -> None:
     x = correlated(600, 128).double()
     gram = x.T @ x / len(x)
     grid = min_max_grid(weight.float())
-    codes = round_second_order(weight.float(), grid, gram.float())
+    codes, _ = round_second_order(weight.float(), gram.float(), choose_range=lambda *_: grid)
 
     order = gram.diagonal().argsort(descending=True)
     left = weight[:, order].clone()
@@ -62,8 +77,7 @@ def test_dead_and_duplicate_channels_have_an_outcome() -> None:
     weight, x = torch.randn(8, 128), torch.randn(40, 128)
     x[:, 3] = 0
     x[:, 10] = x[:, 11]
-    codes = round_second_order(weight, min_max_grid(weight), x.T @ x / 40)
-    assert codes.isfinite().all()
-    silent = round_second_order(weight, min_max_grid(weight), torch.zeros(128, 128))
-    grid = min_max_grid(weight)
+    codes, grid = round_second_order(weight, x.T @ x / 40)
+    assert codes.isfinite().all() and grid.scale.isfinite().all()
+    silent, grid = round_second_order(weight, torch.zeros(128, 128), choose_range=plain)
     assert torch.equal(levels(in_groups(silent), grid).flatten(-2), round_to_nearest(weight, grid))

@@ -1,0 +1,101 @@
+"""After rounding: scales fitted to the codes, and codes moved one by one, in turns.
+
+Both steps lower the output error tr(Δ · H · Δᵀ) of Δ = rounded − target, or leave a row as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
+from awqkit.search.affine import GroupGrid, in_groups, levels, storable
+from awqkit.search.products import has_triton, product
+from awqkit.search.rounding import damping_of
+
+#: Times that scales are fitted and codes are moved.
+ROUNDS = 2
+#: A fitted scale may leave the former one by this factor at most.
+LARGEST_CHANGE = 2.0
+#: Share of the mean diagonal added to the normal equations, which codes of zero leave singular.
+RIDGE = 1e-6
+
+
+def refine(
+    target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor
+) -> tuple[Tensor, GroupGrid]:
+    """Better codes [out, in] and grid for the target [out, in]; gram: H; all float32."""
+    for _ in range(ROUNDS):
+        grid = fit_scales(target, codes, grid, gram)
+        codes = descend(target, codes, grid, gram)
+    return codes, grid
+
+
+def fit_scales(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> GroupGrid:
+    """Scales of least output error for these codes, all groups of a row at once.
+
+    With C_g the steps (code − zero) of group g, zero elsewhere, a row solves the normal equations
+    Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help keeps its scales.
+    """
+    steps = in_groups(codes) - grid.zero.unsqueeze(-1)
+    rows, groups, _ = steps.shape
+    normal = torch.empty(rows, groups, groups, device=target.device)
+    for group in range(groups):
+        reach = product(steps[:, group], gram[group * GROUP_SIZE : (group + 1) * GROUP_SIZE])
+        normal[:, group] = (in_groups(reach) * steps).sum(-1)
+    wanted = (in_groups(product(target, gram)) * steps).sum(-1)
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp(min=1e-20)
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    fitted = torch.cholesky_solve(wanted.unsqueeze(-1), factor).squeeze(-1)
+    change = fitted / grid.scale
+    sound = (change > 1 / LARGEST_CHANGE) & (change < LARGEST_CHANGE) & (failed == 0).unsqueeze(1)
+    fitted = storable(torch.where(sound, fitted, grid.scale))
+    before, after = (
+        _row_errors(levels(in_groups(codes), tried).flatten(-2) - target, gram)
+        for tried in (grid, GroupGrid(fitted, grid.zero))
+    )
+    better = (after < before).unsqueeze(1)
+    return GroupGrid(torch.where(better, fitted, grid.scale), grid.zero)
+
+
+def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Tensor:
+    """One sweep of coordinate descent: every code moves to the best level, given all others.
+
+    As in rounding, a share of the mean diagonal is added to the Gram matrix's.
+    """
+    damping = damping_of(gram)
+    error = levels(in_groups(codes), grid).flatten(-2) - target
+    codes = codes.clone()
+    move = move_codes
+    if target.is_cuda and has_triton():
+        from awqkit.search.refinement_kernel import move_codes as move
+    for group in range(grid.scale.shape[1]):
+        part = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
+        slope = product(error, gram[:, part]).add_(error[:, part], alpha=damping)
+        own = gram[part, part].clone()
+        own.diagonal().add_(damping)
+        moved = move(codes[:, part], slope, grid.scale[:, group], own)
+        error[:, part] += (moved - codes[:, part]) * grid.scale[:, group].unsqueeze(1)
+        codes[:, part] = moved
+    return codes
+
+
+def move_codes(codes: Tensor, slope: Tensor, scale: Tensor, own: Tensor) -> Tensor:
+    """One group's codes [out, GROUP_SIZE], moved column by column.
+
+    slope: half the error's gradient by the weights, [out, GROUP_SIZE].  scale: [out].  own: the
+    group's block of the Gram matrix, of positive diagonal.
+    """
+    codes, slope = codes.clone(), slope.clone()
+    for column in range(codes.shape[1]):
+        step = slope[:, column] / (own[column, column] * scale)
+        moved = (codes[:, column] - step).round_().clamp_(0, MAX_CODE)
+        change = (moved - codes[:, column]) * scale
+        slope += torch.outer(change, own[column])
+        codes[:, column] = moved
+    return codes
+
+
+def _row_errors(delta: Tensor, gram: Tensor) -> Tensor:
+    return (product(delta, gram) * delta).sum(-1)

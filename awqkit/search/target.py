@@ -1,0 +1,52 @@
+"""What a linear's rounded weights should come close to, when its inputs are not what they were.
+
+Li et al., 2025, "GPTAQ" (arXiv 2504.02692), aim at the unquantized model's outputs on its own
+inputs. Here the aim is what the outputs are added to, too, so that a linear also makes good what
+the residual stream has lost before it; and the closest weights are found in closed form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit.search.moments import Moments, output_error
+from awqkit.search.products import product
+from awqkit.search.rounding import damping_of
+
+
+def corrected_target(weight: Tensor, moments: Moments) -> Tensor:
+    """Weights T [out, in] that, unrounded, would bring the outputs closest to the original's.
+
+    T x ≈ W x* + (h* − h) by least squares with a ridge: T = W + P · (H + λI)⁻¹, P = `pull`.
+    weight: W, float32 [out, in].
+    """
+    if moments.drift is None:
+        return weight
+    damped = moments.gram.clone()
+    silent = damped.diagonal() <= 0
+    damping = damping_of(damped)
+    damped.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return weight
+    correction = torch.cholesky_solve(pull(weight, moments).T, factor).T
+    return weight + correction.masked_fill_(silent, 0.0)
+
+
+def pull(weight: Tensor, moments: Moments) -> Tensor:
+    """P = E[(W (x* − x) + h* − h) xᵀ], [out, in]: what the outputs lack, seen with the inputs."""
+    drift = moments.drift
+    if drift is None:
+        return torch.zeros_like(weight)
+    towards = product(weight, drift.inputs)
+    return towards if drift.sums is None else towards.add_(drift.sums)
+
+
+def aim_error(rounded: Tensor, weight: Tensor, moments: Moments) -> float:
+    """E|rounded · x − (W x* + h* − h)|², less what no rounding changes; weight: W."""
+    delta = rounded - weight
+    error = output_error(delta, moments.gram)
+    if moments.drift is not None:
+        error = error - 2 * (delta * pull(weight, moments)).sum()
+    return float(error)
