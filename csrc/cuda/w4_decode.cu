@@ -4,18 +4,27 @@
 // Macros choose the instance:
 //   W4_NT      n8 tiles of tokens, M <= 8 * W4_NT
 //   W4_WARPS   consumer warps of a block
-//   W4_SPLIT   blocks of a cluster; each owns a share of K (1: no cluster)
+//   W4_SHARE   blocks of a cluster, which fetch x once for all of them (1: no cluster)
 //   W4_CHUNK   groups of 128 inputs that a warp takes of one stage
 //   W4_DEPTH   stages of the ring
+//   W4_EXACT   1: subtract the zero points from the codes, 0: from the sums
 #include "w4_decode_ptx.cuh"
+
+#ifndef W4_XLOAD
+#define W4_XLOAD 0
+#endif
+#ifndef W4_EXACT
+#define W4_EXACT 0
+#endif
 
 namespace w4_decode {
 
 constexpr int kNT = W4_NT;
 constexpr int kWarps = W4_WARPS;
-constexpr int kSplit = W4_SPLIT;
+constexpr int kShare = W4_SHARE;
 constexpr int kChunk = W4_CHUNK;
 constexpr int kDepth = W4_DEPTH;
+constexpr bool kExact = W4_EXACT;
 constexpr int kTokens = 8 * kNT;
 constexpr int kGroup = 128;
 constexpr int kCodeBytes = 1024;  // of 16 rows and one group
@@ -29,18 +38,15 @@ constexpr int kLanePairs = kPairs / 32;
 constexpr int kConsumers = 32 * kWarps;
 constexpr int kThreads = kConsumers + 64;
 
-// Shared memory, from its start; the same in every block of a cluster.
+// Shared memory, from its start.
 constexpr int kFull = 0;                             // kDepth barriers: a stage has arrived
 constexpr int kEmpty = kFull + 8 * kDepth;           // kDepth: a stage has been read
 constexpr int kXFull = kEmpty + 8 * kDepth;          // x has arrived
 constexpr int kSumFull = kXFull + 8;                 // 2: the warps' partial sums are written
 constexpr int kSumEmpty = kSumFull + 16;             // 2: ... and read
-constexpr int kPeerFull = kSumEmpty + 16;            // 2: the peers' sums of a tile that I own
-constexpr int kPeerEmpty = kPeerFull + 16;           // 2 for each owner: my slot there is free
-constexpr int kBarriers = kPeerEmpty + 16 * kSplit;
+constexpr int kBarriers = kSumEmpty + 16;
 constexpr int kPartials = (kBarriers + 127) / 128 * 128;
-constexpr int kPeerSums = kPartials + 2 * kWarps * kPartialFloats * 4;
-constexpr int kRing = kPeerSums + (kSplit > 1 ? 2 * kSplit * kPairs * 8 : 0);
+constexpr int kRing = kPartials + 2 * kWarps * kPartialFloats * 4;
 constexpr int kGroupSums = kRing + kDepth * kStageBytes;
 
 struct Problem {
@@ -81,8 +87,24 @@ struct Position {
 
 // ---- the producer: one lane ---------------------------------------------------------------------
 
+// Every block of the cluster fetches its share of every row, for all of them.
+__device__ __forceinline__ void fetch_x(const Problem& p, u32 base, u32 x_shared, int pitch) {
+  barrier_expect(base + kXFull, p.m * 2 * p.k);
+  const Share part = share_of(p.k / kGroup, kShare, kShare > 1 ? cluster_rank() : 0);
+  const int bytes = part.count * 2 * kGroup;
+  if (bytes == 0) return;
+  for (int row = 0; row < p.m; ++row) {
+    const u32 target = x_shared + row * pitch + part.first * 2 * kGroup;
+    const u16* source = p.x + static_cast<size_t>(row) * p.k + part.first * kGroup;
+    if (kShare > 1)
+      bulk_copy_to_all(target, source, bytes, base + kXFull, (1 << kShare) - 1);
+    else
+      bulk_copy(target, source, bytes, base + kXFull);
+  }
+}
+
 __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, const Share& groups,
-                                        int ahead, u32 base, u32 x_shared, int pitch) {
+                                        int ahead, u32 base, u32 x_shared, int pitch, int lane) {
   Position next{0, 0, tiles, groups};
   int slot = 0;
   const auto fetch = [&]() {
@@ -96,7 +118,11 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, co
     next.advance();
     if (++slot == kDepth) slot = 0;
   };
-  for (int i = 0; i < kDepth && !next.done(); ++i) fetch();
+  if (lane == 0)
+    for (int i = 0; i < kDepth && !next.done(); ++i) fetch();
+  __syncwarp();
+  if (kShare > 1) cluster_wait();
+  if (lane != 0) return;
   Position later = next;
   for (int i = 0; i < ahead && !later.done(); ++i) {
     const size_t at = later.at(p.k);
@@ -105,12 +131,10 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, co
     later.group += kStageGroups;
     if (later.group >= groups.count) later.group = 0, ++later.tile;
   }
+#if !W4_XLOAD
   wait_for_predecessors();
-  const int row_bytes = groups.count * 2 * kGroup;
-  barrier_expect(base + kXFull, p.m * row_bytes);
-  for (int row = 0; row < p.m; ++row)
-    bulk_copy(x_shared + row * pitch, p.x + static_cast<size_t>(row) * p.k + groups.first * kGroup,
-              row_bytes, base + kXFull);
+  fetch_x(p, base, x_shared, pitch);
+#endif
   u32 parity = 0;
   while (!next.done()) {
     barrier_wait(base + kEmpty + 8 * slot, parity);
@@ -121,6 +145,24 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, co
 }
 
 // ---- the consumers ------------------------------------------------------------------------------
+
+__device__ __forceinline__ void load_x(const Problem& p, u32 x_shared, int pitch, int thread) {
+  wait_for_predecessors();
+  const int pieces = p.k / 8, all = p.m * pieces;
+  constexpr int kBatch = 4;
+  for (int first = thread; first < all; first += kBatch * kConsumers) {
+    uint4 piece[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (first + i * kConsumers < all)
+        piece[i] = load_global_16(p.x + static_cast<size_t>(first + i * kConsumers) * 8);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = first + i * kConsumers;
+      if (at < all) store_shared_16(x_shared + (at / pieces) * pitch + (at % pieces) * 16, piece[i]);
+    }
+  }
+}
 
 // Sums of x over each group by the tensor cores: a row of ones times x. Lane (r, c) gets the sums
 // of tokens 2c and 2c + 1; the lanes of row 0 store them.
@@ -142,10 +184,12 @@ __device__ __forceinline__ void sum_group(const u32 (&x_rows)[kNT], u32 sums, in
   }
 }
 
-// One group of one tile: the accumulator of the raw values 128 + q, then
-// total += s * (raw - (128 + z) * sum of x).
+// One group of one tile. With W4_EXACT the codes become q - z first, exactly; else the accumulator
+// takes the raw values 128 + q, and total += s * (raw - (128 + z) * sum of x).
 __device__ __forceinline__ void add_group(float (&total)[kNT][4], u32 codes, u32 scales,
                                           const u32 (&x_rows)[kNT], u32 x_offset, u32 sums) {
+  const uint2 params = load_shared_8(scales);
+  const u32 minus[2] = {minus_offset_pair(params.x), minus_offset_pair(params.y)};
   float raw[kNT][2][4] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -161,23 +205,31 @@ __device__ __forceinline__ void add_group(float (&total)[kNT][4], u32 codes, u32
       for (int s = 0; s < 2; ++s) {
         u32 a[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = raw_pair(word[2 * pair + s] >> (4 * i));
+        for (int i = 0; i < 4; ++i) {
+          a[i] = raw_pair(word[2 * pair + s] >> (4 * i));
+          if (kExact) a[i] = add_pair(a[i], minus[i % 2]);
+        }
 #pragma unroll
         for (int t = 0; t < kNT; ++t) mma(raw[t][s], a, b[t][2 * s], b[t][2 * s + 1]);
       }
     }
   }
-  const uint2 params = load_shared_8(scales);
   const float scale[2] = {half_bits_to_float(params.x), half_bits_to_float(params.y)};
   const float offset[2] = {__uint_as_float(params.x & 0xffff0000u),
                            __uint_as_float(params.y & 0xffff0000u)};
 #pragma unroll
   for (int t = 0; t < kNT; ++t) {
-    const uint2 bits = load_shared_8(sums + 32 * t);
-    const float sum[2] = {__uint_as_float(bits.x), __uint_as_float(bits.y)};
+    float sum[2] = {0.f, 0.f};
+    if (!kExact) {
+      const uint2 bits = load_shared_8(sums + 32 * t);
+      sum[0] = __uint_as_float(bits.x), sum[1] = __uint_as_float(bits.y);
+    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      total[t][i] += scale[i / 2] * ((raw[t][0][i] + raw[t][1][i]) - offset[i / 2] * sum[i % 2]);
+    for (int i = 0; i < 4; ++i) {
+      float value = raw[t][0][i] + raw[t][1][i];
+      if (!kExact) value -= offset[i / 2] * sum[i % 2];
+      total[t][i] += scale[i / 2] * value;
+    }
   }
 }
 
@@ -187,10 +239,17 @@ __device__ __forceinline__ void consume(const Problem& p, const Share& tiles, co
 #pragma unroll
   for (int t = 0; t < kNT; ++t)
     x_rows[t] = x_shared + min(8 * t + lane % 8, p.m - 1) * pitch + 16 * (lane / 8);
-  barrier_wait(base + kXFull, 0);
-  for (int g = warp; g < groups.count; g += kWarps)
-    sum_group(x_rows, base + kGroupSums, g, lane);
+#if W4_XLOAD
+  load_x(p, x_shared, pitch, 32 * warp + lane);
   named_barrier(1, kConsumers);
+#else
+  barrier_wait(base + kXFull, 0);
+#endif
+  if (!kExact) {
+    for (int g = warp; g < groups.count; g += kWarps)
+      sum_group(x_rows, base + kGroupSums, g, lane);
+    named_barrier(1, kConsumers);
+  }
 
   const u32 codes = base + kRing + warp * kChunk * kCodeBytes + 16 * lane;
   const u32 scales =
@@ -245,41 +304,7 @@ __device__ __forceinline__ void store_pair(const Problem& p, int tile, int pair,
   *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
 }
 
-// Sends this block's sums of a tile to the block that owns it, or adds the peers' sums to its own.
-__device__ __forceinline__ void exchange(float2 (&sum)[kLanePairs], int index, u32 rank, u32 base,
-                                         int lane, bool& mine) {
-  const u32 owner = index % kSplit;
-  const int turn = index / kSplit, slot = turn & 1;
-  const u32 sums = base + kPeerSums + 8 * (slot * kSplit * kPairs + lane);
-  mine = owner == rank;
-  if (!mine) {
-    barrier_wait_cluster(base + kPeerEmpty + 16 * owner + 8 * slot, ((turn >> 1) & 1) ^ 1);
-#pragma unroll
-    for (int j = 0; j < kLanePairs; ++j)
-      store_to_rank(sums + 8 * (rank * kPairs + 32 * j), owner, sum[j]);
-    __syncwarp();
-    if (lane == 0) barrier_arrive_at(base + kPeerFull + 8 * slot, owner);
-    return;
-  }
-  barrier_wait_cluster(base + kPeerFull + 8 * slot, (turn >> 1) & 1);
-#pragma unroll
-  for (int j = 0; j < kLanePairs; ++j) {
-    float2 all = {0.f, 0.f};
-#pragma unroll
-    for (u32 peer = 0; peer < kSplit; ++peer) {
-      const float2 part =
-          peer == rank ? sum[j] : load_shared_float2(sums + 8 * (peer * kPairs + 32 * j));
-      all.x += part.x;
-      all.y += part.y;
-    }
-    sum[j] = all;
-  }
-  __syncwarp();
-  if (lane < kSplit && lane != rank) barrier_arrive_at(base + kPeerEmpty + 16 * rank + 8 * slot, lane);
-}
-
-__device__ __forceinline__ void reduce(const Problem& p, const Share& tiles, u32 rank, u32 base,
-                                       int lane) {
+__device__ __forceinline__ void reduce(const Problem& p, const Share& tiles, u32 base, int lane) {
   for (int index = 0; index < tiles.count; ++index) {
     const int buffer = index & 1;
     barrier_wait(base + kSumFull + 8 * buffer, (index >> 1) & 1);
@@ -300,11 +325,8 @@ __device__ __forceinline__ void reduce(const Problem& p, const Share& tiles, u32
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(base + kSumEmpty + 8 * buffer);
-    bool mine = true;
-    if (kSplit > 1) exchange(sum, index, rank, base, lane, mine);
-    if (mine)
 #pragma unroll
-      for (int j = 0; j < kLanePairs; ++j) store_pair(p, tiles.first + index, 32 * j + lane, sum[j]);
+    for (int j = 0; j < kLanePairs; ++j) store_pair(p, tiles.first + index, 32 * j + lane, sum[j]);
   }
 }
 
@@ -319,13 +341,11 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads, W4_BLOCKS)
   launch_dependents();
   const Problem p{codes, scales, x, bias, y, m, n, k};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const u32 rank = kSplit > 1 ? cluster_rank() : 0;
   const u32 base = shared_address(shared_memory);
-  const Share tiles = share_of((n + 15) / 16, gridDim.x / kSplit, blockIdx.x / kSplit);
-  const Share groups = share_of(k / kGroup, kSplit, rank);
-  const int most_groups = (k / kGroup + kSplit - 1) / kSplit;
-  const int pitch = most_groups * 2 * kGroup + 16;
-  const u32 x_shared = base + kGroupSums + most_groups * kTokens * 4;
+  const Share tiles = share_of((n + 15) / 16, gridDim.x, blockIdx.x);
+  const Share groups{0, k / kGroup};
+  const int pitch = 2 * k + 16;
+  const u32 x_shared = base + kGroupSums + (kExact ? 0 : groups.count * kTokens * 4);
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < kDepth; ++i) {
@@ -336,26 +356,19 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads, W4_BLOCKS)
     for (int i = 0; i < 2; ++i) {
       barrier_init(base + kSumFull + 8 * i, kWarps);
       barrier_init(base + kSumEmpty + 8 * i, 1);
-      barrier_init(base + kPeerFull + 8 * i, kSplit - 1 + (kSplit == 1));
-      for (int owner = 0; owner < kSplit; ++owner)
-        barrier_init(base + kPeerEmpty + 16 * owner + 8 * i, 1);
     }
     barrier_init_fence();
   }
   __syncthreads();
-  if (kSplit > 1) cluster_arrive();
+  if (kShare > 1) cluster_arrive();
 
   if (warp < kWarps) {
-    if (groups.count > 0) consume(p, tiles, groups, base, x_shared, pitch, warp, lane);
+    if (kShare > 1) cluster_wait();
+    consume(p, tiles, groups, base, x_shared, pitch, warp, lane);
   } else if (warp == kWarps) {
-    if (lane == 0 && groups.count > 0) produce(p, tiles, groups, ahead, base, x_shared, pitch);
-    __syncwarp();
-  }
-  if (kSplit > 1) cluster_wait();
-  if (warp == kWarps + 1) reduce(p, tiles, rank, base, lane);
-  if (kSplit > 1) {
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
+    produce(p, tiles, groups, ahead, base, x_shared, pitch, lane);
+  } else {
+    if (kShare > 1) cluster_wait();
+    reduce(p, tiles, base, lane);
   }
 }

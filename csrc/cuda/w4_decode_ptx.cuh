@@ -82,6 +82,16 @@ __device__ __forceinline__ void bulk_copy(u32 target, const void* source, u32 by
       : "memory");
 }
 
+// The same, to the same shared address in every block of the cluster whose bit is set.
+__device__ __forceinline__ void bulk_copy_to_all(u32 target, const void* source, u32 bytes,
+                                                 u32 barrier, u16 blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
 __device__ __forceinline__ void bulk_prefetch_l2(const void* source, u32 bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }
@@ -159,6 +169,21 @@ __device__ __forceinline__ float2 load_shared_float2(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ void store_shared_16(u32 address, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_global_16(const void* address) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void store_shared_8(u32 address, float a, float b) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
 }
@@ -188,6 +213,17 @@ __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u3
 __device__ __forceinline__ u32 raw_pair(u32 word) {
   u32 d;
   asm("lop3.b32 %0, %1, 0x000f000f, 0x43004300, 0xea;" : "=r"(d) : "r"(word));
+  return d;
+}
+
+// The word's high half is BF16 128 + z; -(128 + z) twice.
+__device__ __forceinline__ u32 minus_offset_pair(u32 word) {
+  return __byte_perm(word, 0, 0x3232) ^ 0x80008000u;
+}
+
+__device__ __forceinline__ u32 add_pair(u32 a, u32 b) {
+  u32 d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
   return d;
 }
 

@@ -2,48 +2,49 @@
 // tensor map, W [N, K] in w4 tiles, y [M, N] BF16. sm_90a.
 //
 // Macros choose the instance:
-//   W4_TOKENS  32 or 64, M <= W4_TOKENS
+//   W4_TOKENS  8, 16, 32 or 64, M <= W4_TOKENS
+//   W4_GROUPS  warpgroups that multiply, 64 rows each
+//   W4_BUFFERS 2: dequantize half a group while the other half multiplies; 1: fewer registers
 //   W4_SPLIT   blocks of a cluster; each owns a share of K
 //   W4_CHUNK   groups of 128 inputs in a stage of the weights' ring
 //   W4_DEPTH   stages of the weights' ring
 #include "w4_decode_ptx.cuh"
+#include "w4_decode_wgmma.cuh"
 #include "w4_dequantize.cuh"
-#include "w4_prefill_async.cuh"
-#include "w4_prefill_wgmma.cuh"
 
 namespace w4_decode {
-
-using w4_prefill::TensorMap;
 
 constexpr int kTokens = W4_TOKENS;
 constexpr int kNT = kTokens / 8;
 constexpr int kSplit = W4_SPLIT;
 constexpr int kChunk = W4_CHUNK;
 constexpr int kDepth = W4_DEPTH;
+constexpr int kBuffers = W4_BUFFERS;
 constexpr int kGroup = 128;
-constexpr int kWarps = 8;                       // two warpgroups, 64 rows each
+constexpr int kWarps = 4 * W4_GROUPS;           // warpgroups of 64 rows
 constexpr int kCodeBytes = 1024;                // of 16 rows and one group
 constexpr int kScaleBytes = 64;                 // of 16 rows and one group
 constexpr int kTileBytes = kChunk * (kCodeBytes + kScaleBytes);
 constexpr int kStageBytes = kWarps * kTileBytes;
 constexpr int kXStageBytes = kTokens * 2 * kGroup;  // x of one group: two swizzled halves
 constexpr int kUnits = 2 * kNT;                 // of a warp's result: 8 rows x 8 tokens
-constexpr int kOwned = kUnits / kSplit;         // units that each block of the cluster finishes
+constexpr int kOwners = kUnits < kSplit ? kUnits : kSplit;  // blocks of the cluster that finish some
+constexpr int kOwned = kUnits / kOwners;        // units that each of them finishes
 constexpr int kUnitBytes = 256;                 // in FP32, one float2 a lane
+constexpr int kPeerBytes = kSplit * kOwned * kUnitBytes;  // what a warp gets from its peers
 constexpr int kMaxXStages = 32;
 constexpr int kThreads = 32 * (kWarps + 2);
 
 // Shared memory, from its start, which is aligned to 1024 bytes: x, the ring, the peers' sums, barriers.
 constexpr int kRing = 0;
 constexpr int kPeerSums = kRing + kDepth * kStageBytes;
-constexpr int kBarriers = kPeerSums + (kSplit > 1 ? kWarps * kUnits * kUnitBytes : 0);
+constexpr int kBarriers = kPeerSums + (kSplit > 1 ? kWarps * kPeerBytes : 0);
 constexpr int kFull = kBarriers;
 constexpr int kEmpty = kFull + 8 * kDepth;
 constexpr int kXFull = kEmpty + 8 * kDepth;
 constexpr int kXEmpty = kXFull + 8 * kMaxXStages;
 constexpr int kPeerFull = kXEmpty + 8 * kMaxXStages;
 constexpr int kPeerEmpty = kPeerFull + 8 * kWarps;
-constexpr int kEnd = kPeerEmpty + 8 * kWarps;
 
 struct Problem {
   const unsigned char* codes;
@@ -104,8 +105,8 @@ __device__ __forceinline__ void produce_x(const Problem& p, const TensorMap& map
       const u32 full = base + kXFull + 8 * slot, target = x_shared + slot * kXStageBytes;
       barrier_expect(full, kXStageBytes);
       const int column = (groups.first + g) * kGroup;
-      w4_prefill::tensor_copy(target, map, column, 0, full);
-      w4_prefill::tensor_copy(target + kXStageBytes / 2, map, column + 64, 0, full);
+      tensor_copy(target, map, column, 0, full);
+      tensor_copy(target + kXStageBytes / 2, map, column + 64, 0, full);
       if (++slot == p.x_stages) slot = 0, parity ^= 1;
     }
 }
@@ -127,12 +128,12 @@ __device__ __forceinline__ void multiply(float (&total)[kTokens / 2], u32 (&a)[4
 const u32 magic = w4::opaque_magic();
 #pragma unroll
   for (int s = 0; s < 4; ++s) w4::dequantize(word[s], params, magic, a[s]);
-  w4_prefill::pin_registers(a);
-  const u64 x = w4_prefill::token_descriptor(x_half);
-  w4_prefill::wgmma_fence();
+  pin_registers(a);
+  const u64 x = token_descriptor(x_half);
+  wgmma_fence();
 #pragma unroll
-  for (int s = 0; s < 4; ++s) w4_prefill::wgmma(total, a[s], x + 2 * s);
-  w4_prefill::wgmma_commit();
+  for (int s = 0; s < 4; ++s) multiply_add(total, a[s], x + 2 * s);
+  wgmma_commit();
 }
 
 // 8 rows x 8 tokens of the result, a lane holding tokens 2c and 2c + 1 of row r: transposed, so
@@ -165,7 +166,7 @@ __device__ __forceinline__ void finish_tile(const Problem& p, int tile, int pass
     for (int unit = 0; unit < kUnits; ++unit) store_unit(p, tile, unit, part(unit), lane);
     return;
   }
-  const u32 sums = base + kPeerSums + warp * (kUnits * kUnitBytes) + 8 * lane;
+  const u32 sums = base + kPeerSums + warp * kPeerBytes + 8 * lane;
   const u32 full = base + kPeerFull + 8 * warp, empty = base + kPeerEmpty + 8 * warp;
   barrier_wait_cluster(empty, (pass & 1) ^ 1);
 #pragma unroll
@@ -173,7 +174,8 @@ __device__ __forceinline__ void finish_tile(const Problem& p, int tile, int pass
     if (unit / kOwned != static_cast<int>(rank))
       store_to_rank(sums + (rank * kOwned + unit % kOwned) * kUnitBytes, unit / kOwned, part(unit));
   __syncwarp();
-  if (lane < kSplit && lane != rank) barrier_arrive_at(full, lane);
+  if (lane < kOwners && lane != rank) barrier_arrive_at(full, lane);
+  if (rank >= kOwners) return;
   barrier_wait_cluster(full, pass & 1);
 #pragma unroll
   for (int unit = 0; unit < kUnits; ++unit)
@@ -200,7 +202,7 @@ __device__ __forceinline__ void consume(const Problem& p, const Share& tiles, co
   for (int first = 0; first < tiles.count; first += kWarps) {
     const bool busy = first + warp / 4 * 4 < tiles.count;  // of the whole warpgroup
     float total[kTokens / 2] = {};
-    u32 a[2][4][4];
+    u32 a[kBuffers][4][4];
     int unread = -1;  // slot of x that the multiplications in flight still read
     for (int done = 0; done < groups.count; done += kChunk) {
       barrier_wait(base + kFull + 8 * weights.slot, weights.parity);
@@ -215,10 +217,10 @@ __device__ __forceinline__ void consume(const Problem& p, const Share& tiles, co
         barrier_wait(base + kXFull + 8 * x.slot, x.parity);
         const u32 x_group = x_shared + x.slot * kXStageBytes;
         if (busy) {
-          w4_prefill::wgmma_wait<1>();
+          wgmma_wait<kBuffers - 1>();
           multiply(total, a[0], low, params, x_group);
-          w4_prefill::wgmma_wait<1>();
-          multiply(total, a[1], high, params, x_group + kXStageBytes / 2);
+          wgmma_wait<kBuffers - 1>();
+          multiply(total, a[kBuffers - 1], high, params, x_group + kXStageBytes / 2);
         }
         if (!stays) {
           if (unread >= 0 && lane == 0) barrier_arrive(base + kXEmpty + 8 * unread);
@@ -234,7 +236,7 @@ __device__ __forceinline__ void consume(const Problem& p, const Share& tiles, co
       if (lane == 0) barrier_arrive(base + kEmpty + 8 * weights.slot);
       weights.next(kDepth);
     }
-    w4_prefill::wgmma_wait<0>();
+    wgmma_wait<0>();
     if (unread >= 0 && lane == 0) barrier_arrive(base + kXEmpty + 8 * unread);
     __syncwarp();
     if (first + warp < tiles.count)
@@ -272,7 +274,8 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads, W4_BLOCKS)
     }
     for (int i = 0; i < kWarps; ++i) {
       barrier_init(base + kPeerFull + 8 * i, kSplit > 1 ? kSplit - 1 : 1);
-      barrier_init(base + kPeerEmpty + 8 * i, kSplit > 1 ? kSplit - 1 : 1);
+      barrier_init(base + kPeerEmpty + 8 * i,
+                   kSplit > 1 ? kOwners - (rank < static_cast<u32>(kOwners)) : 1);
     }
     barrier_init_fence();
   }
