@@ -26,7 +26,7 @@ GrammarKind = Literal["json_schema", "regex", "lark"]
 #: Characters; a schema in the wild has a few thousand.
 MAX_GRAMMAR_LENGTH = 2**17
 #: Optional whitespace is where small models lose themselves, so JSON comes in Python's style.
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _compiled(grammar: Grammar) -> str:
         return str(matchers.grammar_from_lark(grammar.text))
     try:
         json.loads(grammar.text)
-        return str(matchers.grammar_from_json_schema(grammar.text, overrides=_JSON_STYLE))
+        return str(matchers.grammar_from_json_schema(grammar.text, overrides=JSON_STYLE))
     except (ValueError, RecursionError) as error:
         raise _refusal(grammar, str(error)) from error
 

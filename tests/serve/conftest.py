@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serve.servers import Server
+from tests.serve.servers import DEMO, Server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with Server() as running:
+    with Server(DEMO, "--tool-call-parser", "qwen") as running:
         yield running

@@ -164,6 +164,56 @@ def test_forms(server: Server) -> None:
     assert done.choices[0].message.content.startswith("{")
 
 
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "What the sky does.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"enum": [1, 2, 3]}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "clock"}}]
+)
+def test_forced_calls_of_tools(server: Server, choice: Any) -> None:
+    create: Any = server.client().chat.completions.create
+    asked = {"messages": MESSAGES, "tools": [WEATHER, CLOCK], "tool_choice": choice, "seed": 5}
+    whole = create(model="demo", **asked).choices[0]
+    assert whole.finish_reason == "tool_calls" and whole.message.content is None
+    [call] = whole.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    if call.function.name == "weather":
+        assert choice == "required"
+        assert arguments["city"] in ("Paris", "Rome") and arguments["days"] in (1, 2, 3)
+    else:
+        assert (call.function.name, arguments) == ("clock", {})
+    chunks = list(create(model="demo", stream=True, **asked))
+    [delta] = [c.choices[0].delta for c in chunks if c.choices[0].delta.tool_calls]
+    assert dict(delta.tool_calls[0].function) == dict(call.function)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls" and texts(chunks) == ""
+    # The conversation goes on with the call and its result.
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    again = [*MESSAGES, whole.message.model_dump(exclude_none=True), result]
+    done = create(model="demo", messages=again, tools=[WEATHER], max_tokens=3, tool_choice="none")
+    assert done.choices[0].message.content is not None
+
+
+def test_text_where_no_tool_is_called(server: Server) -> None:
+    asked: Any = {"messages": MESSAGES, "tools": [WEATHER], "max_tokens": 8}
+    with_tools = server.client().chat.completions.create(**GREEDY, **asked)
+    asked.pop("tools")
+    without = server.client().chat.completions.create(**GREEDY, **asked)
+    assert with_tools.choices[0].message.content == without.choices[0].message.content
+
+
 def test_responses(server: Server) -> None:
     create: Any = server.client().responses.create
     whole = create(**GREEDY, input="Who are you?", instructions="Be kind.", max_output_tokens=8)
@@ -209,7 +259,8 @@ def test_responses(server: Server) -> None:
         ({"logit_bias": {"5000": 1}}, "logit_bias"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "strict"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"regex": "(", "model": "demo"}, "regex"),
         ({"regex": "a", "grammar": "start: /a/"}, "regex"),

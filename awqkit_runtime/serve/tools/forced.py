@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from awqkit_runtime.engine.grammar import Grammar
+from awqkit_runtime.engine.grammar import JSON_STYLE, Grammar
 from awqkit_runtime.serve.tools.formats import ToolFormat
 
 _SPECIAL = re.compile(r"(<\|[^|<>]+\|>)")
@@ -20,26 +20,23 @@ def forced_call(
 
     special_tokens: of the model; they are tokens in the grammar, not texts.
     """
-    schemas = [_schema(function, format.arguments_key) for function in functions]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    parts = [
-        *_marker(format.opening, special_tokens),
-        *([] if format.bare else ['"\\n"']),
-        f"%json {json.dumps(schema)}",
-    ]
-    rules = ["start: " + " ".join([*parts[:-1], "call", *_marker(format.closing, special_tokens)])]
-    rules.append(f"call: {parts[-1]}")
+    opening = [*_marker(format.opening, special_tokens), *([] if format.bare else ['"\\n"'])]
+    closing = _marker(format.closing, special_tokens)
+    calls = [f"call_{index}" for index in range(len(functions))]
+    rules = [f"start: {' '.join([*opening, 'call', *closing])}", f"call: {' | '.join(calls)}"]
+    for index, function in enumerate(functions):
+        start = f'{{"name": {json.dumps(function["name"])}, "{format.arguments_key}": '
+        rules += [
+            f'call_{index}: {json.dumps(start)} arguments_{index} "}}"',
+            f"arguments_{index}: %json {json.dumps(_arguments(function))}",
+        ]
     return Grammar(kind="lark", text="\n".join(rules))
 
 
-def _schema(function: Mapping[str, Any], arguments_key: str) -> dict[str, Any]:
-    parameters = function.get("parameters") or {"type": "object", "additionalProperties": False}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, arguments_key: parameters},
-        "required": ["name", arguments_key],
-        "additionalProperties": False,
-    }
+def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments, as the root that its references start from."""
+    schema = function.get("parameters") or {"type": "object", "additionalProperties": False}
+    return {**schema, "x-guidance": JSON_STYLE}
 
 
 def _marker(text: str, special_tokens: Collection[str]) -> list[str]:

@@ -1,0 +1,274 @@
+"""What bounds a server and how it ends: queues, deadlines, leavers, signals, a dead engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.serve.servers import DEMO, Server, chat_body, eventually
+
+#: Hundreds of tokens: longer than any test waits.
+LONG: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "max_tokens": 1900}
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Server]:
+    """Two answers at once, two in the queue, two keys, ten seconds."""
+    options = ["--max-batch-size", "2", "--max-queued-requests", "2", "--max-choices", "3"]
+    limits = ["--request-timeout", "10", "--max-body-size", "20000"]
+    with Server(DEMO, *options, *limits, "--api-keys", ",".join(KEYS)) as server:
+        yield server
+
+
+def key(server: Server) -> dict[str, str]:
+    return {"authorization": f"Bearer {KEYS[1]}"}
+
+
+class Listener:
+    """A streamed answer that is read in the background until it ends or close() is called."""
+
+    def __init__(self, server: Server, body: dict[str, Any], **options: Any) -> None:
+        self.client = httpx.Client(timeout=60.0)
+        self.events: list[Any] = []
+        self.status = 0
+        self.ended = threading.Event()
+        self.started = threading.Event()
+        arguments = (server.url, body | {"stream": True}, options)
+        self.thread = threading.Thread(target=self._listen, args=arguments, daemon=True)
+        self.thread.start()
+
+    def _listen(self, url: str, body: dict[str, Any], options: Any) -> None:
+        try:
+            with self.client.stream(
+                "POST", f"{url}/v1/chat/completions", json=body, **options
+            ) as response:
+                self.status = response.status_code
+                for line in response.iter_lines():
+                    self.started.set()
+                    if line.startswith("data: {"):
+                        self.events.append(json.loads(line[6:]))
+        except httpx.HTTPError:
+            pass  # Closed, by this side or the other.
+        self.started.set()
+        self.ended.set()
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def test_keys_cover_every_path_but_health_and_the_docs(narrow: Server) -> None:
+    for path in ("/health", "/", "/openapi.json", "/docs-assets/swagger-ui.css"):
+        assert narrow.get(path).status_code == 200, path
+    for path in (
+        "/v1/models",
+        "/metrics",
+        "/tokenize",
+        "/nothing",
+        "//health",
+        "/health/",
+        "/docs",
+    ):
+        for headers in (
+            {},
+            {"authorization": "Bearer first-ke"},
+            {"authorization": "Basic first-key"},
+            {"authorization": "first-key"},
+            {"x-api-key": "first-key"},
+        ):
+            response = narrow.get(path, headers=headers)
+            assert response.status_code == 401, (path, headers)
+            assert response.json()["error"]["code"] == "invalid_api_key"
+    for name in KEYS:
+        headers = {"authorization": f"Bearer {name}"}
+        assert narrow.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_the_docs_need_no_network(narrow: Server) -> None:
+    page = narrow.get("/").text
+    assert "swagger-ui" in page and "//" not in page.replace("<!--", "").split("<script>")[0]
+    assert "/v1/chat/completions" in narrow.get("/openapi.json").json()["paths"]
+    assert len(narrow.get("/docs-assets/swagger-ui-bundle.js").content) > 500_000
+
+
+def test_bodies_and_choices_are_bounded(narrow: Server) -> None:
+    headers = key(narrow)
+    large = narrow.post("/v1/chat/completions", chat_body("a" * 30_000), headers=headers)
+    assert large.status_code == 413 and "20000" in large.json()["error"]["message"]
+    many = narrow.post("/v1/chat/completions", chat_body(n=4), headers=headers)
+    assert many.status_code == 400 and many.json()["error"]["param"] == "n"
+    broken = httpx.post(
+        f"{narrow.url}/v1/completions",
+        content=b"{",
+        headers=headers | {"content-type": "application/json"},
+    )
+    assert broken.status_code == 400 and "JSON" in broken.json()["error"]["message"]
+
+
+def test_a_full_queue_answers_at_once_and_says_when_to_come_again(narrow: Server) -> None:
+    headers = key(narrow)
+    listeners = [Listener(narrow, chat_body(**LONG), headers=headers) for _ in range(4)]
+    try:
+        eventually(lambda: _open(narrow) == 4)
+        before = time.monotonic()
+        refused = narrow.post("/v1/chat/completions", chat_body(), headers=headers)
+        assert refused.status_code == 429 and time.monotonic() - before < 2
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["code"] == "queue_full"
+    finally:
+        for listener in listeners:
+            listener.close()
+    eventually(lambda: _open(narrow) == 0)
+    assert narrow.post("/v1/chat/completions", chat_body(max_tokens=1), headers=headers).is_success
+
+
+def test_leavers_free_their_pages_streaming_or_not(narrow: Server) -> None:
+    headers = key(narrow)
+    for streaming in (True, False):
+        body = chat_body(**LONG) | {"stream": streaming}
+        raw = json.dumps(body).encode()
+        host, port = narrow.url.removeprefix("http://").split(":")
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\ncontent-type: application/json"
+            f"\r\nauthorization: {headers['authorization']}\r\ncontent-length: {len(raw)}\r\n\r\n"
+        )
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + raw)
+            eventually(lambda: _figure(narrow, "cache_pages_used") > 0)
+        left = time.monotonic()
+        eventually(lambda: _figure(narrow, "cache_pages_used") == _open(narrow) == 0)
+        assert time.monotonic() - left < 5
+
+
+def test_a_deadline_ends_an_answer(narrow: Server) -> None:
+    listener = Listener(narrow, chat_body(**LONG, n=3), headers=key(narrow))
+    assert listener.ended.wait(30)
+    # A fast machine may be done before.
+    if "error" in listener.events[-1]:
+        assert listener.events[-1]["error"]["code"] == "timeout"
+    eventually(lambda: _open(narrow) == 0)
+
+
+def _figure(server: Server, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics", headers=key(server)).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"awqkit_{name} "))
+
+
+def _open(server: Server) -> float:
+    return _figure(server, "open")
+
+
+def test_a_killed_engine_ends_every_request_and_then_the_server() -> None:
+    with Server() as server:
+        listeners = [Listener(server, chat_body(**LONG)) for _ in range(6)]
+        whole: list[int] = []
+        waiting = threading.Thread(
+            target=lambda: whole.append(
+                server.post("/v1/chat/completions", chat_body(**LONG)).status_code
+            )
+        )
+        waiting.start()
+        assert all(listener.started.wait(30) for listener in listeners)
+        eventually(lambda: server.figures()["awqkit_open"] == 7)
+        server.engine.kill()
+        killed = time.monotonic()
+        assert all(listener.ended.wait(10) for listener in listeners)
+        waiting.join(10)
+        assert time.monotonic() - killed < 2
+        assert all(one.events[-1]["error"]["code"] == "engine_stopped" for one in listeners)
+        assert whole == [503]
+        assert server.get("/health").status_code == 503
+        assert server.post("/v1/chat/completions", chat_body()).status_code == 503
+        assert server.process.wait(15) == 1
+        assert time.monotonic() - killed < 10
+
+
+def test_a_signal_drains_and_a_second_one_stops() -> None:
+    with Server() as server:
+        short = Listener(server, chat_body(ignore_eos=True, max_tokens=60))
+        assert short.started.wait(30)
+        engine = server.engine
+        server.process.send_signal(signal.SIGTERM)
+        assert short.ended.wait(60)
+        assert short.events[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(30) == 0
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    with Server() as server:
+        long = Listener(server, chat_body(**LONG))
+        assert long.started.wait(30)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)
+        assert long.ended.wait(10)
+
+
+def test_the_engine_does_not_outlive_a_killed_server() -> None:
+    with Server() as server:
+        engine = server.engine
+        server.process.kill()
+        eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_hidden_docs_and_origins() -> None:
+    with Server(DEMO, "--hide-docs", "--allow-origins", "http://page.example") as server:
+        for path in ("/", "/openapi.json", "/docs-assets/swagger-ui.css"):
+            assert server.get(path).status_code == 404
+        allowed = server.get("/v1/models", headers={"origin": "http://page.example"})
+        assert allowed.headers["access-control-allow-origin"] == "http://page.example"
+        other = server.get("/v1/models", headers={"origin": "http://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+        # And a model whose template knows no tools.
+        tool = {"type": "function", "function": {"name": "f"}}
+        refused = server.post("/v1/chat/completions", chat_body(tools=[tool]))
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["/no/such/model"], "/no/such/model"),
+        ([str(DEMO), "--server-name", "203.0.113.7"], "203.0.113.7"),
+        ([str(DEMO), "--session-len", "9999999"], "session_len"),
+        ([str(DEMO), "--api-keys", "with space"], "API key"),
+    ],
+)
+def test_what_keeps_a_server_from_starting_is_told_in_a_paragraph(
+    options: list[str], named: str
+) -> None:
+    code = "from awqkit_runtime.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "--server-port", "0", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        code = "from awqkit_runtime.cli import main; main()"
+        port = str(other.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-c", code, "serve", str(tmp_path), "--server-port", port],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1 and port in done.stderr and "--server-port" in done.stderr
