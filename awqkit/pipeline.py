@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from awqkit.background import Background
 from awqkit.calibration.dataset import CalibrationRows, token_digest
 from awqkit.calibration.rows import is_local_file, make_rows
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
@@ -20,7 +21,7 @@ from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress import Progress, Silent
 from awqkit.report import REPORT_NAME, Calibration, Report, read_report
 from awqkit.resuming import kept_if_resumable, open_journal
-from awqkit.run import Run, Weights, compute_dtype
+from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.run_identity import require_same, run_identity, source_digests
 from awqkit.stopwatch import Stopwatch
 from awqkit.version import VERSION
@@ -93,28 +94,38 @@ def _convert(
     writer = CheckpointWriter(
         folder.result, source=checkpoint, format=config.format, out=task.output
     )
+    background = Background(task.device)
     try:
         _begin_or_go_on(task, checkpoint, folder, journal, run, writer)
         while run.blocks < checkpoint.config.num_layers:
-            _write(run.next_block(), writer, clock)
+            _write(list(run.next_block()), writer, background, clock)
             if journal.is_due(run.stream_bytes):
                 with clock.timed("journal"):
+                    background.wait()
                     _save(task, journal, run, writer)
-        _write(run.last_weights(), writer, clock)
+        _write(list(run.last_weights()), writer, background, clock)
+        with clock.timed("writing"):
+            background.wait()
         report = _report(task, checkpoint, rows, run, unquantized)
         with clock.timed("reading back"):
             writer.finish({REPORT_NAME: report.to_json()}, device=task.device)
     finally:
+        background.close()
         writer.close()
     folder.publish()
     seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
     return replace(report, seconds=seconds)
 
 
-def _write(weights: Weights, writer: CheckpointWriter, clock: Stopwatch) -> None:
-    for name, weight in weights:
-        with clock.timed("writing"):
+def _write(
+    weights: list[NamedWeight], writer: CheckpointWriter, background: Background, clock: Stopwatch
+) -> None:
+    def add_all() -> None:
+        for name, weight in weights:
             writer.add(name, weight)
+
+    with clock.timed("writing"):
+        background.run(add_all)
 
 
 def _rows(

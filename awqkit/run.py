@@ -30,8 +30,9 @@ from awqkit.progress import Progress
 from awqkit.stopwatch import Stopwatch
 from awqkit.structure import from_document
 
-Weights = Iterator[tuple[str, Tensor | QuantizedWeight]]
-HIDDEN, HELD_OUT = "hidden", "held_out."
+NamedWeight = tuple[str, Tensor | QuantizedWeight]
+Weights = Iterator[NamedWeight]
+HIDDEN, ORIGINAL, HELD_OUT = "hidden", "original", "held_out."
 #: Bytes of calibration rows that stay on a GPU, however large that is.
 MOST_ACTIVATIONS = 3 << 30
 
@@ -75,6 +76,11 @@ class Run:
         self._blocks = BlockReader(checkpoint, device)
         embedding = checkpoint.tensor(EMBEDDING)
         self._hidden = self._placed(self._embed(rows.tokens, embedding))
+        self._original = (
+            self._placed(self._embed(rows.tokens, embedding), beside=self._hidden)
+            if self._job.second_order
+            else None
+        )
         self._held_out = HeldOutRows(
             rows.held_out, self._embed(rows.held_out, embedding).to(device)
         )
@@ -88,7 +94,7 @@ class Run:
         layer = self.blocks
         with self._stopwatch.timed("reading weights"):
             weights = self._blocks.read(layer)
-        block = quantize_block(self._job, layer, weights, self._hidden)
+        block = quantize_block(self._job, layer, weights, self._hidden, self._original)
         _require_searched(block, layer)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
@@ -138,6 +144,8 @@ class Run:
         self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
         self._stopwatch.add(state.document["seconds"])
         self._hidden = self._placed(state.tensors[HIDDEN])
+        if self._original is not None:
+            self._original = self._placed(state.tensors[ORIGINAL], beside=self._hidden)
         self._held_out.go_on_from(
             {
                 name.removeprefix(HELD_OUT): tensor
@@ -148,16 +156,21 @@ class Run:
 
     def _streams(self) -> dict[str, Tensor]:
         held_out = {HELD_OUT + name: rows for name, rows in self._held_out.streams().items()}
-        return {HIDDEN: self._hidden, **held_out}
+        original = {} if self._original is None else {ORIGINAL: self._original}
+        return {HIDDEN: self._hidden, **original, **held_out}
 
     def _embed(self, tokens: Tensor, embedding: Tensor) -> Tensor:
         """int64 [rows, T] → [rows, T, hidden] on the host, in the compute dtype."""
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
         return embed(tokens, embedding, config, dtype)
 
-    def _placed(self, hidden: Tensor) -> Tensor:
-        """On the device, or on the host where its copy engine reaches it."""
-        if hidden.nbytes <= activation_room(self._device):
+    def _placed(self, hidden: Tensor, *, beside: Tensor | None = None) -> Tensor:
+        """On the device, or on the host where its copy engine reaches it.
+
+        beside: other rows, which may lie on the device already.
+        """
+        taken = beside.nbytes if beside is not None and beside.is_cuda else 0
+        if hidden.nbytes + taken <= activation_room(self._device):
             return hidden.to(self._device)
         return hidden.cpu().pin_memory()
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from awqkit.checkpoint.errors import CheckpointError, OutputError
 from awqkit.checkpoint.fingerprint import fingerprint
-from awqkit.checkpoint.reader import open_checkpoint
+from awqkit.checkpoint.quantized_weight import QuantizedWeight
+from awqkit.checkpoint.reader import Checkpoint, open_checkpoint
 
 
 def verify_written(
@@ -23,10 +25,16 @@ def verify_written(
     try:
         written = open_checkpoint(folder)
         for name in expected:
-            if fingerprint(written.weight(name).to(device)) != expected[name]:
+            if fingerprint(_read(written, name, device)) != expected[name]:
                 raise _differs(out, f"{name} reads otherwise than it was written")
     except CheckpointError as error:
         raise _differs(out, str(error)) from error
+
+
+def _read(written: Checkpoint, name: str, device: torch.device) -> Tensor | QuantizedWeight:
+    if written.is_quantized(name):
+        return written.packed(name).to(device).unpack()
+    return written.tensor(name).to(device)
 
 
 def _differs(out: Path, what: str) -> OutputError:
