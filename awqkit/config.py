@@ -63,8 +63,8 @@ class QuantConfig:
 
     @property
     def rows_at_once(self) -> int:
-        """The batch size, chosen so that a pass holds some 16,000 tokens where none was given."""
-        return self.batch_size or max(1, 16384 // self.calib_seqlen)
+        """The batch size, chosen so that a pass holds some 8,000 tokens where none was given."""
+        return self.batch_size or max(1, 8192 // self.calib_seqlen)
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
