@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from awqkit_runtime.kernels import rms_norm, rotary, silu_mul, w4_repack
+from awqkit_runtime.kernels.cuda.compiler import compile_programs
+from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
 
@@ -11,11 +15,17 @@ _SHAPES = (
     *((128, 128), (1024, 1024), (2048, 2048), (6144, 4096), (4096, 4096), (28672, 4096)),
     *((4096, 14336), (2048, 8192), (57344, 8192), (8192, 28672), (5120, 25600)),
 )
-_FUSIONS = (w4_repack.PROGRAM, rms_norm.PROGRAM, rotary.PROGRAM, silu_mul.PROGRAM)
+#: Those that do not depend on the shapes of a model.
+FIXED = (w4_repack.PROGRAM, rms_norm.PROGRAM, rotary.PROGRAM, silu_mul.PROGRAM)
 
 
 def all_programs(arch: str) -> list[Program]:
     """For one of the architectures that w4_plan.MULTIPROCESSORS names."""
     gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
-    return sorted({*_FUSIONS, *(plan.program for plan in plans)}, key=lambda program: program.name)
+    return sorted({*FIXED, *(plan.program for plan in plans)}, key=lambda program: program.name)
+
+
+def compile_fixed(device: torch.device) -> None:
+    """Compile what every model needs on a CUDA device, all at once rather than one by one later."""
+    compile_programs(FIXED, device_architecture(device))

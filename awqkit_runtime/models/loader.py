@@ -12,6 +12,7 @@ from awqkit.decoder import layer_ropes
 from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
 from awqkit_runtime.errors import ConfigError, UnsupportedModelError
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
+from awqkit_runtime.kernels.programs import compile_fixed
 from awqkit_runtime.layers.attention import DenseAttention
 from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
@@ -55,6 +56,8 @@ def load_decoder(
         fusions=fusions,
     )
     say_what_runs_in_torch(config, placement)
+    if placement.uses_cuda_kernels:
+        compile_fixed(placed_on)
     layers = [
         DecoderLayer(config, layer, checkpoint.packed_block(layer), placement)
         for layer in range(config.num_layers)

@@ -75,6 +75,11 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm())
 
 
+def slack(outputs: int) -> float:
+    """A few outputs may by chance be rounded worse than many are on average."""
+    return 1.0 if outputs >= 10_000 else 1.0 + 4.0 / outputs**0.5
+
+
 def check(arch: str, n: int, k: int, tokens: list[int], *, bf16_scales: bool, bias: bool) -> None:
     weight, tiles = weight_of(n, k, seed=n + k, bf16_scales=bf16_scales)
     dense = weight.dequantize(torch.float64)
@@ -86,7 +91,7 @@ def check(arch: str, n: int, k: int, tokens: list[int], *, bf16_scales: bool, bi
             expected += offsets.double()
         out = run(arch, x, tiles, offsets)
         limit = LIMITS[plan_for(arch, m, n, k).kernel][not bf16_scales]
-        assert relative_error(out, expected) <= limit, (m, n, k)
+        assert relative_error(out, expected) <= limit * slack(out.numel()), (m, n, k)
         assert torch.equal(run(arch, x, tiles, offsets), out), (m, n, k)
 
 

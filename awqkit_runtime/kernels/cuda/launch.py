@@ -8,6 +8,7 @@ has no attributes; cuLaunchKernelEx has, and they let a kernel start while its p
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -37,6 +38,7 @@ class Kernel:
         self._driver = driver
         self._device = device
         self._may_overlap = torch.cuda.get_device_capability(device) >= _OVERLAP_CAPABILITY
+        self._lock = threading.Lock()
         self._configs: dict[LaunchShape, Any] = {}
         self._shared_bytes = _DEFAULT_SHARED_BYTES
         self._function = _check(
@@ -52,13 +54,15 @@ class Kernel:
             self._launch(shape, arguments)
 
     def _launch(self, shape: LaunchShape, arguments: Sequence[Argument]) -> None:
-        config = self.prepare(shape)
-        config.hStream = torch.cuda.current_stream(self._device).cuda_stream
         values = [_as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        (status,) = self._driver.cuLaunchKernelEx(
-            config, self._function, ctypes.addressof(pointers), 0
-        )
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        with self._lock:  # The configuration of a shape is one for all threads.
+            config = self.prepare(shape)
+            config.hStream = stream
+            (status,) = self._driver.cuLaunchKernelEx(
+                config, self._function, ctypes.addressof(pointers), 0
+            )
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"launching {self.name} with {shape} failed: {status.name}")
 
