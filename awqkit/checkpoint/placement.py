@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ def place_tensors(
         )
     if config.tie_word_embeddings:
         used.add(family.locate(LM_HEAD, config).name)
-    _refuse_leftovers(set(tensors) - used - set(harmless))
+    leftovers = set(tensors) - used - set(harmless)
+    _refuse_leftovers(leftovers - _of_other_parts(leftovers, family))
     return placements
 
 
@@ -165,6 +167,19 @@ def _missing(
         f"config.json implies a tensor {name} of shape {list(shape)}, but no file holds it. "
         "Config and weights do not belong together, or a file is missing: fetch the folder again."
     )
+
+
+def _of_other_parts(names: set[str], family: Family) -> set[str]:
+    """Those that the family leaves out; a warning says that there are any."""
+    pattern = family.left_out
+    others = set() if pattern is None else {name for name in names if pattern.match(name)}
+    if others:
+        warnings.warn(
+            f"{len(others)} tensors of the model belong to parts that are not its text decoder and "
+            "are left out: it reads and writes text only.",
+            stacklevel=4,
+        )
+    return others
 
 
 def _refuse_leftovers(names: set[str]) -> None:

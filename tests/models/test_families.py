@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit_runtime import load
+from tests.checkpoint.folders import edit_config
 from tests.models.paged_generation import generate_greedily
-from tests.tiny_models import oracle_of, random_model, write_tiny_model
+from tests.tiny_models import TINY_SHAPE, oracle_of, random_model, write_tiny_model
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
@@ -168,3 +170,33 @@ def test_half_weights_come_close_to_the_full_ones(dtype: str, tmp_path: Path) ->
 def test_auto_takes_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model", "llama", dtype=torch.bfloat16)
     assert load(folder, device="cpu").decoder.dtype == torch.bfloat16
+
+
+def test_the_text_part_of_a_model_with_vision(tmp_path: Path) -> None:
+    """Its logits, and those of the text model that is written from it."""
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = TINY_SHAPE | {"sliding_window": 20, "query_pre_attn_scalar": 24, "num_hidden_layers": 7}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text["tie_word_embeddings"] = True
+    torch.manual_seed(7)
+    both = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    ).eval()
+    both.save_pretrained(tmp_path / "model")
+    ids = torch.randint(0, 320, (1, 60), generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        expected = both(ids).logits
+    with pytest.warns(UserWarning, match="text only"):
+        logits = load(tmp_path / "model", device="cpu")(ids)
+    assert (logits - expected).abs().max() <= 1e-4
+
+    with pytest.warns(UserWarning, match="text only"):
+        source = open_checkpoint(tmp_path / "model")
+    weights = ((name, source.tensor(name)) for name in source.names())
+    write_checkpoint(tmp_path / "text", weights, source=source, format="awq")
+    edit_config(tmp_path / "text", quantization_config=...)
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
+    with torch.no_grad():
+        assert (alone(ids).logits - expected).abs().max() <= 1e-4

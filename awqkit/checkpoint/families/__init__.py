@@ -9,6 +9,7 @@ from awqkit.checkpoint.errors import UnsupportedModelError
 from awqkit.checkpoint.families.family import Family, Location
 from awqkit.checkpoint.families.gemma2 import GEMMA2
 from awqkit.checkpoint.families.gemma3 import GEMMA3
+from awqkit.checkpoint.families.gemma3_vision import GEMMA3_VISION
 from awqkit.checkpoint.families.internlm2 import INTERNLM2
 from awqkit.checkpoint.families.internlm3 import INTERNLM3
 from awqkit.checkpoint.families.llama import LLAMA
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     PHI3,
     GEMMA2,
     GEMMA3,
+    GEMMA3_VISION,
 )
 
 

@@ -62,6 +62,7 @@ class Family:
     locate: canonical name → stored tensor.
     written_config: the family's config.json → the one of a checkpoint that is written.
     locate_written: canonical name → tensor of a checkpoint that is written.
+    left_out: stored tensors of other parts than the text decoder, which are not read.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Family:
     locate: Callable[[str, DecoderConfig], Location] = stored_as_named
     written_config: Callable[[Mapping[str, Any]], dict[str, Any]] = unchanged
     locate_written: Callable[[str, DecoderConfig], Location] = stored_as_named
+    left_out: re.Pattern[str] | None = None
 
 
 _DTYPES = {

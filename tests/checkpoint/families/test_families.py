@@ -465,6 +465,35 @@ def test_gemma3_as_it_is_published() -> None:
     assert (config.embedding_scale, config.attention_scale) == (1152**0.5, 1 / 16)
 
 
+def test_gemma3_with_vision_as_it_is_published() -> None:
+    """Its text_config says what differs from the family's defaults, and no more."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    raw = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    config = read_published(raw)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 256)
+    assert (config.vocab_size, config.eos_token_ids) == (262208, (1, 106))
+    assert (config.rope_of(5).kind, config.rope_of(5).factor) == ("linear", 8.0)
+    assert (config.rope_of(0).kind, config.window(0), config.window(5)) == ("default", 1024, None)
+    written = find_family(raw).written_config(raw)
+    assert written["model_type"] == "gemma3_text" and "vision_config" not in written
+    assert read_published(written) == config
+
+
 def test_gemma2_defaults() -> None:
     config = read("gemma2")
     assert config.windows == (4096, None, 4096)
