@@ -6,14 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
-from awqkit.search.affine import LARGEST_SCALE, SMALLEST_SCALE
+from awqkit.checkpoint.layout import GROUP_SIZE
+from awqkit.search.grid_kernel import grid_for_range, rounding_error
 from awqkit.search.ranges import LEAST_SHARE, MOST_SHARE, Ranges
 
 #: Rows of a weight that one program searches, and its warps.
 ROWS_AT_ONCE, WARPS = 64, 8
-#: Adding and subtracting it rounds a float32 below 2²² to the nearest integer, ties to even.
-_ROUNDER = tl.constexpr(12582912.0)
 
 
 def choose_range(
@@ -52,11 +50,8 @@ def choose_range(
         COUNT=count,
         ROWS=ROWS_AT_ONCE,
         COLUMNS=GROUP_SIZE,
-        LAST=float(MAX_CODE),
         LEAST_SHARE=LEAST_SHARE,
         MOST_SHARE=MOST_SHARE,
-        SMALLEST=SMALLEST_SCALE,
-        LARGEST=LARGEST_SCALE,
         num_warps=WARPS,
     )
 
@@ -82,11 +77,8 @@ def _choose_range(  # type: ignore[no-untyped-def]
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    LAST: tl.constexpr,
     LEAST_SHARE: tl.constexpr,
     MOST_SHARE: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    LARGEST: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -112,8 +104,8 @@ def _choose_range(  # type: ignore[no-untyped-def]
         low_share = tl.minimum(tl.maximum(low_share, LEAST_SHARE), MOST_SHARE)
         high_share = first_high_share + (candidate % COUNT - (COUNT - 1) / 2) * step
         high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
-        scale, zero = _grid(low * low_share, high * high_share, LAST, SMALLEST, LARGEST)
-        delta = _levels(weight, scale, zero, LAST) - weight
+        scale, zero = grid_for_range(low * low_share, high * high_share)
+        delta = rounding_error(weight, scale, zero)
         added = (tl.dot(delta, own, input_precision="tf32") + others) * delta
         added = tl.sum(added, axis=1)
         better = added < least
@@ -123,33 +115,9 @@ def _choose_range(  # type: ignore[no-untyped-def]
         best_scale = tl.where(better, scale, best_scale)
         best_zero = tl.where(better, zero, best_zero)
 
-    error = _levels(weight, best_scale, best_zero, LAST) - weight
+    error = rounding_error(weight, best_scale, best_zero)
     tl.store(error_at + wide * error_stride + column, error, mask=tile)
     tl.store(low_share_at + row, best_low_share, mask=inside)
     tl.store(high_share_at + row, best_high_share, mask=inside)
     tl.store(scale_at + row, best_scale, mask=inside)
     tl.store(zero_at + row, best_zero, mask=inside)
-
-
-@triton.jit
-def _grid(  # type: ignore[no-untyped-def]
-    low, high, LAST: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr
-):
-    """Scale and zero point as affine.grid_for_range gives them."""
-    low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
-    width = high - low
-    scale = tl.where(width > 0, tl.div_rn(width, LAST), 1.0)
-    scale = tl.minimum(tl.maximum(scale, SMALLEST), LARGEST)
-    scale = scale.to(tl.bfloat16).to(tl.float32).to(tl.float16).to(tl.float32)
-    scale = tl.maximum(scale, SMALLEST)
-    zero = tl.minimum(tl.div_rn(-low, scale), LAST)
-    return scale, (zero + _ROUNDER) - _ROUNDER
-
-
-@triton.jit
-def _levels(weight, scale, zero, LAST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The weights [rows, columns] on the grids [rows]."""
-    code = weight * tl.div_rn(1.0, scale)[:, None] + zero[:, None]
-    code = tl.minimum(tl.maximum(code, 0.0), LAST)
-    code = (code + _ROUNDER) - _ROUNDER
-    return (code - zero[:, None]) * scale[:, None]

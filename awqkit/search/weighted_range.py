@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from awqkit.search.affine import GroupGrid, grid_for_range, levels, nearest_codes, storable
+from awqkit.search.products import has_triton
 
 #: Shares of the minimum and of the maximum: those tried first, and the steps tried around the best.
 FIRST_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -19,6 +20,12 @@ def weighted_range(weight: Tensor, importance: Tensor) -> GroupGrid:
 
     weight: float32 [out, GROUP_SIZE]; importance: float32 [GROUP_SIZE], not negative.
     """
+    if weight.is_cuda and has_triton():
+        from awqkit.search.weighted_range_kernel import weighted_range as on_gpu
+
+        return on_gpu(
+            weight, importance, first_shares=FIRST_SHARES, finer_steps=FINER_STEPS, fits=FITS
+        )
     low, high = weight.amin(-1), weight.amax(-1)
     shares = torch.tensor(FIRST_SHARES, device=weight.device).unsqueeze(1)
     best = _Best(weight, importance)

