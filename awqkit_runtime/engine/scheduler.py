@@ -163,20 +163,32 @@ class Scheduler:
         if len(self.running) >= self.max_batch_size or self._leader_reads(request):
             return False
         tokens = request.tokens()
-        reused = self.allocator.reuse(tokens) if self.prefix_caching else []
-        missing = self.allocator.pages_for(len(tokens)) - len(reused)
+        if self.prefix_caching:
+            self._reuse(request, tokens)
+        missing = self.allocator.pages_for(len(tokens)) - len(request.pages)
         if missing + len(self.running) > self.allocator.available:
-            self.allocator.release(reused)
+            self._free_pages(request)
             return False
-        request.pages = reused + self.allocator.allocate(missing)
-        request.num_published = len(reused)
-        request.num_computed = len(reused) * self.allocator.page_tokens
+        request.pages += self.allocator.allocate(missing)
         if not request.output_token_ids:
             request.reused_tokens = request.num_computed
         self.admitted_tokens += len(tokens)
         self.reused_tokens += request.num_computed
         self.running.append(self.waiting.popleft())
         return True
+
+    def _reuse(self, request: Request, tokens: list[int]) -> None:
+        """Gives a request the pages that begin as it does; its last token is never among them."""
+        size = self.allocator.page_tokens
+        request.pages = self.allocator.reuse(tokens)
+        request.num_published = len(request.pages)
+        request.num_computed = len(request.pages) * size
+        parent = request.pages[-1] if request.pages else None
+        rest = tokens[request.num_computed : -1][:size]
+        tail = self.allocator.adopt(parent, rest)
+        if tail is not None:
+            request.pages.append(tail[0])
+            request.num_computed += tail[1]
 
     def _leader_reads(self, request: Request) -> bool:
         """Whether a request with the same prompt, ahead of this one, still has to read it."""
@@ -192,7 +204,19 @@ class Scheduler:
         self.preemptions += 1
 
     def _free_pages(self, request: Request) -> None:
-        self.allocator.release(request.pages)
+        """Last page first; a page that is full in part can be adopted by who goes on from there."""
+        pages, size = request.pages, self.allocator.page_tokens
+        full, rest = divmod(request.num_computed, size)
+        if rest and self.prefix_caching:
+            self.allocator.release(pages[full + 1 :])
+            self.allocator.retire(
+                pages[full],
+                parent=pages[full - 1] if full else None,
+                tokens=tuple(request.tokens(full * size, request.num_computed)),
+            )
+            self.allocator.release(pages[:full])
+        else:
+            self.allocator.release(pages)
         _forget_pages(request)
 
 

@@ -110,6 +110,29 @@ def test_twins_computed_at_the_same_time_become_one_page() -> None:
     assert allocator.is_sound([[first]])
 
 
+def test_a_tail_goes_to_who_continues_it() -> None:
+    allocator = make(6)
+    pages = fill(allocator, [1, 2, 3, 4, 5, 6])
+    allocator.retire(pages[1], parent=pages[0], tokens=(5, 6))
+    allocator.release(pages[:1])
+    assert allocator.used == 0 and allocator.is_sound([])
+    assert allocator.adopt(None, [5, 6, 7]) is None and allocator.adopt(pages[0], [6, 5]) is None
+    assert allocator.reuse([1, 2, 3, 4, 5, 6, 7]) == pages[:1]
+    assert allocator.adopt(pages[0], [5, 7]) == (pages[1], 1)
+    assert allocator.adopt(pages[0], [5, 6]) is None, "it has one owner"
+    assert allocator.is_sound([pages])
+
+
+def test_the_longest_common_beginning_wins_and_tails_go_first() -> None:
+    allocator = make(3)
+    for tokens in ((1, 2), (1, 2, 3), (1, 9)):
+        [page] = allocator.allocate(1)
+        allocator.retire(page, parent=None, tokens=tokens)
+    found = allocator.adopt(None, [1, 2, 3, 4])
+    assert found is not None and found[1] == 3
+    assert len(allocator.allocate(2)) == 2 and allocator.adopt(None, [1, 9]) is None
+
+
 def storm(seed: int, *, steps: int, num_pages: int) -> None:
     """Random sequences over few tokens, so that prefixes meet often; checked after every event.
 
@@ -120,14 +143,27 @@ def storm(seed: int, *, steps: int, num_pages: int) -> None:
     allocator = make(num_pages)
     live: list[list[int]] = []
     contents: dict[int, tuple[int, ...]] = {}
+    tails: dict[int, tuple[int, ...]] = {}
     for _ in range(steps):
         tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 6 * PAGE))]
         if live and rng.random() < 0.45:
-            allocator.release(live.pop(rng.randrange(len(live))))
+            pages = live.pop(rng.randrange(len(live)))
+            if tails.get(pages[-1]):
+                parent = pages[-2] if len(pages) > 1 else None
+                own = tails[pages[-1]][(len(pages) - 1) * PAGE :]
+                allocator.retire(pages[-1], parent=parent, tokens=own)
+                pages = pages[:-1]
+            allocator.release(pages)
         else:
             reused = allocator.reuse(tokens)
             for index, page in enumerate(reused):
                 assert contents[page] == tuple(tokens[: (index + 1) * PAGE])
+            done = len(reused) * PAGE
+            tail = allocator.adopt(reused[-1] if reused else None, tokens[done:-1][:PAGE])
+            if tail is not None:
+                assert tails[tail[0]][: done + tail[1]] == tuple(tokens[: done + tail[1]])
+                tails[tail[0]] = ()
+                reused.append(tail[0])
             missing = allocator.pages_for(len(tokens)) - len(reused)
             if missing > allocator.available:
                 allocator.release(reused)
@@ -136,7 +172,8 @@ def storm(seed: int, *, steps: int, num_pages: int) -> None:
             assert len(set(pages)) == len(pages)
             held = {page for table in live for page in table}
             assert not held & set(pages[len(reused) :])
-            for index in range(len(reused), rng.randrange(len(reused), len(tokens) // PAGE + 1)):
+            published = rng.randrange(done // PAGE, len(tokens) // PAGE + 1)
+            for index in range(done // PAGE, published):
                 contents[pages[index]] = tuple(tokens[: (index + 1) * PAGE])
                 pages[index] = allocator.publish(
                     pages[index],
@@ -144,6 +181,8 @@ def storm(seed: int, *, steps: int, num_pages: int) -> None:
                     tokens=tuple(tokens[index * PAGE : (index + 1) * PAGE]),
                 )
                 assert contents[pages[index]] == tuple(tokens[: (index + 1) * PAGE])
+            complete = published == len(tokens) // PAGE and len(tokens) % PAGE
+            tails[pages[-1]] = tuple(tokens) if complete else ()
             live.append(pages)
         assert allocator.is_sound(live)
     for table in live:
