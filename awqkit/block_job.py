@@ -12,6 +12,7 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import RotaryTables
 from awqkit.expert_tokens import StarvedExpert
+from awqkit.site_picture import SitePicture
 
 #: A block's tensors, named relative to the layer, in the dtype that each was stored in, or float32
 #: where a scale was folded into it.
@@ -48,5 +49,6 @@ class SiteResult:
     kept: tuple[str, ...]
     error_nearest: float
     error: float
+    picture: SitePicture
     #: Told with "gate_up".
     starved: tuple[StarvedExpert, ...] = ()

@@ -14,14 +14,40 @@ from awqkit.decoder import block_forward, final_logits
 
 #: Tokens whose logits are held at once.
 LOGIT_TOKENS = 256
+#: Points of the curve of KL over positions, at most.
+POSITION_BINS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Means over the predicted tokens. kl: nats, from the unquantized model."""
+    """Means over the predicted tokens. kl: nats, from the unquantized model.
+
+    agreement: share of tokens whose most likely continuation is the unquantized model's.
+    """
 
     perplexity: float
     kl: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionKl:
+    """Mean KL over the tokens at positions first … last of their rows, in nats."""
+
+    first: int
+    last: int
+    nearest: float
+    quantized: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenKl:
+    """Quantiles of the quantized model's KL over the predicted tokens, in nats."""
+
+    median: float
+    ninth_decile: float
+    last_percentile: float
+    worst: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +58,8 @@ class Evaluation:
     original: Score
     nearest: Score
     quantized: Score
+    positions: tuple[PositionKl, ...]
+    spread: TokenKl
 
     @property
     def gap_closed(self) -> float:
@@ -86,8 +114,9 @@ class HeldOutRows:
     def scores(self, config: DecoderConfig, norm: Tensor, head: Tensor) -> Evaluation:
         """norm: the final norm's weight [hidden]; head: [vocab, hidden]."""
         streams = (self._original, self._nearest, self._quantized)
-        losses, divergences = torch.zeros(3, dtype=torch.float64), torch.zeros(3).double()
         targets = self._tokens[:, 1:].flatten()
+        losses, agreements = torch.zeros(3, dtype=torch.float64), torch.zeros(3).double()
+        divergences = torch.zeros(3, len(targets), dtype=torch.float64)
         flat = [stream[:, :-1].flatten(0, 1) for stream in streams]
         for start in range(0, len(targets), LOGIT_TOKENS):
             part = slice(start, start + LOGIT_TOKENS)
@@ -95,15 +124,49 @@ class HeldOutRows:
             for index, log in enumerate(logs):
                 chosen = log.gather(1, targets[part].to(log.device).unsqueeze(1))
                 losses[index] -= chosen.sum().cpu()
-                divergences[index] += (logs[0].exp() * (logs[0] - log)).sum().cpu()
+                divergences[index, part] = (logs[0].exp() * (logs[0] - log)).sum(-1).cpu().double()
+                agreements[index] += (log.argmax(-1) == logs[0].argmax(-1)).sum().cpu()
         count = max(1, len(targets))
         original, nearest, quantized = (
-            Score(perplexity=math.exp(float(loss) / count), kl=float(divergence) / count)
-            for loss, divergence in zip(losses, divergences, strict=True)
+            Score(
+                perplexity=math.exp(float(loss) / count),
+                kl=float(divergence.sum()) / count,
+                agreement=float(agreement) / count,
+            )
+            for loss, divergence, agreement in zip(losses, divergences, agreements, strict=True)
         )
         return Evaluation(
-            tokens=len(targets), original=original, nearest=nearest, quantized=quantized
+            tokens=len(targets),
+            original=original,
+            nearest=nearest,
+            quantized=quantized,
+            positions=_by_position(divergences[1:].view(2, len(self._tokens), -1).mean(1)),
+            spread=_spread(divergences[2]),
         )
+
+
+def _by_position(divergences: Tensor) -> tuple[PositionKl, ...]:
+    """divergences: float64 [2, T], of the nearest and of the quantized model."""
+    length = divergences.shape[1]
+    step = max(1, -(-length // POSITION_BINS))
+    return tuple(
+        PositionKl(
+            first=first,
+            last=min(first + step, length) - 1,
+            nearest=float(divergences[0, first : first + step].mean()),
+            quantized=float(divergences[1, first : first + step].mean()),
+        )
+        for first in range(0, length, step)
+    )
+
+
+def _spread(divergences: Tensor) -> TokenKl:
+    ordered = divergences.sort().values
+    at = [ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.9, 0.99, 1.0)]
+    median, ninth_decile, last_percentile, worst = map(float, at)
+    return TokenKl(
+        median=median, ninth_decile=ninth_decile, last_percentile=last_percentile, worst=worst
+    )
 
 
 def _log_probabilities(hidden: Tensor, config: DecoderConfig, norm: Tensor, head: Tensor) -> Tensor:

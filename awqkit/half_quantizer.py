@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import groupby
+from operator import add
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from awqkit.search.moments import divided_by
 from awqkit.search.site import Rows, choose_scale, round_linear
 from awqkit.search.sites import Input, Site, tie_channels
 from awqkit.site_error import SiteError, nearest_error
+from awqkit.site_picture import Sketch, channel_profile
 
 #: Share of the calibration rows that judge the search and are hidden from it.
 JUDGING_SHARE = 8
@@ -72,6 +74,8 @@ class _HalfSearch:
         self._hidden = hidden
         self._scales: dict[str, str] = {}
         self._nearest: dict[str, SiteError] = {}
+        self._channels: dict[str, tuple[float, ...]] = {}
+        self._sketches: list[Sketch] = []
         #: Of all inputs, where they fit into memory together; else they are captured in turn.
         self._kept: dict[str, Rows] = {}
 
@@ -89,6 +93,7 @@ class _HalfSearch:
                     self._nearest[reader.name] = nearest_error(original, reader, rows)
                 for site in sites:
                     if site.name in moments:
+                        self._channels[site.name] = channel_profile(moments[site.name].search)
                         chosen, self._scales[site.name] = self._choose(site, moments[site.name])
                         scales |= {reader.name: chosen for reader in (_pooled(site), *site.inputs)}
             if len(batches) == 1:
@@ -131,6 +136,7 @@ class _HalfSearch:
             integers[name] = to_quantized_weight(part.codes, part.grid)
             self.block = {**self.block, name: part.weight().to(self._job.compute_dtype)}
         error = SiteError.of(rounded.weight().sub_(stacked), stacked, rows)
+        self._sketches.append(Sketch.of(stacked, rounded.grid, rows))
         return error, set(rounded.kept)
 
     def _tell(self, kind: str, sites: Sequence[Site], error: SiteError, kept: set[str]) -> None:
@@ -139,6 +145,7 @@ class _HalfSearch:
             for reader in site.inputs:
                 nearest = nearest + self._nearest[reader.name]
         scales = dict.fromkeys(self._scales[site.name] for site in sites)
+        sketch, self._sketches = reduce(add, self._sketches), []
         self._job.on_site(
             SiteResult(
                 layer=self._task.layer,
@@ -147,6 +154,7 @@ class _HalfSearch:
                 kept=tuple(sorted(kept)),
                 error_nearest=nearest.relative,
                 error=error.relative,
+                picture=sketch.picture(self._channels[sites[0].name]),
                 starved=self._task.starved if kind == "gate_up" else (),
             )
         )
