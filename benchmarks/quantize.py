@@ -43,7 +43,7 @@ def main() -> None:
     layers = options.layers or shape.num_layers
     if options.gpu_gb:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(options.gpu_gb * 1e9 / total, device)
+        torch.cuda.set_per_process_memory_fraction(options.gpu_gb * 1e9 / total)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         write_random_model(folder / "model", shape, layers=layers, device=device)
