@@ -1,5 +1,5 @@
-// Partial sums of tiles that several workers share along K. Both ways add them in the order of the
-// workers, so that the result never depends on timing.
+// Partial sums of tiles that several workers share along K: the worker that began a tile adds up
+// what the next workers have of it, in their order, so that the result never depends on timing.
 #pragma once
 
 #include "w4_schedule.cuh"
@@ -14,15 +14,6 @@ __device__ __forceinline__ int load_acquire(const int* address) {
 
 __device__ __forceinline__ void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ int add_release(int* address, int value) {
-  int before;
-  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(address), "r"(value)
-               : "memory");
-  return before;
 }
 
 // A barrier among `threads` threads of the block; id 0 with all threads is __syncthreads.
@@ -40,7 +31,7 @@ class Exchange {
       : workspace_(workspace), flags_(flags), team_(team), teams_(teams), barrier_(barrier),
         thread_(threadIdx.x % kThreads) {}
 
-  // Few workers a tile: a worker hands an unfinished tile's sums to the one that began the tile.
+  // Hands an unfinished tile's sums to the worker that began the tile.
   __device__ __forceinline__ void publish(const float (&sums)[kValues], int worker) const {
     write(sums, slot_of(worker));
     if (thread_ == 0) store_release(flag_of(worker), 1);
@@ -59,46 +50,7 @@ class Exchange {
     }
   }
 
-  // Many workers a tile: all of them write their sums, and later each adds up its part of the tile.
-  __device__ __forceinline__ void share(const float (&sums)[kValues], const Segment& segment,
-                                        int worker) const {
-    write(sums, slot_of(2 * worker + (segment.begin == 0)));
-    if (thread_ == 0) add_release(flag_of(segment.tile), 1);
-  }
-
-  // Calls store(part sums, part) for this worker's parts of the tile: part p is values kPart * p...
-  // of every thread.
-  template <int kPart, typename StorePart>
-  __device__ __forceinline__ void sum_parts(const Problem& problem, const Segment& segment,
-                                            int worker, StorePart&& store) const {
-    constexpr int kParts = kValues / kPart;
-    const int start = segment.tile * problem.groups;
-    int first = worker, last = worker;
-    while (stream_begin(problem, first) > start) --first;
-    while (stream_begin(problem, last + 1) < start + problem.groups) ++last;
-    const int sharers = last - first + 1;
-    wait_for_all(flag_of(segment.tile), sharers);
-    const int end = (worker - first + 1) * kParts / sharers;
-    for (int part = (worker - first) * kParts / sharers; part < end; ++part) {
-      float sums[kPart] = {};
-#pragma unroll 4
-      for (int other = first; other <= last; ++other)
-        add(sums, slot_of(2 * other + (other == first)) + part * (kPart / 4) * kThreads);
-      store(sums, part);
-    }
-  }
-
  private:
-  // The last one to have seen that all are there puts the count back to zero.
-  __device__ __forceinline__ void wait_for_all(int* count, int sharers) const {
-    if (thread_ == 0) {
-      while (load_acquire(count) < sharers) {
-      }
-      if (add_release(count, 1) == 2 * sharers - 1) store_release(count, 0);
-    }
-    named_barrier(barrier_, kThreads);
-  }
-
   __device__ __forceinline__ void write(const float (&sums)[kValues], float4* slot) const {
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i)

@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(w4_mma::kThreads, 2)
   using namespace w4_mma;
   extern __shared__ __align__(128) unsigned char memory[];
   const w4::Problem problem{(n + kRows - 1) / kRows, (m + kTokens - 1) / kTokens, k / 128, band,
-                            stream_tiles, static_cast<int>(gridDim.x)};
+                            stream_tiles, static_cast<int>(gridDim.x), 0, 1};
   const Operands in{x, codes, params, m, k, (n + 15) / 16};
   const Output out{y, bias, m, n};
   const int worker = blockIdx.x, warp = threadIdx.x / 32;

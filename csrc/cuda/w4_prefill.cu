@@ -26,6 +26,7 @@
 // workspace (where stream_tiles > 0): 2 * grid * 128 * W4_ROW_BLOCKS * W4_TOKENS floats, 16-byte
 // aligned; flags: 2 * grid ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
+#include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_consumer.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
@@ -38,47 +39,34 @@ class Warpgroup {
   __device__ __forceinline__ Warpgroup(const Shared& shared, const w4::Problem& problem,
                                        int worker, const Output& output, float* workspace,
                                        int* flags)
-      : problem_(problem), worker_(worker), index_(threadIdx.x / kWarpgroup - 1),
-        rank_(kCluster == 1 ? 0 : cluster_rank()), consumer_(shared),
+      : shared_(shared), problem_(problem), worker_(worker),
+        index_(threadIdx.x / kWarpgroup - 1), rank_(kCluster == 1 ? 0 : cluster_rank()),
+        consumer_(shared),
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
         store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
-  // Tiles go whole to one worker, or are begun by one and finished by the next. Where fewer tiles
-  // than workers are shared out, a worker has pieces of at most two, which all who share a tile
-  // sum at the end.
   __device__ __forceinline__ void run() {
-    const bool many_share = problem_.stream_tiles < problem_.workers;
     w4::Schedule schedule(problem_, worker_);
-    w4::Segment segment, pieces[2];
+    w4::Segment segment;
     float sums[kSums];
     while (schedule.next(segment)) {
       consumer_.accumulate(sums, segment);
-      const bool whole = segment.end - segment.begin == problem_.groups;
-      if (many_share && !whole) {
-        exchange_.share(sums, segment, worker_);
-        pieces[0] = pieces[1];
-        pieces[1] = segment;
+      if constexpr (kSplit > 1) {
+        const ClusterSum cluster(shared_, index_);
+        cluster.send(sums);
+        cluster.receive([&](const float(&part)[kPart], int index) {
+          store_part(part, segment.tile, index);
+        });
       } else if (segment.begin > 0) {
         exchange_.publish(sums, worker_);
       } else {
-        if (!whole) exchange_.collect(sums, problem_, segment, worker_);
+        if (segment.end < problem_.groups) exchange_.collect(sums, problem_, segment, worker_);
         store(sums, segment.tile);
       }
     }
-    sum_pieces(pieces[0]);
-    sum_pieces(pieces[1]);
   }
 
  private:
-  static constexpr int kPart = kStoreTokens / 2;  // sums a thread has of one pass to Y
-
-  __device__ __forceinline__ void sum_pieces(const w4::Segment& piece) {
-    if (piece.end == 0) return;
-    exchange_.template sum_parts<kPart>(
-        problem_, piece, worker_,
-        [&](const float(&part)[kPart], int index) { store_part(part, piece.tile, index); });
-  }
-
   __device__ __forceinline__ void store(const float (&sums)[kSums], int tile) {
 #pragma unroll
     for (int part = 0; part < kSums / kPart; ++part)
@@ -93,6 +81,7 @@ class Warpgroup {
     store_.write(sums, 64 * block, at.token_tile * kTokens + part % kPasses * kStoreTokens);
   }
 
+  const Shared& shared_;
   const w4::Problem& problem_;
   int worker_;
   int index_;  // among the block's consumers
@@ -105,8 +94,8 @@ class Warpgroup {
 }  // namespace w4_prefill
 
 extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
-#if W4_CLUSTER > 1
-    __cluster_dims__(W4_CLUSTER, 1, 1)
+#if W4_CLUSTER * W4_SPLIT > 1
+    __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
     w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map,
                       const __grid_constant__ w4_prefill::TensorMap codes_map,
@@ -121,8 +110,10 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
                         k / 128,
                         band,
                         stream_tiles,
-                        static_cast<int>(gridDim.x) / kCluster};
-  const int worker = blockIdx.x / kCluster;
+                        static_cast<int>(gridDim.x) / (kCluster * kSplit),
+                        kSplit == 1 ? 0 : static_cast<int>(cluster_rank()),
+                        kSplit};
+  const int worker = blockIdx.x / (kCluster * kSplit);
   if (threadIdx.x == 0) {
     prefetch_map(codes_map);
     prefetch_map(params_map);
@@ -131,20 +122,21 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
       barrier_init(shared.full + 8 * stage, 1);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
+    if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
   launch_dependents();
-  if (kCluster == 1)
+  if (kCluster * kSplit == 1)
     __syncthreads();
   else
     cluster_sync();
 
   if (threadIdx.x < kWarpgroup) {
-    release_registers<40>();
+    release_registers<kProducerRegisters>();
     const Maps maps{x_map, codes_map, params_map};
     if (threadIdx.x == 0) Producer(shared, maps).run(problem, worker);
   } else {
-    claim_registers<232>();
+    claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};
     Warpgroup(shared, problem, worker, output, workspace, flags).run();
   }

@@ -8,45 +8,75 @@
 
 namespace w4_prefill {
 
+// A lane's codes of one 16-row tile: word s is k16 step s.
+__device__ __forceinline__ u32 word_of(const uint4& codes, int step) {
+  return step == 0 ? codes.x : step == 1 ? codes.y : step == 2 ? codes.z : codes.w;
+}
+
+#ifndef W4_STEPS
+#define W4_STEPS 1
+#endif
+constexpr int kGroupSteps = W4_STEPS;
+constexpr int kSlots = kGroupSteps == 4 ? 8 : 4;
+constexpr int kFetchAt = kGroupSteps == 1 ? 2 : kGroupSteps == 2 ? 2 : 0;
+
 class Consumer {
  public:
   __device__ __forceinline__ explicit Consumer(const Shared& shared)
-      : shared_(shared), warpgroup_(threadIdx.x / kWarpgroup - 1), lane_(threadIdx.x % 32),
-        first_tile_(warpgroup_ * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
+      : shared_(shared), lane_(threadIdx.x % 32),
+        first_tile_((threadIdx.x / kWarpgroup - 1) * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
 
-  // Sums the segment's groups into sums[row block][...], which it clears first.
-  __device__ __forceinline__ void accumulate(float (&sums)[kSums],
-                                             const w4::Segment& segment) {
+  // Sums the segment's groups into sums, which it clears first.
+  //
+  // A wgmma with A in registers holds its warp up until the tensor cores have taken the one before,
+  // so the next k16 step is dequantized between two of them. Each step has its own fragment
+  // registers and wgmma group: with three groups in flight the oldest step's registers are free.
+  __device__ __forceinline__ void accumulate(float (&sums)[kSums], const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
-    u32 fragments[2][4][4];
     const u32 magic = w4::opaque_magic();
+    u32 fragments[kSlots][4];
     w4::RowParams params[kRowBlocks];
+    barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+    uint4 codes = load_codes(0);
+    uint2 words = load_params(0);
     for (int group = segment.begin; group < segment.end; ++group) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
         const u64 tokens = token_descriptor(shared_.tokens + ring_.stage * kTokenBytes);
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
-          if (half == 0) params[block] = load_params(block);
-          uint4 codes = load_shared(shared_.codes + ring_.stage * kCodeBytes +
-                                          (first_tile_ + 4 * block) * 512 + lane_ * 16);
-          u32(&fragment)[4][4] = fragments[(half * kRowBlocks + block) % 2];
-          w4::dequantize(codes.x, params[block], magic, fragment[0]);
-          w4::dequantize(codes.y, params[block], magic, fragment[1]);
-          w4::dequantize(codes.z, params[block], magic, fragment[2]);
-          w4::dequantize(codes.w, params[block], magic, fragment[3]);
-          pin_registers(fragment);
-          wgmma_fence();
+          if (half == 0) params[block] = w4::unpack_row_params(words);
+          uint4 next_codes = codes;
 #pragma unroll
-          for (int step = 0; step < 4; ++step)
-            wgmma(sums + block * kBlockSums, fragment[step], tokens + 2 * step);
-          wgmma_commit();
-          wgmma_wait<1>();
-          if (block == 0 && (group > segment.begin || half > 0)) release();
+          for (int first = 0; first < 4; first += kGroupSteps) {
+#pragma unroll
+            for (int step = first; step < first + kGroupSteps; ++step) {
+              w4::dequantize(word_of(codes, step), params[block], magic, fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step]);
+              pin_registers(fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step]);
+            }
+            wgmma_fence();
+#pragma unroll
+            for (int step = first; step < first + kGroupSteps; ++step)
+              wgmma(sums + block * kBlockSums, fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step], tokens + 2 * step);
+            wgmma_commit();
+            if (first == kFetchAt && block + 1 < kRowBlocks) {
+              next_codes = load_codes(block + 1);
+              if (half == 0) words = load_params(block + 1);
+            }
+            if (first == kFetchAt && block + 1 == kRowBlocks) {
+              ring_.advance();
+              if (half == 0 || group + 1 < segment.end) {
+                barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+                next_codes = load_codes(0);
+                if (half == 1) words = load_params(0);
+              }
+            }
+            wgmma_wait<1>();
+            if (first == 0 && block == 0 && (half > 0 || group > segment.begin)) release();
+          }
+          codes = next_codes;
         }
-        ring_.advance();
       }
     }
     wgmma_wait<0>();
@@ -54,24 +84,31 @@ class Consumer {
   }
 
  private:
-  __device__ __forceinline__ w4::RowParams load_params(int block) const {
+  __device__ __forceinline__ uint4 load_codes(int block) const {
+    return load_shared(shared_.codes + ring_.stage * kCodeBytes + (first_tile_ + 4 * block) * 512 +
+                       lane_ * 16);
+  }
+
+  __device__ __forceinline__ uint2 load_params(int block) const {
     uint2 words;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(words.x), "=r"(words.y)
                  : "r"(shared_.params + ring_.stage * kParamBytes +
                        (first_tile_ + 4 * block) * 64 + lane_ / 4 * 8));
-    return w4::unpack_row_params(words);
+    return words;
   }
 
   // Gives the oldest stage still held back to the producers of the whole cluster.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (lane_ < kCluster) barrier_arrive_at(shared_.empty + 8 * released_, lane_);
+    if (lane_ < kCluster) {
+      const u32 own = shared_.empty + 8 * released_;
+      barrier_arrive_remote(kCluster == 1 ? own : address_in(own, lane_));
+    }
     if (++released_ == kStages) released_ = 0;
   }
 
   const Shared& shared_;
-  int warpgroup_;
   int lane_;
   int first_tile_;
   Ring ring_;

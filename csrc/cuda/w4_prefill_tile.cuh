@@ -7,8 +7,14 @@
 #ifndef W4_ROW_BLOCKS
 #define W4_ROW_BLOCKS 1
 #endif
+#ifndef W4_CONSUMERS
+#define W4_CONSUMERS 2
+#endif
 #ifndef W4_CLUSTER
-#define W4_CLUSTER 2
+#define W4_CLUSTER 1
+#endif
+#ifndef W4_SPLIT
+#define W4_SPLIT 1
 #endif
 #ifndef W4_STAGES
 #define W4_STAGES 5
@@ -21,33 +27,46 @@ namespace w4_prefill {
 constexpr int kWarpgroup = 128;
 constexpr int kTokens = W4_TOKENS;
 constexpr int kRowBlocks = W4_ROW_BLOCKS;
-constexpr int kCluster = W4_CLUSTER;
+constexpr int kConsumers = W4_CONSUMERS;  // warpgroups
+constexpr int kCluster = W4_CLUSTER;      // blocks that share tokens
+constexpr int kSplit = W4_SPLIT;          // blocks that share a tile, each a part of K
 constexpr int kStages = W4_STAGES;
-constexpr int kConsumers = 2;                        // warpgroups
+static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
+
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles a block
 constexpr int kRows = 16 * kTiles;
 constexpr int kThreads = kWarpgroup * (1 + kConsumers);
+constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 40;
+constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : kConsumers == 3 ? 152 : 112;
+
+constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
+constexpr int kBlockSums = kTokens / 2;              // those of 64 rows
 constexpr int kStoreTokens = 32;                     // tokens that pass to Y at a time
-constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
+constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one pass
+constexpr int kParts = kSums / kPart;
+constexpr int kPartBytes = kPart * 4 * kWarpgroup;
+
 constexpr int kTokenBytes = kTokens * 128;
+constexpr int kShareBytes = kTokenBytes / kCluster;
 constexpr int kCodeBytes = kTiles * 512;
 constexpr int kParamBytes = kTiles * 64;
-constexpr int kShareBytes = kTokenBytes / kCluster;
-constexpr int kBlockSums = kTokens / 2;             // accumulators a thread has of 64 rows
-constexpr int kSums = kRowBlocks * kBlockSums;
+constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
+constexpr int kSumBytes = kSplit > 1 ? kParts * kConsumers * kPartBytes : 0;
 
-// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers,
-// barriers.
+// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
+// the other blocks of a split tile send, barriers.
 struct Shared {
-  u32 tokens, codes, params, store, full, empty;
+  u32 tokens, codes, params, store, sums, full, empty, summed;
 
   __device__ __forceinline__ explicit Shared(u32 base)
       : tokens(base),
         codes(tokens + kStages * kTokenBytes),
         params(codes + kStages * kCodeBytes),
         store(params + kStages * kParamBytes),
-        full(store + 2 * kConsumers * kStoreBytes),
-        empty(full + 8 * kStages) {}
+        sums(store + 2 * kConsumers * kStoreBytes),
+        full(sums + kSumBytes),
+        empty(full + 8 * kStages),
+        summed(empty + 8 * kStages) {}
 };
 
 // Position in the ring; `parity` is that of the phase in which this round of stages fills.

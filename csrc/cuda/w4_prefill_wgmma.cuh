@@ -62,12 +62,10 @@ __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// Fixes the place where the fragments are complete: nothing that defines them may sink below.
-__device__ __forceinline__ void pin_registers(u32 (&fragment)[4][4]) {
-#pragma unroll
-  for (int step = 0; step < 4; ++step)
-    asm volatile("" : "+r"(fragment[step][0]), "+r"(fragment[step][1]), "+r"(fragment[step][2]),
-                 "+r"(fragment[step][3])::"memory");
+// Fixes the place where a fragment is complete: nothing that defines it may sink below.
+__device__ __forceinline__ void pin_registers(u32 (&fragment)[4]) {
+  asm volatile(""
+               : "+r"(fragment[0]), "+r"(fragment[1]), "+r"(fragment[2]), "+r"(fragment[3])::"memory");
 }
 
 __device__ __forceinline__ void wgmma_commit() {

@@ -15,13 +15,15 @@ struct Problem {
   int band;          // token tiles a raster band holds
   int stream_tiles;  // tiles shared out along K
   int workers;
+  int slice;         // of a whole tile, this block computes slice `slice` of `slices` along K
+  int slices;
 };
 
 // A run of quantization groups [begin, end) of one tile.
 struct Segment {
-  int tile = 0;
-  int begin = 0;
-  int end = 0;
+  int tile;
+  int begin;
+  int end;
 };
 
 // Where worker's run begins on the line of all stream tiles' groups.
@@ -37,20 +39,17 @@ class Schedule {
         stream_end_(stream_begin(problem, worker + 1)),
         next_whole_(problem.stream_tiles + worker) {}
 
-  __device__ __forceinline__ bool next_of_stream(Segment& segment) {
-    if (position_ >= stream_end_) return false;
-    segment.tile = position_ / problem_.groups;
-    segment.begin = position_ - segment.tile * problem_.groups;
-    segment.end = min(problem_.groups, segment.begin + stream_end_ - position_);
-    position_ += segment.end - segment.begin;
-    return true;
-  }
-
   __device__ __forceinline__ bool next(Segment& segment) {
-    if (next_of_stream(segment)) return true;
+    if (position_ < stream_end_) {
+      segment.tile = position_ / problem_.groups;
+      segment.begin = position_ - segment.tile * problem_.groups;
+      segment.end = min(problem_.groups, segment.begin + stream_end_ - position_);
+      position_ += segment.end - segment.begin;
+      return true;
+    }
     segment.tile = next_whole_;
-    segment.begin = 0;
-    segment.end = problem_.groups;
+    segment.begin = problem_.groups * problem_.slice / problem_.slices;
+    segment.end = problem_.groups * (problem_.slice + 1) / problem_.slices;
     next_whole_ += problem_.workers;
     return segment.tile < problem_.row_tiles * problem_.token_tiles;
   }
