@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from awqkit.checkpoint import Checkpoint, open_checkpoint
+from awqkit.checkpoint import Checkpoint, ExpertsConfig, open_checkpoint
 from awqkit.console import human_bytes
 from awqkit.report import read_document
 
@@ -36,6 +36,8 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         f"{decoder.num_layers}, hidden {decoder.hidden_size}, "
         + (f"intermediate {decoder.intermediate_size}"),
     )
+    if decoder.experts is not None:
+        yield "experts", _experts(decoder.experts)
     yield (
         "heads",
         f"{decoder.num_heads} over {decoder.num_kv_heads} key-value heads of "
@@ -53,6 +55,16 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     left = [name.removesuffix(".weight") for name in linears if name not in quantized]
     if quantized and left:
         yield "not int4", ", ".join(left)
+
+
+def _experts(experts: ExpertsConfig) -> str:
+    text = (
+        f"{experts.num_experts} in {len(experts.layers)} blocks, {experts.experts_per_token} for a "
+        f"token, intermediate {experts.intermediate_size}"
+    )
+    if experts.shared_intermediate_size is not None:
+        text += f"; one shared by all tokens, intermediate {experts.shared_intermediate_size}"
+    return text
 
 
 def _show_figures(console: Console, report: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import DecoderConfig, open_checkpoint
 from awqkit.decoder import mlp_half
 from awqkit.expert_tokens import MIN_EXPERT_TOKENS, starved_experts
+from awqkit.inspection import show
 from awqkit.search.fold import fold
 from awqkit.search.sites import mlp_sites
 from awqkit_runtime import load
@@ -153,3 +154,10 @@ def test_moments_that_do_not_fit_together_are_gathered_in_turn(tmp_path: Path, m
     )
     assert first["gate_up"].scale == other["gate_up"].scale
     assert all(abs(first[s].error - other[s].error) < 0.1 * first[s].error for s in first)
+
+
+def test_inspection_tells_of_the_experts(tmp_path: Path, capsys) -> None:
+    show(str(one_layer(tmp_path / "model", "qwen2_moe")))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "experts 4 in 1 blocks, 2 for a token, intermediate 128" in printed
+    assert "one shared by all tokens, intermediate 256" in printed
