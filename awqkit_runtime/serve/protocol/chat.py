@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGPROBS
 from awqkit_runtime.serve.protocol.formats import ConstrainedFields
-from awqkit_runtime.serve.protocol.sampling import RequestModel, StreamOptions, Usage
+from awqkit_runtime.serve.protocol.sampling import Count, RequestModel, StreamOptions, Usage
 from awqkit_runtime.serve.protocol.tools import (
     MAX_TOOLS,
     Tool,
@@ -60,9 +60,9 @@ Message = Annotated[
 
 class ChatRequest(ConstrainedFields):
     messages: Annotated[list[Message], Field(min_length=1)]
-    n: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: Count | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGPROBS
 from awqkit_runtime.serve.protocol.formats import ConstrainedFields
-from awqkit_runtime.serve.protocol.sampling import StreamOptions, TokenId, Usage
+from awqkit_runtime.serve.protocol.sampling import Count, StreamOptions, TokenId, Usage
 
 #: OpenAI's, where a completion says nothing.
 DEFAULT_MAX_TOKENS = 16
@@ -23,8 +23,8 @@ class CompletionRequest(ConstrainedFields):
         | TokenPrompt
         | Annotated[list[TokenPrompt], Field(min_length=1)]
     )
-    n: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    n: Count | None = None
+    max_tokens: Count | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     stream: bool | None = None

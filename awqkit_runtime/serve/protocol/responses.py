@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from awqkit_runtime.engine.grammar import Grammar
 from awqkit_runtime.serve.protocol.formats import JsonObjectFormat, TextFormat, json_grammar
-from awqkit_runtime.serve.protocol.sampling import RequestModel, SamplingFields
+from awqkit_runtime.serve.protocol.sampling import Count, RequestModel, SamplingFields
 
 
 class InputText(RequestModel):
@@ -53,7 +53,7 @@ class TextSettings(RequestModel):
 class ResponseRequest(SamplingFields):
     input: str | Annotated[list[InputMessage], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: Count | None = None
     text: TextSettings | None = None
     stream: bool | None = None
     #: Nothing is kept.

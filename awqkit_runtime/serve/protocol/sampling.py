@@ -16,7 +16,10 @@ MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
 
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-TokenId = Annotated[int, Field(ge=0)]
+#: Numbers beyond it mean nothing, and have no place in a message.
+MAX_NUMBER = 2**31 - 1
+TokenId = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+Count = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
 Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 #: Keys are token ids; JSON wants them as texts.
 LogitBias = Annotated[
@@ -37,8 +40,23 @@ class RequestModel(BaseModel):
         """What is null is not asked for, so nothing is lost with it."""
         if not isinstance(body, dict):
             return body
+        require_characters(body)
         names = {field.alias or name for name, field in cls.model_fields.items()}
         return {key: value for key, value in body.items() if value is not None or key in names}
+
+
+def require_characters(body: Any) -> None:
+    """ValueError for a text with half a surrogate pair, which JSON can hold and no text is."""
+    rest = [body]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise ValueError("a text has half a surrogate pair, which is no character")
+        elif isinstance(value, dict):
+            rest += [*value, *value.values()]
+        elif isinstance(value, list):
+            rest += value
 
 
 class SamplingFields(RequestModel):
@@ -47,7 +65,7 @@ class SamplingFields(RequestModel):
     model: str
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1)
+    top_k: int | None = Field(default=None, ge=-1, le=MAX_NUMBER)
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -56,7 +74,7 @@ class SamplingFields(RequestModel):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
-    min_tokens: int | None = Field(default=None, ge=0)
+    min_tokens: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     #: Who asks; of no use here.
