@@ -1,0 +1,116 @@
+// What the decode kernels share: the shape of the problem, one group of one row tile on the tensor
+// cores, and the way to y. W4_NT is the number of n8 tiles of tokens, M <= 8 * W4_NT.
+#pragma once
+
+#include "w4_decode_ptx.cuh"
+
+namespace w4_decode {
+
+constexpr int kNT = W4_NT;
+constexpr int kTokens = 8 * kNT;
+constexpr int kGroup = 128;
+constexpr int kCodeBytes = 1024;   // of 16 rows and one group
+constexpr int kScaleBytes = 64;    // of 16 rows and one group
+constexpr int kPartialPitch = 20;  // floats a token; 16 rows, padded against bank conflicts
+constexpr int kPartialFloats = kTokens * kPartialPitch;
+constexpr int kPairs = kTokens * 8;  // pairs of neighbouring rows in one tile's output
+
+struct Problem {
+  const unsigned char* codes;
+  const unsigned char* scales;
+  const u16* x;
+  const u16* bias;
+  u16* y;
+  int m, n, k;
+};
+
+struct Share {
+  int first, count;
+};
+
+// The part of `total` things that falls to one of `parts` equal shares.
+__device__ __forceinline__ Share share_of(int total, int parts, int part) {
+  const int first = static_cast<int>(static_cast<long long>(total) * part / parts);
+  const int last = static_cast<int>(static_cast<long long>(total) * (part + 1) / parts);
+  return {first, last - first};
+}
+
+// Where lane finds its rows of x for ldmatrix; x lies row by row, `pitch` bytes apart. Tokens past
+// M repeat the last one: their columns of the result are not stored.
+__device__ __forceinline__ void find_rows(u32 (&x_rows)[kNT], u32 x_shared, int pitch, int m, int lane) {
+#pragma unroll
+  for (int t = 0; t < kNT; ++t)
+    x_rows[t] = x_shared + min(8 * t + lane % 8, m - 1) * pitch + 16 * (lane / 8);
+}
+
+// One group of one row tile: total += s * sum of (q - z) x, with q - z exact in BF16.
+// codes: the lane's 16 bytes of the group's first half; scales: its pair of scale words.
+__device__ __forceinline__ void add_group(float (&total)[kNT][4], u32 codes, u32 scales,
+                                          const u32 (&x_rows)[kNT], u32 x_offset) {
+  const uint2 params = load_shared_8(scales);
+  const u32 minus[2] = {minus_offset_pair(params.x), minus_offset_pair(params.y)};
+  float sum[kNT][2][4] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint4 words = load_shared_16(codes + 512 * half);
+    const u32 word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      u32 b[kNT][4];
+#pragma unroll
+      for (int t = 0; t < kNT; ++t)
+        load_matrices(b[t], x_rows[t] + x_offset + 128 * half + 64 * pair);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        u32 a[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          a[i] = add_pair(raw_pair(word[2 * pair + s] >> (4 * i)), minus[i % 2]);
+#pragma unroll
+        for (int t = 0; t < kNT; ++t) mma(sum[t][s], a, b[t][2 * s], b[t][2 * s + 1]);
+      }
+    }
+  }
+  const float scale[2] = {half_bits_to_float(params.x), half_bits_to_float(params.y)};
+#pragma unroll
+  for (int t = 0; t < kNT; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[t][i] += scale[i / 2] * (sum[t][0][i] + sum[t][1][i]);
+}
+
+// A warp's sums of a row tile, as [token][row].
+__device__ __forceinline__ void store_partial(u32 target, const float (&total)[kNT][4], int lane) {
+  const int r = lane / 4, c = lane % 4;
+#pragma unroll
+  for (int t = 0; t < kNT; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      store_shared_4(target + 4 * ((8 * t + 2 * c + i % 2) * kPartialPitch + r + 8 * (i / 2)),
+                     total[t][i]);
+}
+
+// The sum over the warps, always in the same order, for one pair of neighbouring rows.
+template <int kWarps>
+__device__ __forceinline__ float2 add_partials(u32 partials, int pair) {
+  const u32 at = partials + 4 * ((pair / 8) * kPartialPitch + 2 * (pair % 8));
+  float2 all = {0.f, 0.f};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const float2 part = load_shared_float2(at + 4 * w * kPartialFloats);
+    all.x += part.x;
+    all.y += part.y;
+  }
+  return all;
+}
+
+__device__ __forceinline__ void store_pair(const Problem& p, int tile, int pair, float2 value) {
+  const int token = pair / 8, row = 16 * tile + 2 * (pair % 8);
+  if (token >= p.m || row >= p.n) return;
+  if (p.bias != nullptr) {
+    value.x += bf16_bits_to_float(p.bias[row]);
+    value.y += bf16_bits_to_float(p.bias[row + 1]);
+  }
+  *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
+}
+
+}  // namespace w4_decode
