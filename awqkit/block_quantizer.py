@@ -48,14 +48,20 @@ def quantizable_sites(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]
 
 
 def quantize_block(
-    job: BlockJob, layer: int, weights: Mapping[str, Tensor], hidden: Tensor
+    job: BlockJob,
+    layer: int,
+    weights: Mapping[str, Tensor],
+    hidden: Tensor,
+    original: Tensor | None = None,
 ) -> QuantizedBlock:
     """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
 
     weights: on the job's device.  hidden: there or, where it would take too much of it, on the
-    host; a batch at a time goes to the device.
+    host; a batch at a time goes to the device.  original: the same rows in the unquantized model,
+    which advance as well, where second-order rounding is to aim at what they become.
     """
-    block = dict(weights)
+    weights = dict(weights)
+    block = weights
     sites = quantizable_sites(_shapes(block))
     attention = {site.name for site in attention_sites()}
     stored: dict[str, Tensor | QuantizedWeight] = {}
@@ -65,10 +71,14 @@ def quantize_block(
         stored.update(integers)
         with job.timed("passing rows on"):
             advance(task.run(job, layer, after), hidden, batch_size=job.batch_size)
+            if original is not None:
+                advance(task.run(job, layer, weights), original, batch_size=job.batch_size)
         return after
 
     of_attention = tuple(site for site in sites if site.name in attention)
-    block = quantize(HalfTask(layer=layer, run=run_attention, sites=of_attention))
+    block = quantize(
+        HalfTask(layer=layer, run=run_attention, sites=of_attention, original=original)
+    )
     in_compute_dtype = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
     starved = starved_experts(
         in_compute_dtype, job.config, layer, split_rows(hidden), batch_size=job.batch_size
@@ -78,6 +88,7 @@ def quantize_block(
             layer=layer,
             run=partial(run_mlp, show_all=tuple(each.expert for each in starved)),
             sites=sites[len(of_attention) :],
+            original=original,
             starved=starved,
         )
     )

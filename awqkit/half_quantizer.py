@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
-from awqkit.calibration.capture import Half, capture_moments
+from awqkit.calibration.capture import Half, Reference, capture_moments
 from awqkit.checkpoint import QuantizedWeight
 from awqkit.decoder import Observer, attention_half, mlp_half
 from awqkit.expert_tokens import StarvedExpert
@@ -28,6 +28,8 @@ from awqkit.site_picture import Sketch, channel_profile
 
 #: Share of the calibration rows that judge the search and are hidden from it.
 JUDGING_SHARE = 8
+#: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
+ADDED = ("o", "down")
 
 HalfOfBlock = Callable[[BlockJob, int, Block], Half]
 Integers = dict[str, Tensor | QuantizedWeight]
@@ -35,11 +37,15 @@ Integers = dict[str, Tensor | QuantizedWeight]
 
 @dataclass(frozen=True, kw_only=True)
 class HalfTask:
-    """Half a block. sites: those that can be quantized, in the order of execution."""
+    """Half a block. sites: those that can be quantized, in the order of execution.
+
+    original: the rows that enter it in the unquantized model, or None where nothing aims at them.
+    """
 
     layer: int
     run: HalfOfBlock
     sites: tuple[Site, ...]
+    original: Tensor | None = None
     starved: tuple[StarvedExpert, ...] = ()
 
 
@@ -72,6 +78,8 @@ class _HalfSearch:
         self._job = job
         self._task = task
         self._hidden = hidden
+        #: The same half, unquantized, with as much folded into it.
+        self._unrounded = block
         self._scales: dict[str, str] = {}
         self._nearest: dict[str, SiteError] = {}
         self._channels: dict[str, tuple[float, ...]] = {}
@@ -86,7 +94,7 @@ class _HalfSearch:
         batches = list(batches_of(inputs, original))
         scales: dict[str, Tensor] = {}
         for batch in batches:
-            moments = self._capture(batch)
+            moments = self._capture(batch, drifting=sites[:1])
             with self._job.timed("scales"):
                 for reader in batch:
                     rows = moments[reader.name]
@@ -108,6 +116,7 @@ class _HalfSearch:
         """Clip and round; what comes second reads what the first has become."""
         for site in self._task.sites:
             self.block = _store_feeder(self._job, site, self.block)
+        self._unrounded = self.block
         integers: Integers = {}
         for position, (kind, group) in enumerate(groupby(self._task.sites, lambda s: s.kind)):
             sites = tuple(group)
@@ -118,7 +127,7 @@ class _HalfSearch:
                 if not moments or (position and self._job.second_order):
                     if self._job.config.experts_of(self._task.layer) is None:
                         self._kept.clear()
-                    moments = self._kept | self._capture(batch)
+                    moments = self._kept | self._capture(batch, drifting=sites)
                 with self._job.timed("rounding"):
                     for reader in batch:
                         error, stages = self._round(reader, moments[reader.name], integers)
@@ -174,18 +183,42 @@ class _HalfSearch:
         )
         return choice.scale, choice.description
 
-    def _capture(self, inputs: Sequence[Input]) -> dict[str, Rows]:
+    def _capture(self, inputs: Sequence[Input], *, drifting: Sequence[Site]) -> dict[str, Rows]:
         half = self._task.run(self._job, self._task.layer, self.block)
         names = {reader.name for reader in inputs}
-        size = self._job.batch_size
         with self._job.timed("moments"):
             searched, judged = (
-                capture_moments(half, part, names, batch_size=size)
-                for part in split_rows(self._hidden)
+                capture_moments(
+                    half, part, names, batch_size=self._job.batch_size, reference=beside
+                )
+                for part, beside in zip(
+                    split_rows(self._hidden), self._references(drifting), strict=True
+                )
             )
         return {
             name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()
         }
+
+    def _references(self, sites: Sequence[Site]) -> tuple[Reference | None, Reference | None]:
+        """Beside the rows that are searched and those that judge.
+
+        Experts have none: other tokens may be routed to them than in the unquantized model.
+        """
+        original, is_added = self._task.original, not self._job.config.post_norms
+        dense = {
+            reader.name: site.kind in ADDED and is_added
+            for site in sites
+            for reader in site.inputs
+            if reader.name == site.kind
+        }
+        if original is None or not dense:
+            return None, None
+        half = self._task.run(self._job, self._task.layer, self._unrounded)
+        searched, judged = (
+            Reference(half=half, hidden=part, device=self._job.device, sites=dense)
+            for part in split_rows(original)
+        )
+        return searched, judged
 
 
 def split_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from awqkit.activations import embedded, placed
 from awqkit.block_quantizer import (
     BlockJob,
     QuantizedBlock,
@@ -21,7 +21,7 @@ from awqkit.calibration.dataset import CalibrationRows
 from awqkit.checkpoint import Checkpoint, QuantizedWeight
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from awqkit.config import QuantConfig
-from awqkit.decoder import RotaryTables, embed
+from awqkit.decoder import RotaryTables
 from awqkit.errors import QuantizationError
 from awqkit.evaluate import Evaluation, HeldOutRows
 from awqkit.journal import Progressed
@@ -33,8 +33,6 @@ from awqkit.structure import from_document
 NamedWeight = tuple[str, Tensor | QuantizedWeight]
 Weights = Iterator[NamedWeight]
 HIDDEN, ORIGINAL, HELD_OUT = "hidden", "original", "held_out."
-#: Bytes of calibration rows that stay on a GPU, however large that is.
-MOST_ACTIVATIONS = 3 << 30
 
 
 class Run:
@@ -75,9 +73,9 @@ class Run:
         )
         self._blocks = BlockReader(checkpoint, device)
         embedding = checkpoint.tensor(EMBEDDING)
-        self._hidden = self._placed(self._embed(rows.tokens, embedding))
+        self._hidden = self._embed(rows.tokens, embedding)
         self._original = (
-            self._placed(self._embed(rows.tokens, embedding), beside=self._hidden)
+            self._embed(rows.tokens, embedding, beside=self._hidden)
             if self._job.second_order
             else None
         )
@@ -143,9 +141,9 @@ class Run:
         self.blocks = state.blocks
         self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
         self._stopwatch.add(state.document["seconds"])
-        self._hidden = self._placed(state.tensors[HIDDEN])
+        self._hidden = placed(state.tensors[HIDDEN], self._device)
         if self._original is not None:
-            self._original = self._placed(state.tensors[ORIGINAL], beside=self._hidden)
+            self._original = placed(state.tensors[ORIGINAL], self._device, beside=self._hidden)
         self._held_out.go_on_from(
             {
                 name.removeprefix(HELD_OUT): tensor
@@ -159,32 +157,13 @@ class Run:
         original = {} if self._original is None else {ORIGINAL: self._original}
         return {HIDDEN: self._hidden, **original, **held_out}
 
-    def _embed(self, tokens: Tensor, embedding: Tensor) -> Tensor:
-        """int64 [rows, T] → [rows, T, hidden] on the host, in the compute dtype."""
+    def _embed(self, tokens: Tensor, embedding: Tensor, *, beside: Tensor | None = None) -> Tensor:
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
-        return embed(tokens, embedding, config, dtype)
-
-    def _placed(self, hidden: Tensor, *, beside: Tensor | None = None) -> Tensor:
-        """On the device, or on the host where its copy engine reaches it.
-
-        beside: other rows, which may lie on the device already.
-        """
-        taken = beside.nbytes if beside is not None and beside.is_cuda else 0
-        if hidden.nbytes + taken <= activation_room(self._device):
-            return hidden.to(self._device)
-        return hidden.cpu().pin_memory()
+        return embedded(tokens, embedding, config, dtype, self._device, beside=beside)
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)
         self._progress.site_done(result)
-
-
-def activation_room(device: torch.device) -> int:
-    """Bytes of activations that may stay on the device; more of them wait on the host."""
-    if device.type == "cpu":
-        return sys.maxsize
-    total: int = torch.cuda.get_device_properties(device).total_memory
-    return min(MOST_ACTIVATIONS, total // 8)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -21,11 +21,13 @@ class Reference:
     """The unquantized model beside the one whose moments are gathered.
 
     half, hidden: the same part of the same block, unquantized, and the rows that enter it.
+    device: where halves run.
     sites: where drift is gathered, and whether the linears' outputs are added to the rows there.
     """
 
     half: Half
     hidden: Tensor
+    device: torch.device
     sites: Mapping[str, bool]
 
 
@@ -115,9 +117,10 @@ def capture_moments(
     for start in range(0, len(hidden), batch_size):
         batch = hidden[start : start + batch_size]
         if reference is not None:
-            beside = reference.hidden[start : start + batch_size]
+            beside = reference.hidden[start : start + batch_size].to(reference.device)
+            batch = batch.to(reference.device)
             reference.half(beside, remember)
-            lost = (beside - batch).to(next(iter(original.values())))
+            lost = beside - batch
         half(batch, observe)
     return {site: total.mean(site) for site, total in sums.items() if total.tokens}
 
