@@ -63,6 +63,19 @@ def test_unquantized_pages_give_the_greedy_tokens_of_the_whole_model(decoder: An
             ids.append(token)
 
 
+@pytest.mark.parametrize("family", ["phi3", "gemma2", "gemma3", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("policy", [0, 4])
+def test_nor_do_those_of_other_families(tmp_path: Path, family: str, policy: int) -> None:
+    """Windows shorter than the prompts, soft caps, experts: in chunks and batches as alone."""
+    decoder = load_decoder(write_tiny_model(tmp_path, family, seed=4), device="cpu")
+    params = SamplingParams(max_tokens=8)
+    alone = make_engine(decoder, quant_policy=policy, enable_prefix_caching=False)
+    expected = [done.token_ids for done in generate_alone(alone, prompts(), params)]
+    engine = make_engine(decoder, quant_policy=policy, max_prefill_tokens=33)
+    assert [done.token_ids for done in generate(engine, prompts(), params)] == expected
+    assert engine.stats().reused_tokens > 0
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stories_go_on_exactly_as_published(policy: int | str) -> None:
     folder: Path = shared_folder("models/stories260k")
