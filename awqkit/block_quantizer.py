@@ -79,9 +79,8 @@ def quantize_block(
     block = quantize(
         HalfTask(layer=layer, run=run_attention, sites=of_attention, original=original)
     )
-    in_compute_dtype = {name: tensor.to(job.compute_dtype) for name, tensor in block.items()}
     starved = starved_experts(
-        in_compute_dtype, job.config, layer, split_rows(hidden), batch_size=job.batch_size
+        block, job.config, layer, split_rows(hidden), batch_size=job.batch_size
     )
     block = quantize(
         HalfTask(

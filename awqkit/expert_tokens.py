@@ -11,7 +11,10 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig, ExpertsConfig
 from awqkit.checkpoint.canonical import ROUTER
 from awqkit.decoder import chosen_experts
+from awqkit.search.sites import MLP_NORM
 
+#: The tensors that decide where tokens go.
+ROUTING = (f"{MLP_NORM}.weight", f"{ROUTER}.weight")
 #: With fewer tokens than this, moments say more about the tokens than about the expert.
 MIN_EXPERT_TOKENS = 32
 
@@ -37,14 +40,16 @@ def starved_experts(
 ) -> tuple[StarvedExpert, ...]:
     """The experts to which fewer than MIN_EXPERT_TOKENS tokens of any part are routed.
 
-    block: in the dtype of the rows.  parts: rows [n, T, hidden] that enter the layer's MLP, those
+    block: in any dtype.  parts: rows [n, T, hidden] that enter the layer's MLP, those
     that are searched and those that judge. Empty where the layer has no experts.
     """
     experts = config.experts_of(layer)
     if experts is None:
         return ()
+    dtype = parts[0].dtype
+    routing = {name: tensor.to(dtype) for name, tensor in block.items() if name in ROUTING}
     counts = torch.stack(
-        [_tokens_by_expert(block, config, layer, part, experts, batch_size) for part in parts]
+        [_tokens_by_expert(routing, config, layer, part, experts, batch_size) for part in parts]
     )
     fewest, total = counts.amin(0).tolist(), counts.sum(0).tolist()
     return tuple(
