@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,10 @@ async def _run(
     ready: Callable[[str, Service], None],
 ) -> int:
     with _bind(config) as listener:
+        # Takes as long as the engine takes for much of its loading.
+        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "transformers"))
         client = await EngineClient.start(model, engine)
+        await imports
         try:
             service = make_service(model, client, config)
             server = _Server(service, listener, ready)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from awqkit_runtime.cli import main
 from tests.serve.servers import DEMO, Server, chat_body, eventually
 
 #: Hundreds of tokens: longer than any test waits.
@@ -26,9 +26,9 @@ KEYS = ("first-key", "second-key")
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Server]:
-    """Two answers at once, two in the queue, two keys, ten seconds."""
+    """Two answers at once, two in the queue, two keys, six seconds."""
     options = ["--max-batch-size", "2", "--max-queued-requests", "2", "--max-choices", "3"]
-    limits = ["--request-timeout", "10", "--max-body-size", "20000"]
+    limits = ["--request-timeout", "6", "--max-body-size", "20000"]
     with Server(DEMO, *options, *limits, "--api-keys", ",".join(KEYS)) as server:
         yield server
 
@@ -195,35 +195,7 @@ def test_a_killed_engine_ends_every_request_and_then_the_server() -> None:
         assert time.monotonic() - killed < 10
 
 
-def test_a_signal_drains_and_a_second_one_stops() -> None:
-    with Server() as server:
-        short = Listener(server, chat_body(ignore_eos=True, max_tokens=60))
-        assert short.started.wait(30)
-        engine = server.engine
-        server.process.send_signal(signal.SIGTERM)
-        assert short.ended.wait(60)
-        assert short.events[-1]["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(30) == 0
-        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
-    with Server() as server:
-        long = Listener(server, chat_body(**LONG))
-        assert long.started.wait(30)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
-        server.process.wait(10)
-        assert long.ended.wait(10)
-
-
-def test_the_engine_does_not_outlive_a_killed_server() -> None:
-    with Server() as server:
-        engine = server.engine
-        server.process.kill()
-        eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
-
-
-def test_hidden_docs_and_origins() -> None:
+def test_hidden_docs_origins_and_a_second_signal() -> None:
     with Server(DEMO, "--hide-docs", "--allow-origins", "http://page.example") as server:
         for path in ("/", "/openapi.json", "/docs-assets/swagger-ui.css"):
             assert server.get(path).status_code == 404
@@ -235,6 +207,38 @@ def test_hidden_docs_and_origins() -> None:
         tool = {"type": "function", "function": {"name": "f"}}
         refused = server.post("/v1/chat/completions", chat_body(tools=[tool]))
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+        long = Listener(server, chat_body(**LONG))
+        assert long.started.wait(30)
+        engine = server.engine
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)
+        assert long.ended.wait(10) and _gone(engine)
+
+
+def test_a_signal_drains(narrow: Server) -> None:
+    """The last one that this server sees."""
+    short = Listener(narrow, chat_body(ignore_eos=True, max_tokens=40), headers=key(narrow))
+    assert short.started.wait(30)
+    engine = narrow.engine
+    narrow.process.send_signal(signal.SIGTERM)
+    assert short.ended.wait(60)
+    assert short.events[-1]["choices"][0]["finish_reason"] == "length"
+    assert narrow.process.wait(30) == 0 and _gone(engine)
+
+
+@pytest.mark.slow
+def test_the_engine_does_not_outlive_a_killed_server() -> None:
+    with Server() as server:
+        engine = server.engine
+        server.process.kill()
+        eventually(lambda: _gone(engine))
+
+
+def _gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(
@@ -249,26 +253,14 @@ def test_hidden_docs_and_origins() -> None:
 def test_what_keeps_a_server_from_starting_is_told_in_a_paragraph(
     options: list[str], named: str
 ) -> None:
-    code = "from awqkit_runtime.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "serve", "--server-port", "0", *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
+    done = CliRunner().invoke(main, ["serve", "--server-port", "0", *options])
+    assert done.exit_code == 1 and named in done.stderr and "Traceback" not in done.output
 
 
 def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        code = "from awqkit_runtime.cli import main; main()"
         port = str(other.getsockname()[1])
-        done = subprocess.run(
-            [sys.executable, "-c", code, "serve", str(tmp_path), "--server-port", port],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 1 and port in done.stderr and "--server-port" in done.stderr
+        done = CliRunner().invoke(main, ["serve", str(tmp_path), "--server-port", port])
+    assert done.exit_code == 1 and port in done.stderr and "--server-port" in done.stderr

@@ -89,10 +89,9 @@ def quiet_answers(server: Server, wanted: list[dict[str, Any]]) -> list[str]:
 
 def check_storm(clients: int, rounds: int) -> None:
     wanted = bodies(clients // 2, seed=1)
-    with Server(DEMO, "--deterministic", "--session-len", "1024") as quiet:
-        expected = quiet_answers(quiet, wanted)
     small = ["--deterministic", "--session-len", "1024", "--cache-max-entry-count", "8MiB"]
     with Server(DEMO, *small) as server:
+        expected = quiet_answers(server, wanted)
         processes = [psutil.Process(server.process.pid), server.engine]
         memory: list[int] = []
         for number in range(rounds):

@@ -51,8 +51,12 @@ def require_characters(body: Any) -> None:
     while rest:
         value = rest.pop()
         if isinstance(value, str):
-            if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-                raise ValueError("a text has half a surrogate pair, which is no character")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    "a text has half a surrogate pair, which is no character"
+                ) from None
         elif isinstance(value, dict):
             rest += [*value, *value.values()]
         elif isinstance(value, list):
