@@ -11,8 +11,10 @@ from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 
 PROGRAM = Program(stem="rotary")
-#: Heads of one block, a warp for each.
 _WARPS = 4
+#: From so many rows on a warp takes several heads, since angles take longer to fetch than to use.
+_MANY_ROWS, _HEADS_A_WARP = 64, 5
+_LARGEST_ROTARY_DIM = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,11 @@ class HeadNorms:
     key: Tensor
     eps: float
     unit_offset: bool
+
+
+def can_rotate(rotary_dim: int, head_dim: int) -> bool:
+    """Whether the kernel takes heads of this size."""
+    return rotary_dim % 4 == 0 and rotary_dim <= _LARGEST_ROTARY_DIM and head_dim % 2 == 0
 
 
 def rotary_(
@@ -38,19 +45,20 @@ def rotary_(
     """Norm and turn, in place, the first query_heads + key_heads heads of every row of qkv.
 
     qkv: BF16 [rows, ≥ heads · head_dim], rows contiguous in themselves. cos, sin: float32
-    [rows, rotary_dim], contiguous, as awqkit.decoder.rotary_tables gives them. FP32 inside.
+    [rows, rotary_dim], contiguous, as awqkit.decoder.rotary_tables gives them. FP32 inside. The
+    sizes are such as can_rotate allows.
     """
     rows, heads = qkv.shape[0], query_heads + key_heads
     if not rows:
         return
-    shape = LaunchShape(
-        grid=(rows, -(-heads // _WARPS), 1), block=(32 * _WARPS, 1, 1), overlap=True
-    )
+    heads_a_warp = 1 if rows < _MANY_ROWS else _HEADS_A_WARP
+    blocks = -(-heads // (_WARPS * heads_a_warp))
+    shape = LaunchShape(grid=(rows, blocks, 1), block=(32 * _WARPS, 1, 1), overlap=True)
     arguments = (
         *(qkv, cos, sin),
         None if norms is None else norms.query,
         None if norms is None else norms.key,
-        *(qkv.stride(0), heads, query_heads, head_dim, cos.shape[-1]),
+        *(qkv.stride(0), heads, query_heads, head_dim, cos.shape[-1], heads_a_warp),
         0.0 if norms is None else float(norms.eps),
         int(norms is not None and norms.unit_offset),
     )

@@ -38,26 +38,33 @@ def run_plan(
     plan: LaunchPlan, x: Tensor, weight: W4Tiles, bias: Tensor | None, out: Tensor
 ) -> None:
     """Launch a plan that was made for x [m, k] and this weight."""
-    scratch = _scratch(x.device)
+    workspace, flags = _scratch(x.device).at_least(plan.workspace_bytes, plan.flags)
+    values = {
+        **{"x": x, "codes": weight.codes, "params": weight.params, "bias": bias, "y": out},
+        **{"workspace": workspace, "flags": flags},
+        **_maps(plan, x, weight),
+    }
     arguments = (
-        *_operands(plan, x, weight),
-        *(bias, out),
-        *scratch.at_least(plan.workspace_bytes, plan.flags),
+        *(values[operand] for operand in plan.operands),
         *(x.shape[0], weight.out_features, weight.in_features, *plan.extra),
     )
     kernel(plan.program, plan.entry, x.device).launch(plan.shape, arguments)
 
 
-def _operands(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> tuple[Any, Any, Any]:
-    """x, codes and params, by address or by tensor map."""
+def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
+    """The tensor maps that the kernel takes."""
+    maps: dict[str, Any] = {}
     boxes = plan.boxes
     if boxes is None:
-        return x, weight.codes, weight.params
-    return (
-        tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True),
-        tensor_map(weight.codes.flatten(1), (boxes.row_tiles, CODE_WORDS), swizzled=False),
-        tensor_map(weight.params.flatten(1), (boxes.row_tiles, PARAM_WORDS), swizzled=False),
-    )
+        return maps
+    maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
+    if boxes.row_tiles:
+        for name, words, width in (
+            ("codes_map", weight.codes, CODE_WORDS),
+            ("params_map", weight.params, PARAM_WORDS),
+        ):
+            maps[name] = tensor_map(words.flatten(1), (boxes.row_tiles, width), swizzled=False)
+    return maps
 
 
 def prepare(weight: W4Tiles) -> None:

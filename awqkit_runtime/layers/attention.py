@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import apply_rotary
 from awqkit_runtime.kernels.attention import attend, plan_attention
-from awqkit_runtime.kernels.rotary import HeadNorms, rotary_
+from awqkit_runtime.kernels.rotary import HeadNorms, can_rotate, rotary_
 from awqkit_runtime.layers.linear import FusedLinear, LinearWeights, build_linear
 from awqkit_runtime.layers.norm import RMSNorm
 from awqkit_runtime.layers.placement import Placement
@@ -77,7 +77,8 @@ class Attention(nn.Module):
         self._in_one_kernel = placement.uses_cuda_kernels and placement.fusions.rotary
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
-        rotated = self._rotated_in_place if self._in_one_kernel else self._rotated
+        in_one_kernel = self._in_one_kernel and can_rotate(rotary[0].shape[-1], self._head_dim)
+        rotated = self._rotated_in_place if in_one_kernel else self._rotated
         return self.o(state.attend(self._layer, *rotated(x, *rotary)).flatten(1))
 
     def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:

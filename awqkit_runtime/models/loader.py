@@ -18,10 +18,9 @@ from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
 from awqkit_runtime.models.reference_paths import say_what_runs_in_torch
+from awqkit_runtime.models.weight_reader import read_layers, read_outer
 
 _ALL_FUSIONS = Fusions()
-#: The weights outside the layers; a tied head is absent.
-_OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
 def load_decoder(
@@ -59,11 +58,10 @@ def load_decoder(
     if placement.uses_cuda_kernels:
         compile_fixed(placed_on)
     layers = [
-        DecoderLayer(config, layer, checkpoint.packed_block(layer), placement)
-        for layer in range(config.num_layers)
+        DecoderLayer(config, layer, block, placement)
+        for layer, block in enumerate(read_layers(checkpoint, placed_on))
     ]
-    names = set(checkpoint.names())
-    outer = {name: checkpoint.weight(name) for name in _OUTER if name in names}
+    outer = read_outer(checkpoint, placed_on)
     return Decoder(config, layers, outer, placement, session_len=length)
 
 

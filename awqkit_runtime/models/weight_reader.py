@@ -1,0 +1,58 @@
+"""The weights of a checkpoint in the order in which a decoder is built from them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
+
+#: The weights outside the layers; a tied head is absent.
+_OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+#: Layers that are read at once for a GPU: copying into fresh memory keeps a core busy for each.
+_AHEAD = 4
+
+Block = dict[str, Tensor | PackedWeight]
+
+
+def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]:
+    """The tensors of each layer, named relative to it, 4-bit ones packed; in host memory.
+
+    For a GPU several layers are read ahead. On a CPU, where they would take memory twice, none is.
+    """
+    layers = range(checkpoint.config.num_layers)
+    if device.type == "cpu":
+        yield from map(checkpoint.packed_block, layers)
+        return
+    pool = ThreadPoolExecutor(_AHEAD)
+    reading: deque[Future[Block]] = deque()
+    try:
+        for layer in layers:
+            reading.append(pool.submit(checkpoint.packed_block, layer))
+            if len(reading) == _AHEAD:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_outer(
+    checkpoint: Checkpoint, device: torch.device
+) -> dict[str, Tensor | QuantizedWeight | PackedWeight]:
+    """What lies outside the layers, dense tensors on the device, by canonical name."""
+    present = set(checkpoint.names())
+    names = [name for name in _OUTER if name in present]
+    with ThreadPoolExecutor(len(names) if device.type == "cuda" else 1) as pool:
+        read = list(pool.map(lambda name: _read(checkpoint, name, device), names))
+    return dict(zip(names, read, strict=True))
+
+
+def _read(checkpoint: Checkpoint, name: str, device: torch.device) -> Tensor | PackedWeight:
+    if checkpoint.is_quantized(name):
+        return checkpoint.packed(name)
+    return checkpoint.tensor(name).to(device)
