@@ -20,7 +20,8 @@ from awqkit.errors import QuantizationError
 from awqkit.pipeline import quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
-from awqkit.report import REPORT_NAME, Report, refuse_unwritable, write_html
+from awqkit.report import REPORT_NAME, Report, refuse_unwritable
+from awqkit.report_page import write_html
 
 
 def run(

@@ -1,6 +1,9 @@
-"""Where to compute."""
+"""Where to compute, and how much memory that took."""
 
 from __future__ import annotations
+
+import resource
+import sys
 
 import torch
 
@@ -31,3 +34,18 @@ def _require_gpu(device: torch.device) -> None:
         )
     if device.index is not None and device.index >= count:
         raise ConfigError(f"--device is {device}, but the last GPU here is cuda:{count - 1}.")
+
+
+def begin_peak(device: torch.device) -> None:
+    """Forget the most memory that a GPU has held so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> dict[str, int]:
+    """The most memory: that this process has held on the host, and on a GPU since `begin_peak`."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peaks["GPU memory"] = torch.cuda.max_memory_allocated(device)
+    return peaks

@@ -15,7 +15,7 @@ from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
 from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors, resumable_folder
 from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
 from awqkit.config import QuantConfig
-from awqkit.device import resolve_device
+from awqkit.device import begin_peak, peak_bytes, resolve_device
 from awqkit.journal import Journal, Progressed
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress import Progress, Silent
@@ -88,6 +88,7 @@ def _convert(
     unquantized: tuple[str, ...],
 ) -> Report:
     config, clock = task.config, Stopwatch(task.device)
+    begin_peak(task.device)
     with clock.timed("calibration text"):
         rows = _rows(task, checkpoint, folder, journal)
     run = Run(checkpoint, config, rows, device=task.device, progress=task.progress, stopwatch=clock)
@@ -114,7 +115,7 @@ def _convert(
         writer.close()
     folder.publish()
     seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
-    return replace(report, seconds=seconds)
+    return replace(report, seconds=seconds, peak_bytes=peak_bytes(task.device))
 
 
 def _write(
@@ -229,6 +230,7 @@ def _report(
         bytes_after=planned_bytes(checkpoint, task.config),
         evaluation=run.evaluation,
         seconds={},
+        peak_bytes={},
     )
 
 

@@ -1,4 +1,4 @@
-"""What a quantization did: figures as data, as JSON in the checkpoint, and as an HTML page."""
+"""What a quantization did: figures as data, and as JSON in the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from awqkit.structure import from_document
 #: The report's name inside a quantized checkpoint.
 REPORT_NAME = "awqkit_report.json"
 #: Fields of a Report that differ between two runs of the same command.
-UNREPEATABLE = ("output", "seconds")
+UNREPEATABLE = ("output", "seconds", "peak_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class Calibration:
 class Report:
     """model: the name of its folder.  source: SHA-256 by file.  bytes: of all tensors on disk.
 
-    seconds: by stage; not part of the JSON, so that the same run gives the same bytes.
+    seconds: by stage.  peak_bytes: the most memory that was taken, by where.  Neither is part of
+    the JSON, so that the same run gives the same bytes.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Report:
     bytes_after: int
     evaluation: Evaluation | None
     seconds: dict[str, float]
+    peak_bytes: dict[str, int]
 
     @property
     def starved(self) -> tuple[str, ...]:
@@ -82,8 +84,9 @@ def read_report(folder: Path) -> Report | None:
     document = read_document(folder)
     if document is None:
         return None
+    repeated: dict[str, Any] = {"output": str(folder), "seconds": {}, "peak_bytes": {}}
     try:
-        return from_document(Report, {**document, "output": str(folder), "seconds": {}})
+        return from_document(Report, {**document, **repeated})
     except (ValueError, KeyError, TypeError, ConfigError):
         return None
 
@@ -97,18 +100,3 @@ def refuse_unwritable(path: Path) -> None:
             f"{'it is a folder' if path.is_dir() else f'{folder} is no folder to write into'}. "
             "Give another place with --report."
         )
-
-
-def write_html(report: Report, path: Path) -> None:
-    """Write the report as one self-contained page. Raises OutputError where it cannot."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(loader=PackageLoader("awqkit"), autoescape=select_autoescape())
-    page = environment.get_template("report.html.jinja").render(report=report)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"The report cannot be written to {path}: {error.strerror}. "
-            "Give another place with --report."
-        ) from error
