@@ -28,6 +28,8 @@ from awqkit.site_picture import Sketch, channel_profile
 
 #: Share of the calibration rows that judge the search and are hidden from it.
 JUDGING_SHARE = 8
+#: Output rows by which a scale is chosen: more tell nothing new of it, and need the memory.
+MAX_SCALE_ROWS = 65536
 #: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
 ADDED = ("o", "down")
 
@@ -90,15 +92,16 @@ class _HalfSearch:
     def scale(self) -> None:
         """Choose each site's scale on the unfolded block, and fold them all."""
         sites, original = self._task.sites, self.block
-        inputs = [reader for site in sites for reader in (*site.inputs, _pooled(site))]
-        batches = list(batches_of(inputs, original))
+        read = [reader for site in sites for reader in site.inputs]
+        batches = list(batches_of([*read, *map(_pooled, sites)], original))
         scales: dict[str, Tensor] = {}
         for batch in batches:
             moments = self._capture(batch, drifting=sites[:1])
             with self._job.timed("scales"):
                 for reader in batch:
-                    rows = moments[reader.name]
-                    self._nearest[reader.name] = nearest_error(original, reader, rows)
+                    if reader in read:
+                        rows = moments[reader.name]
+                        self._nearest[reader.name] = nearest_error(original, reader, rows)
                 for site in sites:
                     if site.name in moments:
                         self._channels[site.name] = channel_profile(moments[site.name].search)
@@ -176,7 +179,7 @@ class _HalfSearch:
         if not (self._job.search_scale and can_fold):
             return realise(torch.ones_like(rows.search.magnitude)), "identity"
         choice = choose_scale(
-            [self.block[f"{linear}.weight"].float() for linear in site.linears],
+            _sampled_rows([self.block[f"{linear}.weight"] for linear in site.linears]),
             rows,
             tie=partial(tie_channels, site, self._job.config),
             realise=realise,
@@ -252,6 +255,12 @@ def run_mlp(job: BlockJob, layer: int, block: Block, *, show_all: Collection[int
 def _cast(job: BlockJob, block: Block, *, but_not: str) -> Block:
     """Half a block in the job's compute dtype."""
     return {n: t.to(job.compute_dtype) for n, t in block.items() if not n.startswith(but_not)}
+
+
+def _sampled_rows(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The weights [out, in] in float32; of those of many experts, evenly spaced rows of each."""
+    step = -(-sum(map(len, weights)) // MAX_SCALE_ROWS)
+    return [weight[::step].float() for weight in weights]
 
 
 def _pooled(site: Site) -> Input:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import awqkit.half_quantizer as half_quantizer
 import awqkit.moment_batches as moment_batches
 from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import DecoderConfig, open_checkpoint
@@ -161,3 +162,20 @@ def test_inspection_tells_of_the_experts(tmp_path: Path, capsys) -> None:
     printed = " ".join(capsys.readouterr().out.split())
     assert "experts 4 in 1 blocks, 2 for a token, intermediate 128" in printed
     assert "one shared by all tokens, intermediate 256" in printed
+
+
+def test_a_scale_is_chosen_on_a_sample_of_very_many_rows(tmp_path: Path, monkeypatch) -> None:
+    seen: list[int] = []
+    choose = half_quantizer.choose_scale
+
+    def choose_and_count(weights, *arguments, **options):
+        seen.append(sum(len(weight) for weight in weights))
+        assert all(len(weight) for weight in weights)
+        return choose(weights, *arguments, **options)
+
+    monkeypatch.setattr(half_quantizer, "choose_scale", choose_and_count)
+    monkeypatch.setattr(half_quantizer, "MAX_SCALE_ROWS", 300)
+    source = one_layer(tmp_path / "model", "mixtral")
+    report = converted(source, tmp_path / "out", calib_samples=8)
+    assert max(seen) <= 300 < 2 * 4 * 128
+    assert report.evaluation is not None and report.evaluation.quantized.kl < 1
