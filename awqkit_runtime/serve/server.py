@@ -17,6 +17,7 @@ from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.serve.app import create_app
 from awqkit_runtime.serve.config import ServeConfig
+from awqkit_runtime.serve.connection import PromptConnection
 from awqkit_runtime.serve.limits import Admission
 from awqkit_runtime.serve.metrics import Metrics
 from awqkit_runtime.serve.prompts import PromptEncoder
@@ -122,7 +123,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
-                http="h11",
+                http=PromptConnection,
                 ws="none",
                 lifespan="off",
                 log_level="warning",

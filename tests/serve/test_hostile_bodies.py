@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from awqkit_runtime.serve.connection import HEAD_SECONDS
 from tests.serve.servers import Server, chat_body
 
 HUGE = 10**40
@@ -111,3 +112,19 @@ def test_broken_http_closes_the_connection(server: Server) -> None:
             answer = connection.recv(4096)
             assert not answer or b" 40" in answer.split(b"\r\n")[0]
     assert server.get("/health").status_code == 200
+
+
+def test_bytes_that_are_no_text_are_refused(server: Server) -> None:
+    for content in (b'{"model": "\xff"}', b"\xff\xfe{\x00}\x00", b"--x\r\n\r\n"):
+        headers = {"content-type": "application/json"}
+        response = httpx.post(f"{server.url}/v1/completions", content=content, headers=headers)
+        assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+@pytest.mark.slow
+def test_connections_that_say_nothing_or_never_end_are_closed(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    for sent in (b"", b"GET /health HTTP/1.1\r\nx:"):
+        with socket.create_connection((host, int(port)), timeout=3 * HEAD_SECONDS) as connection:
+            connection.sendall(sent)
+            assert connection.recv(100) == b""
