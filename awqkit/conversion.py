@@ -16,6 +16,7 @@ from rich.table import Table
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, write_checkpoint
 from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
+from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
 from awqkit.errors import QuantizationError
 from awqkit.pipeline import quantize
 from awqkit.planning import check_quantizable, planned_bytes
@@ -91,7 +92,11 @@ def repack(
             "give another --format to repack it, or the original model to quantize."
         )
     console.print(f"Repacking {checkpoint.format} → {config.format}, without loss.")
-    if not dry_run:
+    if dry_run:
+        check_output(checkpoint, config, output)
+        check_tokenizer(checkpoint)
+        Console().print(f"Output    {output}. Nothing was written: this was a dry run.")
+    else:
         write_checkpoint(
             output,
             ((name, checkpoint.weight(name)) for name in checkpoint.names()),
@@ -111,8 +116,11 @@ def _carried_report(folder: Path) -> dict[str, str]:
 def show_plan(
     checkpoint: Checkpoint, output: Path, config: QuantConfig, calib_dataset: str
 ) -> None:
-    """Say what a run would do."""
+    """Say what a run would do, or raise what would stop it."""
     unquantized = check_quantizable(checkpoint)
+    check_output(checkpoint, config, output)
+    check_tokenizer(checkpoint)
+    check_text(checkpoint, config, calib_dataset)
     console = Console()
     before, after = checkpoint.weight_bytes(), planned_bytes(checkpoint, config)
     decoder = checkpoint.config
@@ -123,6 +131,8 @@ def show_plan(
     )
     if unquantized:
         console.print(f"Stay {config.dtype}: {', '.join(unquantized)}")
+    if has_leftover(output):
+        console.print("Beside    a stopped conversion, for --resume or --no-resume to decide about")
     console.print(f"Output    {output}. Nothing was written: this was a dry run.")
 
 
