@@ -16,6 +16,7 @@ from awqkit_runtime.serve.config import TOOL_CALL_PARSERS, ServeConfig
 if TYPE_CHECKING:
     from awqkit_runtime.serve.service import Service
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NAMES = {field.name for field in fields(ServeConfig)}
 
 
@@ -86,6 +87,8 @@ def serve(model: str, **options: Any) -> None:
             "with its extra: pip install 'awqkit[serve]'."
         ) from error
     config = _config(options)
+    if not config.api_keys and config.server_name not in _LOOPBACK:
+        note("Whoever reaches this address can use the server; --api-keys would ask for a key.")
     note(f"Loading {model} …")
     sys.exit(run(model, engine=engine_settings(options), config=config, ready=_announce))
 
