@@ -15,6 +15,19 @@ _TILE_BYTES = 1024 + 64
 #: Of x in one group of inputs, for one token.
 _GROUP_X_BYTES = 2 * GROUP_SIZE
 _MOST_X_STAGES = 32
+#: Blocks in clusters: of more not all would find room at once, as a cluster lies within one part
+#: of the chip.
+_LARGEST_GRID = 128
+
+
+def plan_decode(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
+    """For 1 to MOST_TOKENS tokens."""
+    if m <= _NARROW.tokens:
+        narrow = _NARROW.plan(m, n, k, gpu)
+        if narrow.shape.shared_bytes <= gpu.shared_bytes_a_block(1):
+            return narrow
+    wide = next(instance for instance in _WIDE if m <= instance.tokens)
+    return wide.plan(n, k, gpu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +89,8 @@ class WideInstance:
         """Shared memory besides x: the ring, the peers' sums and the barriers."""
         warps = 4 * self.groups
         ring = self.depth * self.chunk * warps * _TILE_BYTES
-        owned = max(1, self.tokens // 4 // self.split)
+        units = self.tokens // 4
+        owned = units // min(units, self.split)
         peers = warps * self.split * owned * 256 if self.split > 1 else 0
         return ring + peers + 16 * self.depth + 16 * _MOST_X_STAGES + 16 * warps
 
@@ -95,11 +109,9 @@ class WideInstance:
             f"W4_DEPTH={self.depth}",
             f"W4_BLOCKS={self.blocks}",
         )
-        clusters = min(
-            ceil_div(n, 64 * self.groups), gpu.multiprocessors * self.blocks // self.split
-        )
+        clusters = min(row_tiles(n), _LARGEST_GRID // self.split)
         return LaunchPlan(
-            kernel="decode",
+            kernel="decode wide",
             program=Program(stem="w4_decode_wide", defines=defines),
             entry="w4_decode_wide_kernel",
             shape=LaunchShape(
@@ -113,3 +125,11 @@ class WideInstance:
             extra=(stages,),
             boxes=Boxes(tokens=self.tokens, inputs=64),
         )
+
+
+_NARROW = DecodeInstance(tokens=8, warps=16, chunk=1, depth=4, blocks=2)
+_WIDE = tuple(
+    WideInstance(tokens=tokens, groups=2, split=2, chunk=2, depth=3, blocks=1)
+    for tokens in (8, 16, 32, 64)
+)
+MOST_TOKENS = _WIDE[-1].tokens

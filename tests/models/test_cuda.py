@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 PROMPT = torch.randint(3, 320, (150,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen3", "phi3", "gemma2", "gemma3", "qwen2_moe"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     windows = {"sliding_window": 70} if request.param == "mistral" else {}
     return write_tiny_model(tmp_path / "model", request.param, **windows)
@@ -109,3 +109,19 @@ def test_float16_runs_without_tiles(int4_folder: Path) -> None:
     assert not any(isinstance(module, TiledLinear) for module in model.modules())
     expected = load(int4_folder, device="cpu", dtype="float32")(ids)
     assert relative_difference(model(ids), expected) <= limit_of(int4_folder)
+
+
+def test_loading_holds_no_more_than_one_layer_twice(tmp_path: Path) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "head_dim": 128}
+    source = open_checkpoint(write_tiny_model(tmp_path / "plain", "llama", **shape))
+    write_checkpoint(tmp_path / "int4", quantized_weights(source), source=source, format="awq")
+    load(tmp_path / "int4", device="cuda", dtype="bfloat16")  # Workspace and kernels are there.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = load(tmp_path / "int4", device="cuda", dtype="bfloat16")
+    kept = torch.cuda.memory_allocated() - before
+    peak = torch.cuda.max_memory_allocated() - before
+    layer = sum(m.tiles.nbytes for m in model.modules() if isinstance(m, TiledLinear)) // 6
+    assert layer > 2**20
+    assert peak - kept <= layer
