@@ -70,7 +70,13 @@ def _notes(error: BaseException) -> list[str]:
 
 def quiet_libraries() -> None:
     """Keep other libraries' advice to their developers off the user's screen."""
+    warnings.formatwarning = _as_note
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|huggingface_hub)\b.*")
+
+
+def _as_note(message: Warning | str, *place: object, **line: object) -> str:
+    """A warning as a sentence for the user, who has no use for the place in our source."""
+    return f"Note: {message}\n"
 
 
 def human_bytes(count: float) -> str:
