@@ -45,9 +45,15 @@ def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def quiet_libraries() -> None:
     """Keeps other libraries' advice to their developers off the user's screen."""
+    warnings.formatwarning = _as_note
     warnings.filterwarnings("ignore", module=rf"({'|'.join(_LOUD_LIBRARIES)})\b")
     for name in _LOUD_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _as_note(message: Warning | str, *place: object, **line: object) -> str:
+    """A warning as a sentence for the user, who has no use for the place in our source."""
+    return f"Note: {message}\n"
 
 
 def tolerate_narrow_encodings() -> None:
