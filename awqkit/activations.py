@@ -56,6 +56,12 @@ def embedded(
     return result
 
 
+def split_streams(nbytes: int, streams: int, device: torch.device) -> tuple[int, int]:
+    """Bytes on the device and on the host of so many times nbytes of rows, placed in turn."""
+    on_device = min(streams, room(device) // max(1, nbytes))
+    return on_device * nbytes, (streams - on_device) * nbytes
+
+
 def _fits(nbytes: int, device: torch.device, beside: Tensor | None) -> bool:
     taken = beside.nbytes if beside is not None and beside.device.type == device.type else 0
     return nbytes + taken <= room(device)

@@ -7,17 +7,21 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from statistics import mean
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, write_checkpoint
 from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
+from awqkit.device import resolve_device
 from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
 from awqkit.errors import QuantizationError
+from awqkit.forecast import Forecast, forecast
 from awqkit.pipeline import quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
@@ -47,7 +51,7 @@ def run(
         repack(checkpoint, output, config, console, dry_run=dry_run)
         return
     if dry_run:
-        show_plan(checkpoint, output, config, calib_dataset)
+        show_plan(checkpoint, output, config, calib_dataset, resolve_device(device))
         return
     with _offering_resume(), ProgressBar(console) as progress:
         report = quantize(
@@ -114,9 +118,13 @@ def _carried_report(folder: Path) -> dict[str, str]:
 
 
 def show_plan(
-    checkpoint: Checkpoint, output: Path, config: QuantConfig, calib_dataset: str
+    checkpoint: Checkpoint,
+    output: Path,
+    config: QuantConfig,
+    calib_dataset: str,
+    device: torch.device,
 ) -> None:
-    """Say what a run would do, or raise what would stop it."""
+    """Say what a run would do and take, or raise what would stop it."""
     unquantized = check_quantizable(checkpoint)
     check_output(checkpoint, config, output)
     check_tokenizer(checkpoint)
@@ -133,7 +141,20 @@ def show_plan(
         console.print(f"Stay {config.dtype}: {', '.join(unquantized)}")
     if has_leftover(output):
         console.print("Beside    a stopped conversion, for --resume or --no-resume to decide about")
+    _show_forecast(
+        console, forecast(checkpoint, config, calib_dataset=calib_dataset, device=device)
+    )
     console.print(f"Output    {output}. Nothing was written: this was a dry run.")
+
+
+def _show_forecast(console: Console, expected: Forecast) -> None:
+    total = sum(expected.seconds.values())
+    stages = ", ".join(f"{stage} {took:.0f} s" for stage, took in expected.seconds.items())
+    console.print(f"Time      {timedelta(seconds=round(total))} ({stages})")
+    if not expected.text_is_counted:
+        console.print("          and what it takes to fetch the text")
+    peaks = (f"{human_bytes(count)} {kind}" for kind, count in expected.peak_bytes.items())
+    console.print(f"Peak      {', '.join(peaks)}")
 
 
 def show_report(report: Report, html: Path | None) -> None:

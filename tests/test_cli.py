@@ -114,6 +114,7 @@ def test_dry_run_writes_nothing(model, tmp_path) -> None:
     result = run(convert, model, tmp_path / "out", "--dry-run", "--calib-seqlen", 32)
     assert result.exit_code == 0
     assert "dry run" in result.stdout and "pileval" in result.stdout
+    assert "Time      0:0" in result.stdout and "MiB memory" in result.stdout
     assert not list(tmp_path.iterdir())
 
 

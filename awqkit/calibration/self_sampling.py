@@ -14,10 +14,13 @@ from torch import Tensor
 from awqkit.calibration.dataset import CalibrationRows, check_row_sizes, token_digest
 from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
 from awqkit.decoder import KeyValues, RotaryTables, block_forward, embed, final_logits
+from awqkit.stopwatch import Stopwatch
 
 #: Sequences that advance together, at most, and the bytes that their keys and values may take.
 ROWS_AT_ONCE = 128
 CACHE_BYTES = 4 << 30
+#: Positions by which sampling is timed.
+TIMED_POSITIONS = 4
 
 
 def sampled_rows(
@@ -59,6 +62,17 @@ def sampled_rows(
     )
 
 
+def sampling_seconds(
+    checkpoint: Checkpoint, *, samples: int, seqlen: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """How long sampled_rows will take, from a few positions halfway through one block."""
+    model = _Model(checkpoint, seqlen, device, dtype, layers=1)
+    batch = min(samples, _rows_at_once(checkpoint.config, seqlen, dtype))
+    without, block = model.seconds_a_position(batch, 0), model.seconds_a_position(batch, 1)
+    position = without + (block - without) * checkpoint.config.num_layers
+    return position * seqlen * -(-samples // batch)
+
+
 def _rows_at_once(config: DecoderConfig, seqlen: int, dtype: torch.dtype) -> int:
     row = 2 * config.kv_size * config.num_layers * seqlen * dtype.itemsize
     return max(1, min(ROWS_AT_ONCE, CACHE_BYTES // row))
@@ -68,8 +82,16 @@ class _Model:
     """The whole decoder, dense, for sampling."""
 
     def __init__(
-        self, checkpoint: Checkpoint, seqlen: int, device: torch.device, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        seqlen: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        layers: int | None = None,
     ) -> None:
+        """layers: so many of the model's; None for all."""
+
         def dense(weight: Tensor | QuantizedWeight) -> Tensor:
             if isinstance(weight, QuantizedWeight):
                 weight = weight.dequantize()
@@ -86,7 +108,7 @@ class _Model:
         )
         self.blocks = [
             {name: dense(weight) for name, weight in checkpoint.block(layer).items()}
-            for layer in range(self.config.num_layers)
+            for layer in range(self.config.num_layers if layers is None else layers)
         ]
         self.rotary = RotaryTables(self.config, seqlen, device)
 
@@ -94,26 +116,50 @@ class _Model:
         self, batch: int, generator: torch.Generator, on_position: Callable[[int], None]
     ) -> Tensor:
         """int64 [batch, seqlen]."""
-        config = self.config
         tokens = torch.empty(batch, self.seqlen, dtype=torch.long, device=self.embedding.device)
         tokens[:, 0] = self._first(batch, generator)
-        caches = [
-            KeyValues(batch, self.seqlen, config.num_kv_heads, config.head_dim, self.embedding)
-            for _ in self.blocks
-        ]
+        caches = self._caches(batch)
         for position in range(1, self.seqlen):
-            logits = self._step(tokens[:, position - 1], position - 1, caches)
-            probabilities = torch.softmax(logits.float(), dim=-1)
-            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-            ended = torch.isin(tokens[:, position - 1], self._ends())
-            tokens[:, position] = torch.where(ended, self._first(batch, generator), drawn)
+            tokens[:, position] = self._next(
+                tokens[:, position - 1], position - 1, caches, generator
+            )
             on_position(position + 1)
         return tokens
 
+    def seconds_a_position(self, batch: int, layers: int) -> float:
+        """Of the sampling of a row's middle, with the first so many of the blocks."""
+        device, middle = self.embedding.device, self.seqlen // 2
+        generator, clock = torch.Generator(device).manual_seed(0), Stopwatch(device)
+        token, caches = self._first(batch, generator), self._caches(batch)[:layers]
+        for stage in ("first", "later"):
+            with clock.timed(stage):
+                for _ in range(TIMED_POSITIONS):
+                    for cache in caches:
+                        cache.length = middle
+                    token = self._next(token, middle, caches, generator)
+        return clock.seconds["later"] / TIMED_POSITIONS
+
+    def _caches(self, batch: int) -> list[KeyValues]:
+        config = self.config
+        return [
+            KeyValues(batch, self.seqlen, config.num_kv_heads, config.head_dim, self.embedding)
+            for _ in self.blocks
+        ]
+
+    def _next(
+        self, token: Tensor, position: int, caches: list[KeyValues], generator: torch.Generator
+    ) -> Tensor:
+        """What follows token [batch] at position: drawn, or a first token after a last."""
+        logits = self._step(token, position, caches)
+        probabilities = torch.softmax(logits.float(), dim=-1)
+        drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        ended = torch.isin(token, self._ends())
+        return torch.where(ended, self._first(len(token), generator), drawn)
+
     def _step(self, token: Tensor, position: int, caches: list[KeyValues]) -> Tensor:
-        """Logits [batch, vocab] after token [batch] at position."""
+        """Logits [batch, vocab] after token [batch] at position, by as many blocks as caches."""
         x = embed(token, self.embedding, self.config, self.embedding.dtype).unsqueeze(1)
-        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=False)):
             cos, sin = self.rotary.of(layer)
             here = (cos[position : position + 1], sin[position : position + 1])
             x = block_forward(block, self.config, layer, x, here, cache=cache)

@@ -10,13 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Every module belongs to the part with the longest matching prefix; a part may import those named.
-LEAVES = {"awqkit.errors", "awqkit.config", "awqkit.version", "awqkit.device"}
+LEAVES = {"awqkit.errors", "awqkit.config", "awqkit.version", "awqkit.device", "awqkit.stopwatch"}
 ARROWS = {
     "awqkit.checkpoint": set(),
     "awqkit.errors": {"awqkit.checkpoint"},
     "awqkit.config": {"awqkit.checkpoint", "awqkit.errors"},
     "awqkit.version": set(),
     "awqkit.device": {"awqkit.errors"},
+    "awqkit.stopwatch": set(),
     "awqkit.decoder": {"awqkit.checkpoint"},
     "awqkit.search": {"awqkit.checkpoint"},
     "awqkit.calibration": {"awqkit.decoder", "awqkit.checkpoint", "awqkit.search", *LEAVES},

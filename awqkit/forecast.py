@@ -1,0 +1,201 @@
+"""What a conversion will take: one block of the model is quantized for it, and counted up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from awqkit import activations
+from awqkit.block_job import BlockJob
+from awqkit.block_quantizer import quantize_block
+from awqkit.calibration.dataset import CalibrationRows
+from awqkit.calibration.rows import EVALUATION_ROWS, SELF, is_local_file, make_rows
+from awqkit.calibration.self_sampling import sampling_seconds
+from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
+from awqkit.checkpoint.canonical import layer_shapes
+from awqkit.checkpoint.fingerprint import fingerprint
+from awqkit.checkpoint.packing import pack
+from awqkit.config import QuantConfig
+from awqkit.decoder import RotaryTables
+from awqkit.device import begin_peak, peak_bytes
+from awqkit.progress import Silent
+from awqkit.run import NamedWeight, Run, compute_dtype
+from awqkit.stopwatch import Stopwatch
+
+#: Seconds that the rows of the timed block may take.
+ROW_SECONDS = 3.0
+#: Rows that pass through the block to time the evaluation.
+HELD_OUT_ROWS = 2
+#: Stages whose time grows with the rows, and not just with the weights.
+BY_ROWS = ("moments", "passing rows on")
+#: Times that rows pass through a block, by whether rounding is second-order.
+PASSES = {False: 2, True: 6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """seconds: by stage, as a report has them.  peak_bytes: by kind of memory, likewise.
+
+    text_is_counted: whether the seconds hold the calibration text, which may have to be fetched.
+    """
+
+    seconds: dict[str, float]
+    peak_bytes: dict[str, int]
+    text_is_counted: bool
+
+
+def forecast(
+    checkpoint: Checkpoint, config: QuantConfig, *, calib_dataset: str, device: torch.device
+) -> Forecast:
+    """Quantize the first block on as many rows as a few seconds allow, and write nothing."""
+    decoder, clock = checkpoint.config, Stopwatch(device)
+    start = time.perf_counter()
+    _warm_up(config, device)
+    once = time.perf_counter() - start
+    text = _text_seconds(checkpoint, config, calib_dataset, device)
+    rows = _sample(decoder, config, device)
+    begin_peak(device)
+    run = Run(
+        checkpoint,
+        replace(config, calib_samples=len(rows.tokens)),
+        rows,
+        device=device,
+        progress=Silent(),
+        stopwatch=clock,
+    )
+    stored = list(run.next_block())
+    more = dict.fromkeys(BY_ROWS, config.calib_samples / len(rows.tokens))
+    more["evaluation"] = EVALUATION_ROWS / max(1, len(rows.held_out))
+    seconds = {
+        stage: took * decoder.num_layers * more.get(stage, 1.0)
+        for stage, took in clock.seconds.items()
+    }
+    clock.seconds.clear()
+    for _ in run.last_weights():
+        pass
+    for stage, took in clock.seconds.items():
+        seconds[stage] = seconds.get(stage, 0.0) + took * more.get(stage, 1.0)
+    writing = _writing_seconds(stored, config) * decoder.num_layers
+    # A GPU's blocks are written beside the work on the next one.
+    seconds |= {
+        "writing": writing if device.type == "cpu" else 0.0,
+        "reading back": writing,
+        "starting": once,
+    }
+    return Forecast(
+        seconds={"calibration text": text or 0.0, **seconds},
+        peak_bytes=_with_all_rows(peak_bytes(device), decoder, config, len(rows.tokens), device),
+        text_is_counted=text is not None,
+    )
+
+
+def _text_seconds(
+    checkpoint: Checkpoint, config: QuantConfig, source: str, device: torch.device
+) -> float | None:
+    """None where the text lies elsewhere."""
+    dtype = compute_dtype(device)
+    if source == SELF:
+        held_out = EVALUATION_ROWS if config.evaluate else 0
+        total = config.calib_samples + held_out
+        return sampling_seconds(
+            checkpoint, samples=total, seqlen=config.calib_seqlen, device=device, dtype=dtype
+        )
+    if not is_local_file(source):
+        return None
+    start = time.perf_counter()
+    make_rows(
+        checkpoint, config, source, device=device, dtype=dtype, on_token=lambda done, total: None
+    )
+    return time.perf_counter() - start
+
+
+def _sample(decoder: DecoderConfig, config: QuantConfig, device: torch.device) -> CalibrationRows:
+    """Random tokens: as many rows as ROW_SECONDS allow, or all."""
+    shapes = layer_shapes(decoder, 0).values()
+    weights = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+    moments = sum(shape[1] ** 2 for shape in shapes if len(shape) == 2) // 2
+    work = 2 * (weights + moments) * config.calib_seqlen * PASSES[config.quality != "fast"]
+    affordable = int(ROW_SECONDS * _operations_a_second(device) / work)
+    # A full batch among the rows that are searched, for the memory that it takes.
+    full = config.rows_at_once * 8 // 7 + 1
+    count = min(config.calib_samples, max(2, affordable, full))
+    held_out = min(HELD_OUT_ROWS, count) if config.evaluate else 0
+    tokens = torch.randint(decoder.vocab_size, (count + held_out, config.calib_seqlen))
+    return CalibrationRows(
+        tokens=tokens[:count], held_out=tokens[count:], digest="", source="random tokens"
+    )
+
+
+def _operations_a_second(device: torch.device, size: int = 1024) -> float:
+    """Of products in the dtype that blocks are computed in, a quarter of their peak."""
+    factor = torch.randn(size, size, device=device, dtype=compute_dtype(device))
+    clock = Stopwatch(device)
+    for stage in ("first", "second"):
+        with clock.timed(stage):
+            for _ in range(4):
+                factor @ factor
+    return 4 * 2 * size**3 / clock.seconds["second"] / 4
+
+
+def _warm_up(config: QuantConfig, device: torch.device) -> None:
+    """Quantize the smallest of blocks: what is loaded and compiled once is not a block's time."""
+    decoder = DecoderConfig(
+        hidden_size=128,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=64,
+        intermediate_size=256,
+        vocab_size=8,
+        max_position_embeddings=16,
+        norm_eps=1e-5,
+    )
+    dtype = compute_dtype(device)
+    job = BlockJob(
+        config=decoder,
+        rotary=RotaryTables(decoder, 16, device),
+        device=device,
+        compute_dtype=dtype,
+        stored_dtype=torch.bfloat16,
+        search_scale=config.search_scale,
+        second_order=config.quality != "fast",
+        batch_size=1,
+        on_site=lambda site: None,
+        timed=Stopwatch(device).timed,
+    )
+    weights = {
+        name: torch.randn(shape, device=device) / 16
+        for name, shape in layer_shapes(decoder, 0).items()
+    }
+    hidden = torch.randn(4, 16, 128, device=device, dtype=dtype)
+    quantize_block(job, 0, weights, hidden, hidden.clone() if job.second_order else None)
+
+
+def _writing_seconds(stored: list[NamedWeight], config: QuantConfig) -> float:
+    start = time.perf_counter()
+    for _, weight in stored:
+        fingerprint(weight)
+        if isinstance(weight, QuantizedWeight):
+            pack(weight, config.format)
+    return time.perf_counter() - start
+
+
+def _with_all_rows(
+    measured: Mapping[str, int],
+    decoder: DecoderConfig,
+    config: QuantConfig,
+    sampled: int,
+    device: torch.device,
+) -> dict[str, int]:
+    """The peaks of the sample with the rows of the whole conversion instead."""
+    row = config.calib_seqlen * decoder.hidden_size * compute_dtype(device).itemsize
+    streams = 1 if config.quality == "fast" else 2
+    on_device, on_host = activations.split_streams(config.calib_samples * row, streams, device)
+    kind = "GPU memory" if device.type == "cuda" else "memory"
+    peaks = dict(measured)
+    peaks[kind] += on_device - streams * sampled * row
+    peaks["memory"] += on_host
+    return peaks
