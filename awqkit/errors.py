@@ -3,6 +3,7 @@
 from awqkit.checkpoint.errors import (
     AwqkitError,
     CheckpointError,
+    ConversationError,
     OutputError,
     ResumeError,
     UnsupportedModelError,
@@ -26,6 +27,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ConfigError",
+    "ConversationError",
     "OutputError",
     "QuantizationError",
     "ResumeError",

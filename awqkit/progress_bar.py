@@ -35,7 +35,8 @@ class ProgressBar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("Reading", total=None, detail="")
-        self._sampling = False
+        #: Tenths of the sampling that were told, and one for the first word about it.
+        self._told = 0
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -51,11 +52,14 @@ class ProgressBar:
 
     def sampled(self, done: int, total: int) -> None:
         """Tokens that each row has reached while the model samples its own text."""
-        if not self._sampling:
-            self._sampling = True
+        if not self._told:
             self._console.print(
-                "Sampling calibration text from the model itself; it is whole in memory meanwhile."
+                "Sampling calibration text from the model, which is in memory as a whole for that."
             )
+        share = 10 * done // total
+        if share > self._told - 1 and not self._console.is_terminal:
+            self._console.print(f"sampled {10 * share} %", highlight=False)
+        self._told = share + 1
         self._bar.update(self._task, description="Sampling", completed=done, total=total)
 
     def begin(self, blocks: int, *, done: int) -> None:
@@ -76,3 +80,11 @@ class ProgressBar:
     def block_done(self, layer: int) -> None:
         """A block is quantized and has been passed on."""
         self._bar.update(self._task, completed=layer + 1)
+
+    def tuned(self, done: int, total: int) -> None:
+        """Steps of the tuning of the whole model."""
+        self._bar.update(
+            self._task, description="Tuning", completed=done, total=total, detail="all blocks"
+        )
+        if done == 1 and not self._console.is_terminal:
+            self._console.print(f"tuning all blocks in {total} steps", highlight=False)

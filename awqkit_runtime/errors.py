@@ -3,6 +3,7 @@
 from awqkit.checkpoint.errors import (
     AwqkitError,
     CheckpointError,
+    ConversationError,
     OutputError,
     UnsupportedModelError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "AwqkitError",
     "CheckpointError",
     "ConfigError",
+    "ConversationError",
     "NumericsError",
     "OutOfMemoryError",
     "OutputError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -193,9 +193,15 @@ def _texts(outputs: Generator[RequestOutput]) -> Generator[str]:
 
 def _prompt_list(prompts: Any) -> list[Prompt]:
     """A single text or list of ids becomes a list of one."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, str):
         return [prompts]
-    return list(prompts)
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        raise RequestError(
+            f"The prompts are a {type(prompts).__name__}; give a text, the token ids of one, or a "
+            "list of such."
+        )
+    listed = list(prompts)
+    return [listed] if listed and isinstance(listed[0], int) else listed
 
 
 def _one_for_each(

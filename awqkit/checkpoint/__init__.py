@@ -4,6 +4,7 @@ from awqkit.checkpoint.decoder_config import DecoderConfig, ExpertsConfig, RopeC
 from awqkit.checkpoint.errors import (
     AwqkitError,
     CheckpointError,
+    ConversationError,
     OutputError,
     UnsupportedModelError,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "AwqkitError",
     "Checkpoint",
     "CheckpointError",
+    "ConversationError",
     "DecoderConfig",
     "ExpertsConfig",
     "OutputError",

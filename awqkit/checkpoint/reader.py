@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,9 +130,10 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
     """
     folder = resolve_source(source)
     raw = _read_raw_config(folder)
-    family = find_family(raw)
-    config = family.read_config(raw)
-    quantization = read_quantization(raw)
+    with _naming(folder):
+        family = find_family(raw)
+        config = family.read_config(raw)
+        quantization = read_quantization(raw)
     tensors = find_tensors(folder)
     if quantization is None and (sidecar := read_sidecar(folder, tensors)) is not None:
         quantization = read_quantization({"quantization_config": sidecar})
@@ -142,9 +144,10 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
             "Leave the model format at auto."
         )
     harmless = surplus_biases(tensors) if found == "gptq" else ()
-    placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
-    require_plain(tensors, placements)
-    require_tied(tensors, config, family)
+    with _naming(folder):
+        placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
+        require_plain(tensors, placements)
+        require_tied(tensors, config, family)
     embedding = TORCH_DTYPES[placements[EMBEDDING].entries[""].dtype]
     stored_dtype = str(embedding).removeprefix("torch.")
     return Checkpoint(
@@ -159,8 +162,21 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
 
 def read_decoder_config(source: str | Path) -> DecoderConfig:
     """The DecoderConfig of a folder (config.json alone is enough) or a hub id."""
-    raw = _read_raw_config(resolve_source(source, files=(CONFIG_FILE,)))
-    return find_family(raw).read_config(raw)
+    folder = resolve_source(source, files=(CONFIG_FILE,))
+    raw = _read_raw_config(folder)
+    with _naming(folder):
+        return find_family(raw).read_config(raw)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Begin errors about a folder's content with the folder, where they do not name it anyway."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
 
 
 def _read_raw_config(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 import sys
 import unicodedata
 import warnings
@@ -34,13 +35,25 @@ def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except AwqkitError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_as_typed(str(error))}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             sys.exit(INTERRUPTED)
 
     return wrapper
+
+
+def _as_typed(text: str) -> str:
+    """An error's text with settings as the command's options: session_len becomes --session-len."""
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context is not None else ():
+        name, option = parameter.name or "", max(parameter.opts, key=len)
+        # A name without an underscore may be a word of the sentence, but not where it begins it.
+        place = rf"\b{name}\b" if "_" in name else rf"^{name}(?= is )|\b{name}(?==)"
+        if name and option.startswith("--"):
+            text = re.sub(rf"(?<!-)(?:{place})", option, text)
+    return text
 
 
 def quiet_libraries() -> None:

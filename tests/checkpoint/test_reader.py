@@ -220,3 +220,11 @@ def test_config_that_is_no_json_object(tmp_path: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": "wide"}, {"num_hidden_layers": 3}])
+def test_errors_about_the_content_name_the_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = edit_config(write_tiny_model(tmp_path / "model"), **changes)
+    with pytest.raises(CheckpointError, match=str(folder)) as caught:
+        open_checkpoint(folder)
+    assert str(caught.value).count(str(folder)) == 1

@@ -95,9 +95,13 @@ def test_sampling_options_reach_the_sampler(model: Path) -> None:
     ("arguments", "code", "text"),
     [
         (["/no/such/folder"], 1, "There is no such folder"),
-        (["MODEL", "--tp", "2"], 1, "tp is 2"),
+        (
+            ["MODEL", "--tp", "2"],
+            1,
+            "--tp is 2; this version runs a model on one device. Use --tp=1",
+        ),
         (["MODEL", "--cache-max-entry-count", "lots"], 1, "is not a size"),
-        (["MODEL", "--session-len", "1000"], 1, "session_len is 1000"),
+        (["MODEL", "--session-len", "1000"], 1, "--session-len is 1000"),
         (["MODEL", "--top-p", "7"], 2, "top_p is 7"),
         (["MODEL", "--quant-policy", "5"], 2, "not one of"),
         (["MODEL", "--colour", "red"], 2, "No such option"),

@@ -117,7 +117,7 @@ def test_the_real_configuration_of_a_chat_model() -> None:
     ("options", "text"),
     [
         (["--memory", "8GiB"], "weights alone"),
-        (["--memory", "15.5GiB"], "session_len lower"),
+        (["--memory", "15.5GiB"], "--session-len lower"),
         (["--memory", "lots"], "not a size"),
         (["--memory", "24"], "write the unit"),
         (["--memory", "24GiB", "--session-len", "9000"], "at most 8192"),

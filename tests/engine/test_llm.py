@@ -215,3 +215,9 @@ def test_a_real_model_tells_its_story(policy: int | str) -> None:
         (done,) = model.generate("", SamplingParams(max_tokens=60))
         assert done.text.startswith("Once upon a time, there was a")
         assert "".join(model.stream("", SamplingParams(max_tokens=60))) == done.text
+
+
+@pytest.mark.parametrize("prompts", [5, None, b"text"])
+def test_prompts_that_are_none_are_refused(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match=f"The prompts are a {type(prompts).__name__}"):
+        llm.generate(prompts)
