@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from awqkit.decoder import attend as attend_whole
 from awqkit_runtime.kernels.attention import attend, plan_attention
 
 
@@ -67,3 +68,20 @@ def test_half_inputs_are_attended_in_float32_on_a_cpu(dtype: torch.dtype) -> Non
     out = attend(q, k, v, blocks, scale=0.3)
     assert out.dtype == dtype
     assert torch.equal(out, attend(q.float(), k.float(), v.float(), blocks, scale=0.3).to(dtype))
+
+
+@pytest.mark.parametrize(("queries", "context"), [(1, 90), (300, 7)])
+def test_capped_scores(queries: int, context: int) -> None:
+    """Against the decoder's own attention, which knows no blocks."""
+    generator = torch.Generator().manual_seed(queries)
+    q = torch.randn(1, queries, 6, 8, generator=generator) * 3
+    k, v = torch.randn(2, 1, context + queries, 2, 8, generator=generator)
+    blocks = plan_attention(
+        [context], [0], num_queries=queries, window=33, device=torch.device("cpu")
+    )
+    out = attend(q, k, v, blocks, scale=0.3, softcap=1.5)
+    expected = attend_whole(
+        *(x.transpose(1, 2) for x in (q, k, v)), scale=0.3, window=33, softcap=1.5
+    )
+    torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(out, attend(q, k, v, blocks, scale=0.3), atol=1e-3)
