@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -119,10 +120,28 @@ def capture_moments(
         if reference is not None:
             beside = reference.hidden[start : start + batch_size].to(reference.device)
             batch = batch.to(reference.device)
-            reference.half(beside, remember)
+            _show(reference.half, beside, remember, sums.keys() & reference.sites.keys())
             lost = beside - batch
-        half(batch, observe)
+        _show(half, batch, observe, sites)
     return {site: total.mean(site) for site, total in sums.items() if total.tokens}
+
+
+class _AllSeen(Exception):
+    """Nothing more is to be observed."""
+
+
+def _show(half: Half, batch: Tensor, observe: Observer, sites: Collection[str]) -> None:
+    """Run a half until each of the sites was observed: its last linears need not be computed."""
+    missing = set(sites)
+
+    def watch(site: str, x: Tensor) -> None:
+        observe(site, x)
+        missing.discard(site)
+        if not missing:
+            raise _AllSeen
+
+    with suppress(_AllSeen):
+        half(batch, watch)
 
 
 def advance(half: Half, hidden: Tensor, *, batch_size: int) -> None:

@@ -22,6 +22,19 @@ def test_moments_are_those_of_all_tokens(batch_size: int) -> None:
     torch.testing.assert_close(moments["in"].magnitude, flat.abs().mean(0))
 
 
+def test_nothing_is_computed_after_the_last_site() -> None:
+    def half(x, observe):
+        observe("in", x)
+        assert not observed_all, "the rest was computed"
+        observe("late", x)
+        raise AssertionError("the rest was computed")
+
+    observed_all = False
+    capture_moments(half, torch.randn(2, 3, 8), ["late", "in"], batch_size=1)
+    observed_all = True
+    capture_moments(half, torch.randn(2, 3, 8), ["in"], batch_size=1)
+
+
 def test_a_site_without_tokens_is_absent() -> None:
     assert capture_moments(doubling, torch.randn(2, 3, 8), ["elsewhere"], batch_size=1) == {}
 
