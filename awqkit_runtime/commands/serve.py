@@ -23,54 +23,81 @@ _NAMES = {field.name for field in fields(ServeConfig)}
 @click.command()
 @click.argument("model")
 @click.option(
-    "--server-name", default=ServeConfig.server_name, show_default=True, metavar="ADDRESS",
+    "--server-name",
+    default=ServeConfig.server_name,
+    show_default=True,
+    metavar="ADDRESS",
     help="Address to listen on; 0.0.0.0 is every interface of this machine.",
 )
 @click.option(
-    "--server-port", type=click.IntRange(0, 65535), default=ServeConfig.server_port,
-    show_default=True, help="Port to listen on; 0 takes a free one.",
+    "--server-port",
+    type=click.IntRange(0, 65535),
+    default=ServeConfig.server_port,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
 )
 @click.option(
-    "--api-keys", multiple=True, metavar="KEY",
+    "--api-keys",
+    multiple=True,
+    metavar="KEY",
     help="Serve only who sends one of these as a bearer token; may be repeated, or a list with "
     "commas between.",
 )
 @click.option(
-    "--model-name", metavar="NAME",
+    "--model-name",
+    metavar="NAME",
     help="What requests call the model.  [default: the last part of MODEL]",
 )
 @click.option(
     "--hide-docs", is_flag=True, help="Offer neither the page at / nor the schema behind it."
 )
 @click.option(
-    "--allow-origins", multiple=True, metavar="ORIGIN",
+    "--allow-origins",
+    multiple=True,
+    metavar="ORIGIN",
     help="Let web pages from there use the server; may be repeated, * is all.",
 )
 @click.option(
-    "--tool-call-parser", type=click.Choice(TOOL_CALL_PARSERS),
-    default=ServeConfig.tool_call_parser, show_default=True,
+    "--tool-call-parser",
+    type=click.Choice(TOOL_CALL_PARSERS),
+    default=ServeConfig.tool_call_parser,
+    show_default=True,
     help="How the model writes calls of tools; auto is what its template and vocabulary show.",
 )
 @click.option(
-    "--deterministic", is_flag=True,
+    "--deterministic",
+    is_flag=True,
     help="Make answers independent of what else is computed, at the price of speed.",
 )
 @click.option(
-    "--max-queued-requests", type=click.IntRange(min=0), default=ServeConfig.max_queued_requests,
-    show_default=True, help="Answers that may wait for a place; more get status 429.",
+    "--max-queued-requests",
+    type=click.IntRange(min=0),
+    default=ServeConfig.max_queued_requests,
+    show_default=True,
+    help="Answers that may wait for a place; more get status 429.",
 )
 @click.option(
-    "--request-timeout", type=click.FloatRange(min=0, min_open=True),
-    default=ServeConfig.request_timeout, show_default=True, metavar="SECONDS",
+    "--request-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=ServeConfig.request_timeout,
+    show_default=True,
+    metavar="SECONDS",
     help="The longest that an answer may take, waiting included.",
 )
 @click.option(
-    "--max-body-size", type=click.IntRange(min=1), default=ServeConfig.max_body_size,
-    show_default=True, metavar="BYTES", help="The largest body of a request.",
+    "--max-body-size",
+    type=click.IntRange(min=1),
+    default=ServeConfig.max_body_size,
+    show_default=True,
+    metavar="BYTES",
+    help="The largest body of a request.",
 )
 @click.option(
-    "--max-choices", type=click.IntRange(min=1), default=ServeConfig.max_choices,
-    show_default=True, help="Answers that one request may have: n, times prompts.",
+    "--max-choices",
+    type=click.IntRange(min=1),
+    default=ServeConfig.max_choices,
+    show_default=True,
+    help="Answers that one request may have: n, times prompts.",
 )
 @engine_options
 @paragraph_errors
