@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import awqkit.openmp  # noqa: F401  (before torch)
-from awqkit.config import DTYPES, FORMATS, QUALITIES, QuantConfig
+from awqkit.config import DTYPES, FORMATS, HEADS, QUALITIES, QuantConfig
 from awqkit.console import paragraph_errors
 
 DEFAULTS = {field.name: field.default for field in fields(QuantConfig)}
@@ -92,6 +92,13 @@ def _join_switch_values(args: list[str]) -> list[str]:
     default=DEFAULTS["format"],
     show_default=True,
     help="How the integers lie on disk; the same in both.",
+)
+@click.option(
+    "--lm-head",
+    type=click.Choice(HEADS),
+    default=DEFAULTS["lm_head"],
+    show_default=True,
+    help="int4: quantize the output head too, rounded to nearest.",
 )
 @click.option(
     "--dtype",

@@ -12,6 +12,7 @@ Quality = Literal["fast", "balanced"]
 QUALITIES: tuple[Quality, ...] = ("fast", "balanced")
 Format = Literal["awq", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = ("awq", "compressed-tensors")
+HEADS = ("dense", "int4")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -26,6 +27,8 @@ class QuantConfig:
     #: fast rounds to nearest; balanced rounds with second-order error feedback.
     quality: Quality = "balanced"
     format: Format = "awq"
+    #: int4: the output head too, in groups of 128; dense: it stays in dtype.
+    lm_head: str = "dense"
     #: dtype of what stays unquantized.
     dtype: str = "bfloat16"
     calib_samples: int = 128
@@ -50,6 +53,7 @@ class QuantConfig:
             )
         _one_of("--quality", self.quality, QUALITIES)
         _one_of("--format", self.format, FORMATS)
+        _one_of("--lm-head", self.lm_head, HEADS)
         _one_of("--dtype", self.dtype, DTYPES)
         for option, value in (
             ("--calib-samples", self.calib_samples),

@@ -22,6 +22,7 @@ from awqkit.device import resolve_device
 from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
 from awqkit.errors import QuantizationError
 from awqkit.forecast import Forecast, forecast
+from awqkit.head import check_head
 from awqkit.pipeline import quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
@@ -126,6 +127,8 @@ def show_plan(
 ) -> None:
     """Say what a run would do and take, or raise what would stop it."""
     unquantized = check_quantizable(checkpoint)
+    if config.lm_head == "int4":
+        check_head(checkpoint)
     check_output(checkpoint, config, output)
     check_tokenizer(checkpoint)
     check_text(checkpoint, config, calib_dataset)

@@ -111,8 +111,14 @@ class HeldOutRows:
             for row in hidden.split(1):
                 row.copy_(block_forward(block, config, layer, row, rotary))
 
-    def scores(self, config: DecoderConfig, norm: Tensor, head: Tensor) -> Evaluation:
-        """norm: the final norm's weight [hidden]; head: [vocab, hidden]."""
+    def scores(
+        self, config: DecoderConfig, norm: Tensor, head: Tensor, *, stored_head: Tensor
+    ) -> Evaluation:
+        """norm: the final norm's weight [hidden]; head: [vocab, hidden].
+
+        stored_head: what stands in its place in the quantized models.
+        """
+        heads = (head, stored_head, stored_head)
         streams = (self._original, self._nearest, self._quantized)
         targets = self._tokens[:, 1:].flatten()
         losses, agreements = torch.zeros(3, dtype=torch.float64), torch.zeros(3).double()
@@ -120,7 +126,10 @@ class HeldOutRows:
         flat = [stream[:, :-1].flatten(0, 1) for stream in streams]
         for start in range(0, len(targets), LOGIT_TOKENS):
             part = slice(start, start + LOGIT_TOKENS)
-            logs = [_log_probabilities(x[part], config, norm, head) for x in flat]
+            logs = [
+                _log_probabilities(x[part], config, norm, its_head)
+                for x, its_head in zip(flat, heads, strict=True)
+            ]
             for index, log in enumerate(logs):
                 chosen = log.gather(1, targets[part].to(log.device).unsqueeze(1))
                 losses[index] -= chosen.sum().cpu()

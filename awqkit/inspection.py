@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from awqkit.checkpoint import Checkpoint, ExpertsConfig, open_checkpoint
+from awqkit.checkpoint.canonical import LM_HEAD
 from awqkit.console import human_bytes
 from awqkit.report import read_document
 
@@ -51,7 +52,9 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "context", f"{decoder.max_position_embeddings} tokens"
     yield "rotary", f"{decoder.rope.kind}, base {decoder.rope.theta:g}"
     yield "weights", human_bytes(checkpoint.weight_bytes())
-    yield "int4", f"{len(quantized)} of {len(linears)} linears in the blocks"
+    packed = len(quantized.intersection(linears))
+    head = ", and the head" if LM_HEAD in quantized else ""
+    yield "int4", f"{packed} of {len(linears)} linears in the blocks{head}"
     left = [name.removesuffix(".weight") for name in linears if name not in quantized]
     if quantized and left:
         yield "not int4", ", ".join(left)

@@ -16,6 +16,7 @@ from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors, 
 from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
 from awqkit.config import QuantConfig
 from awqkit.device import begin_peak, peak_bytes, resolve_device
+from awqkit.head import check_head
 from awqkit.journal import Journal, Progressed
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress import Progress, Silent
@@ -60,6 +61,8 @@ def quantize(
         refuse_occupied(task.output)
     checkpoint = open_checkpoint(model_path)
     unquantized = check_quantizable(checkpoint)
+    if task.config.lm_head == "int4":
+        check_head(checkpoint)
     if resume and (report := _complete_already(task, checkpoint)) is not None:
         return report
     refuse_occupied(task.output)

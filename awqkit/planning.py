@@ -8,6 +8,7 @@ import torch
 
 from awqkit.block_quantizer import quantizable_sites
 from awqkit.checkpoint import Checkpoint
+from awqkit.checkpoint.canonical import LM_HEAD
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 from awqkit.config import QuantConfig
 from awqkit.errors import QuantizationError
@@ -53,7 +54,8 @@ def planned_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
     total = 0
     for name in checkpoint.names():
         count = prod(checkpoint.shape(name))
-        if name.endswith("_proj.weight") and name not in dense:
+        is_packed_head = name == LM_HEAD and config.lm_head == "int4"
+        if is_packed_head or (name.endswith("_proj.weight") and name not in dense):
             groups = count // GROUP_SIZE
             total += (count + groups) * BITS // 8 + groups * torch.float16.itemsize
         else:

@@ -24,6 +24,7 @@ from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
 from awqkit.errors import QuantizationError
 from awqkit.evaluate import Evaluation, HeldOutRows
+from awqkit.head import quantized_head
 from awqkit.journal import Progressed
 from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
@@ -56,6 +57,7 @@ class Run:
         self._progress = progress
         self._stopwatch = stopwatch
         self._stored_dtype = getattr(torch, config.dtype)
+        self._packs_head = config.lm_head == "int4"
         self._evaluates = config.evaluate and len(rows.held_out) > 0
         decoder = checkpoint.config
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
@@ -114,14 +116,19 @@ class Run:
         norm = self._checkpoint.tensor(FINAL_NORM)
         is_tied = self._checkpoint.config.tie_word_embeddings
         head = self._checkpoint.tensor(EMBEDDING if is_tied else LM_HEAD)
+        head = head.to(self._device)
+        packed = quantized_head(head) if self._packs_head else None
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
                 self.evaluation = self._held_out.scores(
-                    self._checkpoint.config, norm.to(self._device), head.to(self._device)
+                    self._checkpoint.config,
+                    norm.to(self._device),
+                    head,
+                    stored_head=head if packed is None else packed.dequantize(head.dtype),
                 )
         yield FINAL_NORM, norm.to(self._stored_dtype)
         if not is_tied:
-            yield LM_HEAD, head.to(self._stored_dtype)
+            yield LM_HEAD, head.to(self._stored_dtype) if packed is None else packed
 
     @property
     def stream_bytes(self) -> int:

@@ -177,14 +177,14 @@ def _packed(name: str, weight: Weight, format: PackedFormat) -> dict[str, Tensor
 
 
 def _header_names(shapes: Mapping[str, tuple[int, ...]], format: PackedFormat) -> list[str]:
-    """The stored names if every linear of the blocks is packed, which takes the most room."""
+    """The stored names if every matrix is packed, which takes the most room."""
     suffixes = packed_shapes(format, 0, 0)
     return [
         stored
         for name, shape in shapes.items()
         for stored in (
             [name.removesuffix("weight") + suffix for suffix in suffixes]
-            if is_block_linear(name, shape)
+            if len(shape) == 2
             else [name]
         )
     ]

@@ -35,12 +35,14 @@ def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _dense_modules(source: Checkpoint, dense: Mapping[str, str]) -> list[str]:
-    """Linears left unquantized. The head is named even where it is tied: engines ask by name."""
+    """Linears left unquantized. A head is named even where it is tied: engines ask by name."""
     layout = WrittenLayout(source.config, find_family(source.raw_config))
     linears = [
         layout.module(name)
         for name, shape in canonical_shapes(source.config).items()
         if name in dense and is_block_linear(name, shape)
     ]
+    if LM_HEAD in dense or source.config.tie_word_embeddings:
+        linears.append(layout.module(LM_HEAD))
     # Parts of a fused matrix are one module.
-    return list(dict.fromkeys([*linears, layout.module(LM_HEAD)]))
+    return list(dict.fromkeys(linears))
