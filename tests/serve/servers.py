@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,9 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo_model" / "model"
 #: Seconds; a machine may be busy.
 STARTS_WITHIN = 120.0
 ENDS_WITHIN = 60.0
+
+#: Hundreds of tokens: longer than any test waits.
+LONG: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "max_tokens": 1900}
 
 
 class Server:
@@ -115,3 +119,35 @@ def chat_body(text: str = "Tell me a story.", **more: Any) -> dict[str, Any]:
 def texts(chunks: Sequence[Any]) -> str:
     """The text of a streamed chat completion."""
     return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+class Listener:
+    """A streamed answer that is read in the background until it ends or close() is called."""
+
+    def __init__(self, server: Server, body: dict[str, Any], **options: Any) -> None:
+        self.client = httpx.Client(timeout=60.0)
+        self.events: list[Any] = []
+        self.status = 0
+        self.ended = threading.Event()
+        self.started = threading.Event()
+        arguments = (server.url, body | {"stream": True}, options)
+        self.thread = threading.Thread(target=self._listen, args=arguments, daemon=True)
+        self.thread.start()
+
+    def _listen(self, url: str, body: dict[str, Any], options: Any) -> None:
+        try:
+            with self.client.stream(
+                "POST", f"{url}/v1/chat/completions", json=body, **options
+            ) as response:
+                self.status = response.status_code
+                for line in response.iter_lines():
+                    self.started.set()
+                    if line.startswith("data: {"):
+                        self.events.append(json.loads(line[6:]))
+        except httpx.HTTPError:
+            pass  # Closed, by this side or the other.
+        self.started.set()
+        self.ended.set()
+
+    def close(self) -> None:
+        self.client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -107,9 +108,10 @@ def test_broken_http_closes_the_connection(server: Server) -> None:
         b"PRI * HTTP/2.0\r\n",
     ):
         with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            answer = connection.recv(4096)
+            answer = b""
+            with contextlib.suppress(OSError):  # It may have been closed by then.
+                connection.sendall(sent)
+                answer = connection.recv(4096)
             assert not answer or b" 40" in answer.split(b"\r\n")[0]
     assert server.get("/health").status_code == 200
 

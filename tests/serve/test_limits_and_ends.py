@@ -1,15 +1,13 @@
-"""What bounds a server and how it ends: queues, deadlines, leavers, signals, a dead engine."""
+"""What bounds a server and how it ends: keys, queues, deadlines, leavers, signals."""
 
 from __future__ import annotations
 
 import json
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -17,10 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from awqkit_runtime.cli import main
-from tests.serve.servers import DEMO, Server, chat_body, eventually
+from tests.serve.servers import DEMO, LONG, Listener, Server, chat_body, eventually
 
-#: Hundreds of tokens: longer than any test waits.
-LONG: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "max_tokens": 1900}
 KEYS = ("first-key", "second-key")
 
 
@@ -35,38 +31,6 @@ def narrow() -> Iterator[Server]:
 
 def key(server: Server) -> dict[str, str]:
     return {"authorization": f"Bearer {KEYS[1]}"}
-
-
-class Listener:
-    """A streamed answer that is read in the background until it ends or close() is called."""
-
-    def __init__(self, server: Server, body: dict[str, Any], **options: Any) -> None:
-        self.client = httpx.Client(timeout=60.0)
-        self.events: list[Any] = []
-        self.status = 0
-        self.ended = threading.Event()
-        self.started = threading.Event()
-        arguments = (server.url, body | {"stream": True}, options)
-        self.thread = threading.Thread(target=self._listen, args=arguments, daemon=True)
-        self.thread.start()
-
-    def _listen(self, url: str, body: dict[str, Any], options: Any) -> None:
-        try:
-            with self.client.stream(
-                "POST", f"{url}/v1/chat/completions", json=body, **options
-            ) as response:
-                self.status = response.status_code
-                for line in response.iter_lines():
-                    self.started.set()
-                    if line.startswith("data: {"):
-                        self.events.append(json.loads(line[6:]))
-        except httpx.HTTPError:
-            pass  # Closed, by this side or the other.
-        self.started.set()
-        self.ended.set()
-
-    def close(self) -> None:
-        self.client.close()
 
 
 def test_keys_cover_every_path_but_health_and_the_docs(narrow: Server) -> None:
@@ -170,31 +134,6 @@ def _open(server: Server) -> float:
     return _figure(server, "open")
 
 
-def test_a_killed_engine_ends_every_request_and_then_the_server() -> None:
-    with Server() as server:
-        listeners = [Listener(server, chat_body(**LONG)) for _ in range(6)]
-        whole: list[int] = []
-        waiting = threading.Thread(
-            target=lambda: whole.append(
-                server.post("/v1/chat/completions", chat_body(**LONG)).status_code
-            )
-        )
-        waiting.start()
-        assert all(listener.started.wait(30) for listener in listeners)
-        eventually(lambda: server.figures()["awqkit_open"] == 7)
-        server.engine.kill()
-        killed = time.monotonic()
-        assert all(listener.ended.wait(10) for listener in listeners)
-        waiting.join(10)
-        assert time.monotonic() - killed < 2
-        assert all(one.events[-1]["error"]["code"] == "engine_stopped" for one in listeners)
-        assert whole == [503]
-        assert server.get("/health").status_code == 503
-        assert server.post("/v1/chat/completions", chat_body()).status_code == 503
-        assert server.process.wait(15) == 1
-        assert time.monotonic() - killed < 10
-
-
 def test_hidden_docs_origins_and_a_second_signal() -> None:
     with Server(DEMO, "--hide-docs", "--allow-origins", "http://page.example") as server:
         for path in ("/", "/openapi.json", "/docs-assets/swagger-ui.css"):
@@ -246,7 +185,6 @@ def _gone(process: psutil.Process) -> bool:
     [
         (["/no/such/model"], "/no/such/model"),
         ([str(DEMO), "--server-name", "203.0.113.7"], "203.0.113.7"),
-        ([str(DEMO), "--session-len", "9999999"], "session_len"),
         ([str(DEMO), "--api-keys", "with space"], "API key"),
     ],
 )

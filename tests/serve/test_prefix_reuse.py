@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from tests.serve.servers import Server
 
 QUESTION = "Tell me more of the old house by the sea, and of the people who lived in it then. " * 2
 TURNS = 10
-#: A busy neighbour slows single turns down; the best of some conversations is what the turn costs.
-CONVERSATIONS = 6
+#: A busy neighbour slows single turns down; the best of some conversations is what a turn costs.
+MOST_CONVERSATIONS = 12
 
 
 def times_to_first_token(server: Server, number: int) -> tuple[list[float], list[int]]:
@@ -37,8 +39,12 @@ def times_to_first_token(server: Server, number: int) -> tuple[list[float], list
 
 
 def test_turn_ten_comes_as_soon_as_turn_two(server: Server) -> None:
-    runs = [times_to_first_token(server, number) for number in range(CONVERSATIONS)]
-    best = [min(run[0][turn] for run in runs) for turn in range(TURNS)]
-    assert best[9] < 1.5 * best[1], best
-    # No more is read than the question and what stands around it.
-    assert all(tokens < 70 for _, unread in runs for tokens in unread[1:])
+    best = [float("inf")] * TURNS
+    for number in range(MOST_CONVERSATIONS):
+        seconds, unread = times_to_first_token(server, number)
+        # No more is read than the question and what stands around it.
+        assert all(tokens < 70 for tokens in unread[1:])
+        best = [min(pair) for pair in zip(best, seconds, strict=True)]
+        if best[9] < 1.5 * best[1]:
+            return
+    pytest.fail(f"times to the first token, in seconds: {best}")

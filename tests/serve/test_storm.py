@@ -1,17 +1,20 @@
-"""Many clients at once, half of whom leave: nothing leaks, and the others notice nothing."""
+"""Many clients, half of whom leave: nothing leaks, the others notice nothing. And a dead engine."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.serve.servers import DEMO, Server, eventually
+from tests.serve.servers import DEMO, LONG, Listener, Server, chat_body, eventually
 
 OPENINGS = ["Once upon a time", "The sea", "Dear friend,", "In the house", "Who are you?", "No"]
 
@@ -87,29 +90,59 @@ def quiet_answers(server: Server, wanted: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def check_storm(clients: int, rounds: int) -> None:
+def check_storm(server: Server, clients: int, rounds: int) -> None:
     wanted = bodies(clients // 2, seed=1)
-    small = ["--deterministic", "--session-len", "1024", "--cache-max-entry-count", "8MiB"]
-    with Server(DEMO, *small) as server:
-        expected = quiet_answers(server, wanted)
-        processes = [psutil.Process(server.process.pid), server.engine]
-        memory: list[int] = []
-        for number in range(rounds):
-            assert asyncio.run(storm(server.url, wanted, seed=number)) == expected
-            eventually(server.quiet)
-            memory.append(sum(process.memory_info().rss for process in processes))
-        figures = server.figures()
-        assert figures['awqkit_requests_total{endpoint="chat",outcome="abandoned"}'] > 0
-        # The first round warms up caches and thread pools.
-        assert all(later < memory[0] * 1.15 + 2**25 for later in memory[1:]), memory
-        assert processes[0].num_fds() < 64
-        assert server.stop() == 0
+    expected = quiet_answers(server, wanted)
+    processes = [psutil.Process(server.process.pid), server.engine]
+    memory: list[int] = []
+    for number in range(rounds):
+        assert asyncio.run(storm(server.url, wanted, seed=number)) == expected
+        eventually(server.quiet)
+        memory.append(sum(process.memory_info().rss for process in processes))
+    figures = server.figures()
+    assert figures['awqkit_requests_total{endpoint="chat",outcome="abandoned"}'] > 0
+    # The first round warms up caches and thread pools.
+    assert all(later < memory[0] * 1.15 + 2**25 for later in memory[1:]), memory
+    assert processes[0].num_fds() < 64
 
 
-def test_a_small_storm() -> None:
-    check_storm(clients=24, rounds=1)
+@pytest.fixture(scope="module")
+def steady() -> Iterator[Server]:
+    options = ["--deterministic", "--session-len", "1024", "--cache-max-entry-count", "8MiB"]
+    with Server(DEMO, *options) as server:
+        yield server
+
+
+def test_a_small_storm(steady: Server) -> None:
+    check_storm(steady, clients=24, rounds=1)
 
 
 @pytest.mark.slow
-def test_a_storm_of_500() -> None:
-    check_storm(clients=500, rounds=2)
+def test_a_storm_of_500(steady: Server) -> None:
+    check_storm(steady, clients=500, rounds=2)
+
+
+def test_a_killed_engine_ends_every_request_and_then_the_server(steady: Server) -> None:
+    """The last one that this server sees."""
+    server = steady
+    listeners = [Listener(server, chat_body(**LONG)) for _ in range(6)]
+    whole: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: whole.append(
+            server.post("/v1/chat/completions", chat_body(**LONG)).status_code
+        )
+    )
+    waiting.start()
+    assert all(listener.started.wait(30) for listener in listeners)
+    eventually(lambda: server.figures()["awqkit_open"] == 7)
+    server.engine.kill()
+    killed = time.monotonic()
+    assert all(listener.ended.wait(10) for listener in listeners)
+    waiting.join(10)
+    assert time.monotonic() - killed < 2
+    assert all(one.events[-1]["error"]["code"] == "engine_stopped" for one in listeners)
+    assert whole == [503]
+    assert server.get("/health").status_code == 503
+    assert server.post("/v1/chat/completions", chat_body()).status_code == 503
+    assert server.process.wait(15) == 1
+    assert time.monotonic() - killed < 10
