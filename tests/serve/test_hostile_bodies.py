@@ -103,7 +103,7 @@ def test_surrogates_in_tools_are_refused(server: Server) -> None:
 def test_broken_http_closes_the_connection(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for sent in (
-        b"\x00\xff" * 50,
+        b"\x00\xff" * 50 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\nx: " + b"a" * 200_000,
         b"PRI * HTTP/2.0\r\n",
     ):
