@@ -17,7 +17,7 @@ from awqkit.checkpoint import AwqkitError, Checkpoint, open_checkpoint, write_ch
 from awqkit.checkpoint.fingerprint import fingerprint
 from tests.checkpoint.folders import quantized_weights
 from tests.checkpoint.mutations import CONFIGS, damage
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import DENSE_FAMILIES, EXPERT_FAMILIES, write_tiny_model
 
 FORMS = ("hf", "internlm2", "awq", "compressed-tensors")
 #: Far more than any of these folders needs, far less than a lie could ask for.
@@ -94,3 +94,9 @@ def test_damaged_folders_are_refused_or_read_rightly(sound_folders, tmp_path, fo
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_thousands_of_damaged_folders(sound_folders, tmp_path, form: str, seed: int) -> None:
     fuzz(sound_folders[form], tmp_path, seed=seed, rounds=700)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({*DENSE_FAMILIES, *EXPERT_FAMILIES} - {"llama"}))
+def test_damaged_folders_of_every_family(tmp_path: Path, family: str) -> None:
+    fuzz(sharded(write_tiny_model(tmp_path / "sound", family)), tmp_path, seed=11, rounds=250)
