@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,8 @@ from awqkit.calibration.capture import advance
 from awqkit.checkpoint import QuantizedWeight
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.expert_tokens import starved_experts
-from awqkit.half_quantizer import HalfTask, quantize_half, run_attention, run_mlp, split_rows
+from awqkit.half_quantizer import HalfTask, quantize_half, split_rows
+from awqkit.half_runners import run_attention, run_mlp
 from awqkit.search.affine import min_max_grid, round_to_nearest
 from awqkit.search.sites import Site, attention_sites, mlp_sites
 
@@ -29,10 +30,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBlock:
-    """stored: what the checkpoint gets; running: the same function as dense float tensors."""
+    """stored: what the checkpoint gets; running: the same function as dense float tensors.
+
+    offsets: by weight, as rounding_offsets has them, where rounding served the whole model.
+    """
 
     stored: dict[str, Tensor | QuantizedWeight]
     running: dict[str, Tensor]
+    offsets: dict[str, Tensor]
 
 
 def quantizable_sites(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
@@ -53,18 +58,21 @@ def quantize_block(
     weights: Mapping[str, Tensor],
     hidden: Tensor,
     original: Tensor | None = None,
+    outputs: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> QuantizedBlock:
     """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
 
     weights: on the job's device.  hidden: there or, where it would take too much of it, on the
     host; a batch at a time goes to the device.  original: the same rows in the unquantized model,
-    which advance as well, where second-order rounding is to aim at what they become.
+    which advance as well, where second-order rounding is to aim at what they become.  outputs:
+    by linear, what the whole model minds of its outputs, where rounding is to serve that.
     """
     weights = dict(weights)
     block = weights
     sites = quantizable_sites(_shapes(block))
     attention = {site.name for site in attention_sites()}
     stored: dict[str, Tensor | QuantizedWeight] = {}
+    offsets: dict[str, Tensor] = {}
 
     def quantize(task: HalfTask) -> Block:
         after, integers = quantize_half(job, task, block, hidden)
@@ -77,7 +85,14 @@ def quantize_block(
 
     of_attention = tuple(site for site in sites if site.name in attention)
     block = quantize(
-        HalfTask(layer=layer, run=run_attention, sites=of_attention, original=original)
+        HalfTask(
+            layer=layer,
+            run=run_attention,
+            sites=of_attention,
+            original=original,
+            outputs=outputs or {},
+            offsets=offsets,
+        )
     )
     starved = starved_experts(
         block, job.config, layer, split_rows(hidden), batch_size=job.batch_size
@@ -88,13 +103,15 @@ def quantize_block(
             run=partial(run_mlp, show_all=tuple(each.expert for each in starved)),
             sites=sites[len(of_attention) :],
             original=original,
+            outputs=outputs or {},
+            offsets=offsets,
             starved=starved,
         )
     )
     stored |= {
         name: tensor.to(job.stored_dtype) for name, tensor in block.items() if name not in stored
     }
-    return QuantizedBlock(stored=stored, running=block)
+    return QuantizedBlock(stored=stored, running=block, offsets=offsets)
 
 
 def nearest_block(weights: Mapping[str, Tensor]) -> Block:

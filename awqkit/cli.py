@@ -83,7 +83,8 @@ def _join_switch_values(args: list[str]) -> list[str]:
     type=click.Choice(QUALITIES),
     default=DEFAULTS["quality"],
     show_default=True,
-    help="fast: nearest rounding; balanced: second-order rounding.",
+    help="fast: nearest rounding; balanced: second-order rounding; best: rounding by what the "
+    "whole model minds, and tuning of all codes, for which it must fit into memory.",
 )
 @click.option(
     "--format",

@@ -8,8 +8,8 @@ from typing import Literal
 from awqkit.checkpoint import layout
 from awqkit.errors import ConfigError
 
-Quality = Literal["fast", "balanced"]
-QUALITIES: tuple[Quality, ...] = ("fast", "balanced")
+Quality = Literal["fast", "balanced", "best"]
+QUALITIES: tuple[Quality, ...] = ("fast", "balanced", "best")
 Format = Literal["awq", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = ("awq", "compressed-tensors")
 HEADS = ("dense", "int4")
@@ -24,7 +24,8 @@ class QuantConfig:
     w_group_size: int = layout.GROUP_SIZE
     #: Search input scales (AWQ). Off: scale 1; clip and rounding as before.
     search_scale: bool = True
-    #: fast rounds to nearest; balanced rounds with second-order error feedback.
+    #: fast rounds to nearest; balanced rounds with second-order error feedback; best rounds by what
+    #: the whole model minds, and tunes all codes together: it needs the whole model in memory.
     quality: Quality = "balanced"
     format: Format = "awq"
     #: int4: the output head too, in groups of 128; dense: it stays in dtype.

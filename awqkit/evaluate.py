@@ -91,6 +91,20 @@ class HeldOutRows:
         self._nearest = streams["nearest"]
         self._quantized = streams["quantized"]
 
+    def begin_again(self, embedded: Tensor) -> None:
+        """Take the quantized model's rows back to where they entered it, [rows, T, hidden]."""
+        self._quantized = embedded
+
+    def advance_quantized(
+        self,
+        config: DecoderConfig,
+        layer: int,
+        rotary: tuple[Tensor, Tensor],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Pass through one block of the quantized model alone."""
+        _advance(self._quantized, weights, config, layer, rotary)
+
     def advance(
         self,
         config: DecoderConfig,
@@ -107,9 +121,7 @@ class HeldOutRows:
             (self._nearest, nearest),
             (self._quantized, quantized),
         ):
-            block = {name: tensor.to(hidden) for name, tensor in weights.items()}
-            for row in hidden.split(1):
-                row.copy_(block_forward(block, config, layer, row, rotary))
+            _advance(hidden, weights, config, layer, rotary)
 
     def scores(
         self, config: DecoderConfig, norm: Tensor, head: Tensor, *, stored_head: Tensor
@@ -181,3 +193,16 @@ def _spread(divergences: Tensor) -> TokenKl:
 def _log_probabilities(hidden: Tensor, config: DecoderConfig, norm: Tensor, head: Tensor) -> Tensor:
     """[tokens, hidden] → float32 [tokens, vocab]."""
     return torch.log_softmax(final_logits(hidden, norm.to(hidden), head.to(hidden), config), dim=-1)
+
+
+def _advance(
+    hidden: Tensor,
+    weights: Mapping[str, Tensor],
+    config: DecoderConfig,
+    layer: int,
+    rotary: tuple[Tensor, Tensor],
+) -> None:
+    """Through one block, in place."""
+    block = {name: tensor.to(hidden) for name, tensor in weights.items()}
+    for row in hidden.split(1):
+        row.copy_(block_forward(block, config, layer, row, rotary))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import groupby
 from operator import add
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
-from awqkit.calibration.capture import Half, Reference, capture_moments
+from awqkit.calibration.capture import Reference, capture_moments
 from awqkit.checkpoint import QuantizedWeight
-from awqkit.decoder import Observer, attention_half, mlp_half
 from awqkit.expert_tokens import StarvedExpert
 from awqkit.fold_proof import prove_fold
+from awqkit.half_runners import HalfOfBlock
 from awqkit.moment_batches import batches_of
-from awqkit.search.affine import to_quantized_weight
+from awqkit.search.affine import rounding_offsets, to_quantized_weight
 from awqkit.search.fold import fold, realised_norm_scale
 from awqkit.search.moments import divided_by
-from awqkit.search.site import Rows, choose_scale, round_linear
-from awqkit.search.sites import Input, Site, tie_channels
+from awqkit.search.site import Rows, choose_scale, round_linear, serve_outputs
+from awqkit.search.sites import Input, Site, feeder_scale, tie_channels
 from awqkit.site_error import SiteError, nearest_error
 from awqkit.site_picture import Sketch, channel_profile
 
@@ -33,7 +33,6 @@ MAX_SCALE_ROWS = 65536
 #: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
 ADDED = ("o", "down")
 
-HalfOfBlock = Callable[[BlockJob, int, Block], Half]
 Integers = dict[str, Tensor | QuantizedWeight]
 
 
@@ -42,12 +41,16 @@ class HalfTask:
     """Half a block. sites: those that can be quantized, in the order of execution.
 
     original: the rows that enter it in the unquantized model, or None where nothing aims at them.
+    outputs: by linear, diagonal blocks of the second moments of the gradient by its outputs.
+    offsets: by weight, filled where there are outputs: what rounding_offsets tells.
     """
 
     layer: int
     run: HalfOfBlock
     sites: tuple[Site, ...]
     original: Tensor | None = None
+    outputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    offsets: dict[str, Tensor] = field(default_factory=dict)
     starved: tuple[StarvedExpert, ...] = ()
 
 
@@ -83,6 +86,8 @@ class _HalfSearch:
         #: The same half, unquantized, with as much folded into it.
         self._unrounded = block
         self._scales: dict[str, str] = {}
+        #: What the outputs of a linear were divided by, [out].
+        self._divisors: dict[str, Tensor] = {}
         self._nearest: dict[str, SiteError] = {}
         self._channels: dict[str, tuple[float, ...]] = {}
         self._sketches: list[Sketch] = []
@@ -111,6 +116,9 @@ class _HalfSearch:
                 self._kept = moments
         for site in sites:
             self.block = fold(self.block, site, self._job.config, scales[site.name])
+            if not site.feeder_is_norm:
+                divisor = feeder_scale(site, self._job.config, scales[site.name])
+                self._divisors[site.feeder] = divisor
         for name in self._kept:  # one by one: a wide input's matrices are as large as the weights
             scale, rows = scales[name], self._kept[name]
             self._kept[name] = Rows(divided_by(rows.search, scale), divided_by(rows.judge, scale))
@@ -143,13 +151,32 @@ class _HalfSearch:
         weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
         stacked = torch.cat([weight.float() for weight in weights.values()])
         rounded = round_linear(stacked, rows, second_order=self._job.second_order)
+        if outputs := self._outputs(reader):
+            rounded = serve_outputs(rounded, stacked, rows, outputs, seed=self._task.layer)
         parts = rounded.split([len(weight) for weight in weights.values()])
         for name, part in zip(weights, parts, strict=True):
             integers[name] = to_quantized_weight(part.codes, part.grid)
+            if self._task.outputs:
+                self._task.offsets[name] = rounding_offsets(weights[name], part.codes, part.grid)
             self.block = {**self.block, name: part.weight().to(self._job.compute_dtype)}
         error = SiteError.of(rounded.weight().sub_(stacked), stacked, rows)
         self._sketches.append(Sketch.of(stacked, rounded.grid, rows))
         return error, set(rounded.kept)
+
+    def _outputs(self, reader: Input) -> list[Tensor]:
+        """Of all the reader's linears, as folded; none where an expert saw no token."""
+        blocks: list[Tensor] = []
+        for linear in reader.linears:
+            of_linear = self._task.outputs.get(linear, ())
+            if not of_linear:
+                return []
+            size = sum(map(len, of_linear))
+            divisor = self._divisors.get(linear, torch.ones(size)).to(self._job.device)
+            for moments, part in zip(
+                of_linear, divisor.split([len(m) for m in of_linear]), strict=True
+            ):
+                blocks.append(moments.to(self._job.device) * torch.outer(part, part))
+        return blocks
 
     def _tell(self, kind: str, sites: Sequence[Site], error: SiteError, kept: set[str]) -> None:
         nearest = SiteError()
@@ -228,33 +255,6 @@ def split_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Rows that the search sees, and those that only judge it; the same where there is but one."""
     judges = max(1, hidden.shape[0] // JUDGING_SHARE)
     return hidden[judges:] if hidden.shape[0] > 1 else hidden, hidden[:judges]
-
-
-def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
-    """The half before the MLP, in the job's compute dtype."""
-    weights = _cast(job, block, but_not="mlp.")
-
-    def half(x: Tensor, observe: Observer) -> Tensor:
-        x, rotary = x.to(job.device, non_blocking=True), job.rotary.of(layer)
-        return attention_half(weights, job.config, layer, x, rotary, observe=observe)
-
-    return half
-
-
-def run_mlp(job: BlockJob, layer: int, block: Block, *, show_all: Collection[int] = ()) -> Half:
-    """The other half; show_all as in mlp_half."""
-    weights = _cast(job, block, but_not="self_attn.")
-
-    def half(x: Tensor, observe: Observer) -> Tensor:
-        x = x.to(job.device, non_blocking=True)
-        return mlp_half(weights, job.config, layer, x, observe=observe, show_all=show_all)
-
-    return half
-
-
-def _cast(job: BlockJob, block: Block, *, but_not: str) -> Block:
-    """Half a block in the job's compute dtype."""
-    return {n: t.to(job.compute_dtype) for n, t in block.items() if not n.startswith(but_not)}
 
 
 def _sampled_rows(weights: Sequence[Tensor]) -> list[Tensor]:

@@ -22,6 +22,9 @@ class Progress(Protocol):
     def block_done(self, layer: int) -> None:
         """A block is quantized and has been passed on."""
 
+    def tuned(self, done: int, total: int) -> None:
+        """Steps of the tuning of the whole model."""
+
 
 class Silent:
     """Says nothing."""
@@ -36,4 +39,7 @@ class Silent:
         """Ignore."""
 
     def block_done(self, layer: int) -> None:
+        """Ignore."""
+
+    def tuned(self, done: int, total: int) -> None:
         """Ignore."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,10 @@ from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
 from awqkit.stopwatch import Stopwatch
 from awqkit.structure import from_document
+from awqkit.tuning.output_moments import OutputMoments
+from awqkit.tuning.tune import Tuning
+from awqkit.waiting_blocks import WaitingBlock, from_tensors, to_tensors
+from awqkit.whole_model import WholeModel
 
 NamedWeight = tuple[str, Tensor | QuantizedWeight]
 Weights = Iterator[NamedWeight]
@@ -81,6 +85,22 @@ class Run:
             if self._job.second_order
             else None
         )
+        self._whole = (
+            WholeModel(
+                checkpoint,
+                rows.tokens,
+                self._rotary,
+                device=device,
+                dtype=compute_dtype(device),
+                seed=config.seed,
+            )
+            if config.quality == "best"
+            else None
+        )
+        self._outputs: list[OutputMoments] = []
+        self._waiting: list[WaitingBlock] = []
+        self.tuning: Tuning | None = None
+        self._held_out_tokens = rows.held_out
         self._held_out = HeldOutRows(
             rows.held_out, self._embed(rows.held_out, embedding).to(device)
         )
@@ -92,9 +112,13 @@ class Run:
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
         layer = self.blocks
+        if self._whole is not None and not self._outputs:
+            with self._stopwatch.timed("gradients"):
+                self._outputs = self._whole.output_moments()
         with self._stopwatch.timed("reading weights"):
             weights = self._blocks.read(layer)
-        block = quantize_block(self._job, layer, weights, self._hidden, self._original)
+        outputs = self._outputs[layer] if self._outputs else None
+        block = quantize_block(self._job, layer, weights, self._hidden, self._original, outputs)
         _require_searched(block, layer)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
@@ -108,11 +132,21 @@ class Run:
                 )
         self.blocks += 1
         self._progress.block_done(layer)
-        for name in weights:
-            yield layer_prefix(layer) + name, block.stored[name]
+        stored = {name: block.stored[name] for name in weights}
+        if self._whole is not None:
+            self._waiting.append(
+                WaitingBlock(
+                    stored={name: _on_host(weight) for name, weight in stored.items()},
+                    offsets={name: offset.cpu() for name, offset in block.offsets.items()},
+                )
+            )
+            return
+        for name, weight in stored.items():
+            yield layer_prefix(layer) + name, weight
 
     def last_weights(self) -> Weights:
         """What comes behind the blocks; scores the held-out rows."""
+        yield from self._tuned_blocks()
         norm = self._checkpoint.tensor(FINAL_NORM)
         is_tied = self._checkpoint.config.tie_word_embeddings
         head = self._checkpoint.tensor(EMBEDDING if is_tied else LM_HEAD)
@@ -129,6 +163,27 @@ class Run:
         yield FINAL_NORM, norm.to(self._stored_dtype)
         if not is_tied:
             yield LM_HEAD, head.to(self._stored_dtype) if packed is None else packed
+
+    def _tuned_blocks(self) -> Weights:
+        """The blocks that had to wait for each other."""
+        if self._whole is None or self._original is None:
+            return
+        self._hidden, self._outputs = self._hidden[:0], []
+        with self._stopwatch.timed("tuning"):
+            blocks, self.tuning = self._whole.tuned(
+                self._waiting, self._original, on_step=self._progress.tuned
+            )
+        if self._evaluates:
+            embedding = self._checkpoint.tensor(EMBEDDING)
+            self._held_out.begin_again(self._embed(self._held_out_tokens, embedding))
+        for layer, block in enumerate(blocks):
+            if self._evaluates:
+                with self._stopwatch.timed("evaluation"):
+                    self._held_out.advance_quantized(
+                        self._checkpoint.config, layer, self._rotary.of(layer), _running(block)
+                    )
+            for name, weight in block.items():
+                yield layer_prefix(layer) + name, weight
 
     @property
     def stream_bytes(self) -> int:
@@ -151,6 +206,7 @@ class Run:
         self._hidden = placed(state.tensors[HIDDEN], self._device)
         if self._original is not None:
             self._original = placed(state.tensors[ORIGINAL], self._device, beside=self._hidden)
+        self._waiting = from_tensors(state.tensors)
         self._held_out.go_on_from(
             {
                 name.removeprefix(HELD_OUT): tensor
@@ -162,7 +218,7 @@ class Run:
     def _streams(self) -> dict[str, Tensor]:
         held_out = {HELD_OUT + name: rows for name, rows in self._held_out.streams().items()}
         original = {} if self._original is None else {ORIGINAL: self._original}
-        return {HIDDEN: self._hidden, **original, **held_out}
+        return {HIDDEN: self._hidden, **original, **held_out, **to_tensors(self._waiting)}
 
     def _embed(self, tokens: Tensor, embedding: Tensor, *, beside: Tensor | None = None) -> Tensor:
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
@@ -171,6 +227,17 @@ class Run:
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)
         self._progress.site_done(result)
+
+
+def _on_host(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
+    return weight.to(torch.device("cpu"))
+
+
+def _running(block: Mapping[str, Tensor | QuantizedWeight]) -> dict[str, Tensor]:
+    return {
+        name: weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+        for name, weight in block.items()
+    }
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -80,3 +80,9 @@ def to_quantized_weight(codes: Tensor, grid: GroupGrid) -> QuantizedWeight:
         scales=grid.scale.half(),
         zeros=grid.zero.to(torch.uint8),
     )
+
+
+def rounding_offsets(weight: Tensor, codes: Tensor, grid: GroupGrid) -> Tensor:
+    """By how many steps the weight lies above its code's level, float16 [out, in]; at most ½."""
+    steps = in_groups(weight.float()) / grid.scale.unsqueeze(-1) + grid.zero.unsqueeze(-1)
+    return (steps.flatten(-2) - codes).clamp_(-0.5, 0.5).half()

@@ -17,6 +17,7 @@ from awqkit.search.affine import (
     round_to_nearest,
 )
 from awqkit.search.clip import search_clip
+from awqkit.search.joint_descent import descend_jointly
 from awqkit.search.moments import Moments, divided_by, output_error
 from awqkit.search.refinement import refine
 from awqkit.search.rounding import round_second_order
@@ -109,6 +110,32 @@ def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLi
         if aim_error(rounded.weight(), weight, rows.judge) < error:
             return rounded
     return plain
+
+
+def serve_outputs(
+    rounded: RoundedLinear, weight: Tensor, rows: Rows, outputs: Sequence[Tensor], *, seed: int
+) -> RoundedLinear:
+    """The same linear with its codes moved by what the whole model minds.
+
+    outputs: diagonal blocks of the second moments of the gradient by the outputs. A block of rows
+    stays as it is unless the judging rows prefer the other.
+    """
+    target = corrected_target(weight, rows.search)
+    codes, kept, start = [], rounded.kept, 0
+    for moments in outputs:
+        part = slice(start, start + len(moments))
+        grid = GroupGrid(rounded.grid.scale[part], rounded.grid.zero[part])
+        before = rounded.codes[part]
+        after = descend_jointly(target[part], before, grid, rows.search.gram, moments, seed=seed)
+        errors = [
+            aim_error(levels(in_groups(c), grid).flatten(-2), weight[part], rows.judge, moments)
+            for c in (before, after)
+        ]
+        helps = errors[1] < errors[0]
+        codes.append(after if helps else before)
+        kept = (*kept, "whole-model") if helps and "whole-model" not in kept else kept
+        start = part.stop
+    return RoundedLinear(torch.cat(codes), rounded.grid, kept)
 
 
 def _clipped(weight: Tensor, moments: Moments) -> RoundedLinear:

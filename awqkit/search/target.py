@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from awqkit.search.moments import Moments, output_error
+from awqkit.search.moments import Moments
 from awqkit.search.products import product
 from awqkit.search.rounding import damping_of
 
@@ -43,10 +43,16 @@ def pull(weight: Tensor, moments: Moments) -> Tensor:
     return towards if drift.sums is None else towards.add_(drift.sums)
 
 
-def aim_error(rounded: Tensor, weight: Tensor, moments: Moments) -> float:
-    """E|rounded · x − (W x* + h* − h)|², less what no rounding changes; weight: W."""
+def aim_error(
+    rounded: Tensor, weight: Tensor, moments: Moments, outputs: Tensor | None = None
+) -> float:
+    """E|rounded · x − (W x* + h* − h)|², less what no rounding changes; weight: W.
+
+    outputs: weighs the outputs' errors by G [out, out] instead of alike.
+    """
     delta = rounded - weight
-    error = output_error(delta, moments.gram)
+    weighed = delta if outputs is None else product(outputs, delta)
+    error = (product(delta, moments.gram) * weighed).sum()
     if moments.drift is not None:
-        error = error - 2 * (delta * pull(weight, moments)).sum()
+        error = error - 2 * (weighed * pull(weight, moments)).sum()
     return float(error)

@@ -8,6 +8,7 @@ from awqkit.search.affine import (
     min_max_grid,
     nearest_codes,
     round_to_nearest,
+    rounding_offsets,
     storable,
     to_quantized_weight,
 )
@@ -64,3 +65,16 @@ def test_integers_dequantize_to_the_levels() -> None:
     codes = nearest_codes(in_groups(weight), grid).flatten(-2)
     stored = to_quantized_weight(codes, grid)
     assert torch.equal(stored.dequantize(), round_to_nearest(weight, grid))
+
+
+def test_offsets_say_how_far_a_weight_lies_from_its_code() -> None:
+    torch.manual_seed(7)
+    weight = torch.randn(8, 256)
+    grid = min_max_grid(weight)
+    codes = nearest_codes(in_groups(weight), grid).flatten(-2)
+    offsets = rounding_offsets(weight, codes, grid).float()
+    scale = grid.scale.repeat_interleave(128, dim=1)
+    level = levels(in_groups(codes), grid).flatten(-2)
+    assert torch.allclose(level + offsets * scale, weight, atol=1e-3)
+    other = rounding_offsets(weight, (codes + 3).clamp(max=15), grid)
+    assert other.abs().max() <= 0.5

@@ -1,0 +1,63 @@
+"""Codes moved where errors of different outputs, too, add up or cancel in the whole model.
+
+The objective is tr(G Δ H Δᵀ) of Δ = rounded − target: H the inputs' second moments, G those of the
+gradient by the outputs (Tseng et al., 2025, "YAQA", equation 2). Rows are no longer independent, so
+all codes are offered their best single move at once and a random share of them takes it, as often
+as that lowers the objective.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
+from awqkit.search.affine import GroupGrid, in_groups, levels
+from awqkit.search.products import product
+from awqkit.search.rounding import damping_of
+
+#: Times that moves are offered; the share taken at first, at most, and where it is given up.
+OFFERS, FIRST_SHARE, LARGEST_SHARE, LEAST_SHARE = 80, 0.25, 0.5, 1e-5
+#: Share of its mean diagonal added to G's, whose estimate is the noisier one.
+OUTPUT_DAMPING = 0.03
+
+
+def descend_jointly(
+    target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor, outputs: Tensor, *, seed: int
+) -> Tensor:
+    """Codes [out, in] of an objective that is no higher.
+
+    target: float32 [out, in].  gram: H, [in, in].  outputs: G, [out, out].
+    """
+    generator = torch.Generator(target.device).manual_seed(seed)
+    scale = grid.scale.repeat_interleave(GROUP_SIZE, dim=1)
+    input_damping, output_damping = damping_of(gram), OUTPUT_DAMPING * _mean_diagonal(outputs)
+
+    def pressure(delta: Tensor) -> Tensor:
+        """G Δ H, both damped."""
+        inner = product(delta, gram).add_(delta, alpha=input_damping)
+        return product(outputs, inner).add_(inner, alpha=output_damping)
+
+    curvature = torch.outer(
+        outputs.diagonal() + output_damping, gram.diagonal() + input_damping
+    ).mul_(scale)
+    slope = pressure(levels(in_groups(codes), grid).flatten(-2) - target)
+    share = FIRST_SHARE
+    for _ in range(OFFERS):
+        best = (codes - slope / curvature).round_().clamp_(0, MAX_CODE)
+        taken = torch.rand(codes.shape, generator=generator, device=codes.device) < share
+        delta = (best - codes).mul_(taken).mul_(scale)
+        change = pressure(delta)
+        if float((delta * slope).sum().mul_(2) + (delta * change).sum()) < 0:
+            codes = torch.where(taken, best, codes)
+            slope += change
+            share = min(LARGEST_SHARE, share * 1.1)
+        else:
+            share /= 2
+            if share < LEAST_SHARE:
+                break
+    return codes
+
+
+def _mean_diagonal(outputs: Tensor) -> float:
+    return float(outputs.diagonal().mean().clamp(min=1e-30))
