@@ -105,7 +105,7 @@ def test_broken_http_closes_the_connection(server: Server) -> None:
     for sent in (
         b"\x00\xff" * 50 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\nx: " + b"a" * 200_000,
-        b"PRI * HTTP/2.0\r\n",
+        b"PRI * HTTP/2.0\r\n\r\n",
     ):
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             answer = b""
