@@ -87,9 +87,10 @@ class HeldOutRows:
 
     def go_on_from(self, streams: Mapping[str, Tensor]) -> None:
         """Take the place of rows that have passed some blocks already."""
-        self._original = streams["original"]
-        self._nearest = streams["nearest"]
-        self._quantized = streams["quantized"]
+        device = self._original.device
+        self._original = streams["original"].to(device)
+        self._nearest = streams["nearest"].to(device)
+        self._quantized = streams["quantized"].to(device)
 
     def begin_again(self, embedded: Tensor) -> None:
         """Take the quantized model's rows back to where they entered it, [rows, T, hidden]."""

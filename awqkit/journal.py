@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from awqkit.calibration.dataset import CalibrationRows, token_digest
@@ -83,7 +82,7 @@ class Journal:
     def calibration(self) -> CalibrationRows:
         """The rows that the conversion was begun with."""
         fields = self._fields["calibration"]
-        tensors = self._tensors(fields, torch.device("cpu"))
+        tensors = self._tensors(fields)
         return CalibrationRows(
             tokens=tensors["tokens"],
             held_out=tensors["held_out"],
@@ -117,14 +116,14 @@ class Journal:
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - start
 
-    def load(self, device: torch.device) -> Progressed | None:
-        """The state of the last save on a device, or None before the first."""
+    def load(self) -> Progressed | None:
+        """The state of the last save, in host memory, or None before the first."""
         if "streams" not in self._fields:
             return None
         return Progressed(
             blocks=self.blocks,
             document=self._fields["document"],
-            tensors=self._tensors(self._fields["streams"], device),
+            tensors=self._tensors(self._fields["streams"]),
         )
 
     @property
@@ -141,11 +140,11 @@ class Journal:
         sync_folder(self._folder)
         self._fields = fields
 
-    def _tensors(self, fields: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    def _tensors(self, fields: Mapping[str, Any]) -> dict[str, Tensor]:
         path = self._folder / fields["file"]
         if not path.is_file() or file_checksum(path) != fields["checksum"]:
             raise self._damaged(f"{path.name} is not as it was written")
-        return self._sound(lambda: read_tensors(path, device))
+        return self._sound(lambda: read_tensors(path))
 
     def _sound(self, read: Callable[[], T]) -> T:
         try:

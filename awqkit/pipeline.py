@@ -178,7 +178,7 @@ def _begin_or_go_on(
     writer: CheckpointWriter,
 ) -> None:
     total = checkpoint.config.num_layers
-    state = journal.load(task.device)
+    state = journal.load()
     if state is not None:
         tensors = state.tensors
         pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}

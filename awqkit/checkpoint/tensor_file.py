@@ -1,4 +1,4 @@
-"""Tensors of any device in one safetensors file, a piece at a time on the way out and back."""
+"""Tensors of any device in one safetensors file, a piece at a time on their way to the host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch import Tensor
 from awqkit.checkpoint.safetensors_file import (
     DTYPE_NAMES,
     LENGTH_BYTES,
-    TORCH_DTYPES,
-    StoredTensor,
     read_header,
     read_tensor,
 )
@@ -52,9 +50,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> int:
     return checksum
 
 
-def read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a file on a device; CheckpointError where the file is damaged."""
-    return {name: _read(entry, device) for name, entry in read_header(path).items()}
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; CheckpointError where the file is damaged."""
+    return {name: read_tensor(entry) for name, entry in read_header(path).items()}
 
 
 def file_checksum(path: Path, start: int = 0, stop: int | None = None) -> int:
@@ -85,12 +83,3 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
 
 def _rows_at_once(nbytes: int, rows: int) -> int:
     return max(1, PIECE_BYTES * rows // nbytes)
-
-
-def _read(entry: StoredTensor, device: torch.device) -> Tensor:
-    result = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device=device)
-    step = _rows_at_once(max(1, entry.nbytes), entry.shape[0])
-    for first in range(0, entry.shape[0] if entry.nbytes else 0, step):
-        rows = range(first, min(first + step, entry.shape[0]))
-        result[rows.start : rows.stop] = read_tensor(entry, [rows]).to(device)
-    return result
