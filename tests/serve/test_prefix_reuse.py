@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.servers import Server
 
-QUESTION = "Tell me more of the old house by the sea, and of the people who lived in it then. " * 2
+QUESTION = "Tell me more of the old house by the sea, and of the people who lived in it then."
 TURNS = 10
 #: A busy neighbour slows single turns down; the best of some conversations is what a turn costs.
 MOST_CONVERSATIONS = 12
@@ -43,7 +43,7 @@ def test_turn_ten_comes_as_soon_as_turn_two(server: Server) -> None:
     for number in range(MOST_CONVERSATIONS):
         seconds, unread = times_to_first_token(server, number)
         # No more is read than the question and what stands around it.
-        assert all(tokens < 70 for tokens in unread[1:])
+        assert all(tokens < 50 for tokens in unread[1:])
         best = [min(pair) for pair in zip(best, seconds, strict=True)]
         if best[9] < 1.5 * best[1]:
             return
