@@ -24,8 +24,19 @@ from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, write_checkpoint
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.checkpoint.tokenizer import load_tokenizer
+from awqkit.config import QUALITIES
 from awqkit.search.affine import in_groups, min_max_grid, nearest_codes, to_quantized_weight
 from awqkit_runtime import load
+
+WAYS = (
+    "round to nearest",
+    "clip",
+    "fast",
+    "balanced without scales",
+    "balanced",
+    "best without scales",
+    "best",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +54,7 @@ def main() -> None:
     results = [Row(way="original", perplexity=perplexity(reference, rows), kl=0.0, seconds=0.0)]
     show(results[0])
     with tempfile.TemporaryDirectory() as folder:
-        for way in ("round to nearest", "clip", "fast", "balanced without scales", "balanced"):
+        for way in WAYS:
             out, start = Path(folder) / way.replace(" ", "-"), time.perf_counter()
             make(way, options, out)
             seconds = time.perf_counter() - start
@@ -87,8 +98,8 @@ def make(way: str, options: argparse.Namespace, out: Path) -> None:
         write_checkpoint(out, nearest(source), source=source, format="awq")
         return
     config = QuantConfig(
-        quality="balanced" if way.startswith("balanced") else "fast",
-        search_scale=way in ("fast", "balanced"),
+        quality="fast" if way == "clip" else way.split()[0],  # type: ignore[arg-type]
+        search_scale=way in QUALITIES,
         calib_samples=options.calib_samples,
         calib_seqlen=options.calib_seqlen,
         evaluate=False,
