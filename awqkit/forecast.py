@@ -24,11 +24,14 @@ from awqkit.device import begin_peak, peak_bytes
 from awqkit.progress import Silent
 from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.stopwatch import Stopwatch
+from awqkit.whole_model import GRADIENT_TOKENS
 
 #: Seconds that the rows of the timed block may take.
 ROW_SECONDS = 3.0
 #: Rows that pass through the block to time the evaluation.
 HELD_OUT_ROWS = 2
+#: What tuning keeps of every weight: its code, the value behind it, and two moments.
+TUNED_BYTES = 9
 #: Stages whose time grows with the rows, and not just with the weights.
 BY_ROWS = ("moments", "passing rows on")
 #: Times that rows pass through a block, by whether rounding is second-order.
@@ -67,17 +70,13 @@ def forecast(
         stopwatch=clock,
     )
     stored = list(run.next_block())
-    more = dict.fromkeys(BY_ROWS, config.calib_samples / len(rows.tokens))
-    more["evaluation"] = EVALUATION_ROWS / max(1, len(rows.held_out))
-    seconds = {
-        stage: took * decoder.num_layers * more.get(stage, 1.0)
-        for stage, took in clock.seconds.items()
-    }
+    more = _Multiples(decoder, config, rows)
+    seconds = {stage: took * more.of_block(stage) for stage, took in clock.seconds.items()}
     clock.seconds.clear()
     for _ in run.last_weights():
         pass
     for stage, took in clock.seconds.items():
-        seconds[stage] = seconds.get(stage, 0.0) + took * more.get(stage, 1.0)
+        seconds[stage] = seconds.get(stage, 0.0) + took * more.of_end(stage)
     writing = _writing_seconds(stored, config) * decoder.num_layers
     # A GPU's blocks are written beside the work on the next one.
     seconds |= {
@@ -90,6 +89,38 @@ def forecast(
         peak_bytes=_with_all_rows(peak_bytes(device), decoder, config, len(rows.tokens), device),
         text_is_counted=text is not None,
     )
+
+
+class _Multiples:
+    """How many times what was measured a conversion takes, by stage."""
+
+    def __init__(self, decoder: DecoderConfig, config: QuantConfig, rows: CalibrationRows) -> None:
+        self._decoder = decoder
+        self._rows = config.calib_samples / len(rows.tokens)
+        self._evaluation = EVALUATION_ROWS / max(1, len(rows.held_out))
+        most = max(1, GRADIENT_TOKENS // config.calib_seqlen)
+        self._gradients = min(most, config.calib_samples) / min(most, len(rows.tokens))
+
+    def of_block(self, stage: str) -> float:
+        """Of a stage of the first block."""
+        if stage == "gradients":  # of all blocks, before the first one
+            return self._gradients
+        rows = {"evaluation": self._evaluation, **dict.fromkeys(BY_ROWS, self._rows)}
+        return self._decoder.num_layers * rows.get(stage, 1.0)
+
+    def of_end(self, stage: str) -> float:
+        """Of what comes behind the one block."""
+        if stage != "tuning":
+            return self._evaluation
+        block, head = linear_weights(self._decoder), self._decoder.vocab_size
+        head *= self._decoder.hidden_size
+        return self._rows * (self._decoder.num_layers * block + head) / (block + head)
+
+
+def linear_weights(decoder: DecoderConfig) -> int:
+    """Weights of a block's linears."""
+    shapes = layer_shapes(decoder, 0).values()
+    return sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
 
 
 def _text_seconds(
@@ -115,9 +146,13 @@ def _text_seconds(
 def _sample(decoder: DecoderConfig, config: QuantConfig, device: torch.device) -> CalibrationRows:
     """Random tokens: as many rows as ROW_SECONDS allow, or all."""
     shapes = layer_shapes(decoder, 0).values()
-    weights = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
     moments = sum(shape[1] ** 2 for shape in shapes if len(shape) == 2) // 2
-    work = 2 * (weights + moments) * config.calib_seqlen * PASSES[config.quality != "fast"]
+    work = (
+        2
+        * (linear_weights(decoder) + moments)
+        * config.calib_seqlen
+        * PASSES[config.quality != "fast"]
+    )
     affordable = int(ROW_SECONDS * _operations_a_second(device) / work)
     # A full batch among the rows that are searched, for the memory that it takes.
     full = config.rows_at_once * 8 // 7 + 1
@@ -197,5 +232,7 @@ def _with_all_rows(
     kind = "GPU memory" if device.type == "cuda" else "memory"
     peaks = dict(measured)
     peaks[kind] += on_device - streams * sampled * row
+    if config.quality == "best":
+        peaks[kind] += TUNED_BYTES * linear_weights(decoder) * (decoder.num_layers - 1)
     peaks["memory"] += on_host
     return peaks

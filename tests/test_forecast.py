@@ -5,6 +5,7 @@ import torch
 
 from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import open_checkpoint
+from awqkit.config import Quality
 from awqkit.forecast import _sample as sample
 from awqkit.forecast import forecast
 from tests.tiny_models import write_tiny_model
@@ -24,11 +25,16 @@ def checkpoint(tmp_path_factory):
     return open_checkpoint(write_tiny_model(folder, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("source", ["self", "pileval"])
-def test_tells_every_stage_of_a_conversion(checkpoint, tmp_path, source: str) -> None:
-    told = forecast(checkpoint, CONFIG, calib_dataset=source, device=CPU)
+@pytest.mark.parametrize(
+    ("source", "quality"), [("self", "fast"), ("pileval", "balanced"), ("pileval", "best")]
+)
+def test_tells_every_stage_of_a_conversion(
+    checkpoint, tmp_path, source: str, quality: Quality
+) -> None:
+    config = replace(CONFIG, quality=quality)
+    told = forecast(checkpoint, config, calib_dataset=source, device=CPU)
     report = quantize(
-        checkpoint.folder, tmp_path / "out", CONFIG, calib_dataset="self", device="cpu"
+        checkpoint.folder, tmp_path / "out", config, calib_dataset="self", device="cpu"
     )
     # What a journal takes depends on how slow the conversion is.
     assert report.seconds.keys() - {"journal"} <= told.seconds.keys()
