@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = 3
 SITES = 3 * LAYERS
 PROSE = " ".join(f"The {n}th of the lines is about the number {n * n}." for n in range(900))
-SMALL = QuantConfig(calib_samples=9, calib_seqlen=32)
+SMALL = QuantConfig(calib_samples=9, calib_seqlen=32, quality="fast")
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,12 @@ def run_jobs(jobs: Sequence[dict[str, Any]], root: Path) -> list[dict[str, Any]]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def storm(model: Path, tmp_path: Path, text: Path, *, kills: int, seed: int) -> None:
+def storm(model: Path, tmp_path: Path, text: Path, *, kills: int, seed: int, quality: str) -> None:
     """Kill at random events, and again while resuming now and then; then let it come to its end."""
-    draw = random.Random(seed)
-    (undisturbed,) = run_jobs([{"args": convert_args(model, tmp_path / "whole", text)}], tmp_path)
+    draw, options = random.Random(seed), ("--quality", quality)
+    (undisturbed,) = run_jobs(
+        [{"args": convert_args(model, tmp_path / "whole", text, *options)}], tmp_path
+    )
     assert undisturbed["code"] == 0, undisturbed["text"]
     expected = digests(tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole")
@@ -110,7 +112,7 @@ def storm(model: Path, tmp_path: Path, text: Path, *, kills: int, seed: int) -> 
     for number in range(kills):
         out = tmp_path / str(number) / "whole"
         out.parent.mkdir()
-        args = convert_args(model, out, text, "--resume")
+        args = convert_args(model, out, text, "--resume", *options)
         chosen = sorted(draw.sample(range(1, undisturbed["events"] + 1), draw.choice((1, 1, 2))))
         jobs += [{"args": args, "kill_at": event} for event in chosen] + [{"args": args}]
         last.append(len(jobs) - 1)
@@ -123,14 +125,14 @@ def storm(model: Path, tmp_path: Path, text: Path, *, kills: int, seed: int) -> 
 
 
 def test_killed_anywhere_and_resumed_gives_the_same_bytes(model, tmp_path, text) -> None:
-    storm(model, tmp_path, text, kills=4, seed=1)
+    storm(model, tmp_path, text, kills=2, seed=1, quality="fast")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(2, 4))
 def test_storm_of_kills(model, tmp_path, text, seed: int) -> None:
-    storm(model, tmp_path, text, kills=20, seed=seed)
+    storm(model, tmp_path, text, kills=20, seed=seed, quality="balanced")
 
 
 class Stop(Exception):
@@ -165,7 +167,7 @@ def resume(model: Path, out: Path, dataset: Path | str, **settings: Any) -> Repo
 
 
 def config(**settings: Any) -> QuantConfig:
-    return QuantConfig(**{"calib_samples": 9, "calib_seqlen": 32, **settings})
+    return QuantConfig(**{"calib_samples": 9, "calib_seqlen": 32, "quality": "fast", **settings})
 
 
 def test_resumes_text_sampled_from_the_model_without_sampling_again(
@@ -182,7 +184,7 @@ def test_resumes_text_sampled_from_the_model_without_sampling_again(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"quality": "fast"}, "--quality was 'balanced' and is 'fast' now"),
+        ({"quality": "balanced"}, "--quality was 'fast' and is 'balanced' now"),
         ({"seed": 7}, "--seed was 0 and is 7 now"),
         ({"format": "compressed-tensors"}, "--format"),
         ({"evaluate": False}, "--evaluate"),
@@ -234,9 +236,7 @@ def test_leftover_is_neither_taken_nor_dropped_unasked(model, out, text) -> None
     with pytest.raises(ResumeError, match=r"2 of 3 blocks.*--resume.*--no-resume"):
         quantize(model, out, SMALL, calib_dataset=str(text), device="cpu")
     assert digests(out.parent) == before
-    quantize(
-        model, out, config(quality="fast"), calib_dataset=str(text), device="cpu", resume=False
-    )
+    quantize(model, out, config(seed=4), calib_dataset=str(text), device="cpu", resume=False)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
