@@ -28,7 +28,10 @@ class LinearShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRange:
-    """Numbers of tokens, both ends included, that run by the same program in the same shape."""
+    """Numbers of tokens, both ends included, that run by the same program on the same grid.
+
+    plan: that of the last one.
+    """
 
     first: int
     last: int
@@ -62,14 +65,15 @@ def planned_ranges(n: int, k: int, gpu: GpuModel) -> list[PlannedRange]:
     for m in range(1, MOST_TOKENS + 1):
         plan = plan_w4_linear(m, n, k, gpu)
         if ranges and _alike(ranges[-1].plan, plan):
-            ranges[-1] = PlannedRange(first=ranges[-1].first, last=m, plan=ranges[-1].plan)
+            ranges[-1] = PlannedRange(first=ranges[-1].first, last=m, plan=plan)
         else:
             ranges.append(PlannedRange(first=m, last=m, plan=plan))
     return ranges
 
 
 def _alike(one: LaunchPlan, other: LaunchPlan) -> bool:
-    return (one.program, one.shape) == (other.program, other.shape)
+    """Shared memory may grow with the tokens."""
+    return (one.program, one.shape.grid) == (other.program, other.shape.grid)
 
 
 def _matrices(

@@ -8,15 +8,15 @@ from __future__ import annotations
 from functools import cache
 
 from awqkit_runtime.kernels.launch_plan import MULTIPROCESSORS, GpuModel, LaunchPlan
-from awqkit_runtime.kernels.w4_decode_plan import MOST_TOKENS, plan_decode
+from awqkit_runtime.kernels.w4_decode_plan import MOST_TOKENS, plan_decode, plan_portable
 from awqkit_runtime.kernels.w4_prefill_plan import plan_mma, plan_prefill
 
 __all__ = ["MULTIPROCESSORS", "GpuModel", "LaunchPlan", "all_plans", "plan_w4_linear"]
 
 #: The only architecture with wgmma.
 _WGMMA = "sm_90a"
-#: Beyond these plans differ in numbers alone.
-_MANY_TOKENS = (1024, 2048, 4096, 8192, 16384)
+#: Tiles hold multiples of 32 tokens, and beyond these plans differ in numbers alone.
+_MANY_TOKENS = (*range(32, 8193, 32), 16384)
 
 
 @cache
@@ -26,10 +26,10 @@ def plan_w4_linear(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
         return plan_decode(m, n, k, gpu)
     if gpu.arch == _WGMMA:
         return plan_prefill(m, n, k, gpu)
-    return plan_mma(m, n, k, gpu)
+    return plan_portable(m, n, k, gpu) or plan_mma(m, n, k, gpu)
 
 
 def all_plans(n: int, k: int, gpu: GpuModel) -> list[LaunchPlan]:
     """One plan for every program and launch shape that this weight may ever need."""
-    plans = (plan_w4_linear(m, n, k, gpu) for m in (*range(1, 513), *_MANY_TOKENS))
+    plans = (plan_w4_linear(m, n, k, gpu) for m in (*range(1, 129), *_MANY_TOKENS))
     return list({(plan.program, plan.shape): plan for plan in plans}.values())
