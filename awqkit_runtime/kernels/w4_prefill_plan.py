@@ -8,9 +8,8 @@ from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.launch_plan import Boxes, GpuModel, LaunchPlan, ceil_div
+from awqkit_runtime.kernels.w4_prefill_variants import choose_variant
 
-#: What one band of a raster keeps in L2 of the activations.
-_BAND_BYTES = 32 * 2**20
 #: A last round of tiles fuller than this is as well left alone as shared out along K.
 _FULL_ROUND = 0.88
 _FLOAT = 4
@@ -19,42 +18,28 @@ _ROWS = 128
 
 def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
     """w4_prefill.cu: wgmma, fed by tensor maps; only for sm_90a."""
-    tokens, row_blocks, cluster, stages = _prefill_instance(m)
-    workers = gpu.multiprocessors // cluster
-    rows = _ROWS * row_blocks
-    tiles = _Tiles(rows=ceil_div(n, rows * cluster), tokens=ceil_div(m, tokens), workers=workers)
-    defines = (
-        f"W4_TOKENS={tokens}",
-        f"W4_ROW_BLOCKS={row_blocks}",
-        f"W4_CLUSTER={cluster}",
-        f"W4_STAGES={stages}",
-    )
-    blocks = cluster * workers
+    variant, stream_tiles = choose_variant(m, n, k, gpu.multiprocessors)
+    resident = variant.cluster * variant.workers(gpu.multiprocessors)
+    whole = variant.split == 1
+    blocks = resident if whole else variant.split * variant.tiles(m, n)
     return LaunchPlan(
         kernel="prefill",
-        program=Program(stem="w4_prefill", defines=defines),
+        program=Program(stem="w4_prefill", defines=variant.defines),
         entry="w4_prefill_linear",
         shape=LaunchShape(
             grid=(blocks, 1, 1),
-            block=(384, 1, 1),
-            shared_bytes=stages * (128 * tokens + 4608 * row_blocks) + 16384 + 1024 + 256,
+            block=(variant.threads, 1, 1),
+            shared_bytes=variant.shared_bytes,
             overlap=True,
         ),
         operands=("x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"),
-        extra=(_band(m, k, tokens), tiles.shared_along_k(k)),
-        boxes=Boxes(tokens=tokens // cluster, inputs=64, row_tiles=8 * row_blocks),
-        workspace_bytes=2 * blocks * rows * tokens * _FLOAT,
-        flags=2 * blocks,
+        extra=(_band(m, k, variant.tokens), stream_tiles),
+        boxes=Boxes(
+            tokens=variant.tokens // variant.cluster, inputs=64, row_tiles=4 * variant.consumers
+        ),
+        workspace_bytes=blocks * variant.rows * variant.tokens * _FLOAT if whole else 0,
+        flags=blocks * variant.consumers if whole else 0,
     )
-
-
-def _prefill_instance(m: int) -> tuple[int, int, int, int]:
-    """Tokens, row blocks, cluster and stages."""
-    if m <= 64:
-        return 64, 1, 1, 8
-    if m <= 128:
-        return 128, 1, 1, 6
-    return 256, 1, 2, 5
 
 
 def plan_mma(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
@@ -99,4 +84,5 @@ class _Tiles:
 
 def _band(m: int, k: int, tokens: int) -> int:
     """Token tiles that run before the next ones begin, so that they find x in L2."""
-    return max(1, min(_BAND_BYTES // (tokens * k * 2), ceil_div(m, tokens)))
+    most = 8 if tokens * k <= 2**21 else 4
+    return min(most, ceil_div(m, tokens))

@@ -33,37 +33,33 @@ class Exchange {
 
   // Hands an unfinished tile's sums to the worker that began the tile.
   __device__ __forceinline__ void publish(const float (&sums)[kValues], int worker) const {
-    write(sums, slot_of(worker));
+    float4* slot = slot_of(worker);
+#pragma unroll
+    for (int i = 0; i < kValues / 4; ++i)
+      __stcg(slot + i * kThreads,
+             make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    named_barrier(barrier_, kThreads);
     if (thread_ == 0) store_release(flag_of(worker), 1);
   }
 
   __device__ __forceinline__ void collect(float (&sums)[kValues], const Problem& problem,
                                           const Segment& segment, int worker) const {
     const int end = (segment.tile + 1) * problem.groups;
-    for (int other = worker + 1; stream_begin(problem, other) < end; ++other) {
-      if (thread_ == 0)
-        while (load_acquire(flag_of(other)) == 0) {
-        }
-      named_barrier(barrier_, kThreads);
-      add(sums, slot_of(other));
-      if (thread_ == 0) store_release(flag_of(other), 0);
+    int last = worker;
+    while (stream_begin(problem, last + 1) < end) ++last;
+    for (int other = worker + 1 + thread_; other <= last; other += kThreads) {
+      while (load_acquire(flag_of(other)) == 0) {
+      }
+      __stcg(flag_of(other), 0);
     }
+    named_barrier(barrier_, kThreads);
+    for (int other = worker + 1; other <= last; ++other) add(sums, slot_of(other));
   }
 
  private:
-  __device__ __forceinline__ void write(const float (&sums)[kValues], float4* slot) const {
+  __device__ __forceinline__ static void add(float (&sums)[kValues], const float4* slot) {
 #pragma unroll
-    for (int i = 0; i < kValues / 4; ++i)
-      __stcg(slot + i * kThreads,
-             make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-    __threadfence();
-    named_barrier(barrier_, kThreads);
-  }
-
-  template <int kCount>
-  __device__ __forceinline__ static void add(float (&sums)[kCount], const float4* slot) {
-#pragma unroll
-    for (int i = 0; i < kCount / 4; ++i) {
+    for (int i = 0; i < kValues / 4; ++i) {
       const float4 other = __ldcg(slot + i * kThreads);
       sums[4 * i] += other.x;
       sums[4 * i + 1] += other.y;

@@ -1,30 +1,33 @@
 // Y = X . W^T (+ bias) for many tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// A block is one producer thread and two consumer warpgroups. The producer keeps a ring of stages
-// of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a cluster fetches its
-// share and multicasts it) and the code tiles of 128 * W4_ROW_BLOCKS output rows. A consumer
-// warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
-// step before (two register sets, one wgmma group in flight) and accumulates Y^T in FP32. Blocks
-// are persistent; tiles that do not fill a round are shared out along K and summed in a fixed
-// order through the workspace.
+// A block is two producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
+// keep a ring of stages of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a
+// cluster fetches its share and multicasts it) and the rows' code tiles. A consumer warpgroup turns
+// its codes into BF16 A fragments in registers while the tensor cores work on the k16 step before,
+// and accumulates Y^T in FP32. Blocks are persistent; tiles that do not fill a round are shared out
+// along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of a cluster
+// share one tile along K instead and sum it through distributed shared memory.
 //
-// Compile-time: W4_TOKENS (tokens a tile, multiple of 32 up to 256), W4_ROW_BLOCKS (64-row blocks
-// a warpgroup, 1 or 2; times W4_TOKENS at most 256), W4_CLUSTER (blocks that share a token tile, 1
-// or 2), W4_STAGES.
-// Launch: block 384 threads; grid W4_CLUSTER * workers, all resident at once (one block an SM);
-// dynamic shared memory W4_STAGES * (128 * W4_TOKENS + 4608 * W4_ROW_BLOCKS) + 16384 + 1280 bytes.
-// row_tiles = ceil(n / (128 * W4_ROW_BLOCKS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
+// Compile-time: W4_TOKENS (tokens a tile, multiple of 32 up to 256), W4_CONSUMERS (2 to 4; 128
+// tokens at most with 4, 192 with 3), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
+// (blocks that share a tile; a divisor of W4_TOKENS / 32; not with W4_CLUSTER), W4_STAGES.
+// Launch: block 128 * (W4_CONSUMERS + 1) threads; one block an SM; dynamic shared memory
+//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS) + 8192 * W4_CONSUMERS + 1280 bytes,
+//   with W4_SPLIT another 256 * W4_TOKENS * W4_CONSUMERS bytes.
+// row_tiles = ceil(n / (64 * W4_CONSUMERS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
+// Without W4_SPLIT: grid W4_CLUSTER * workers, all resident at once. With: grid W4_SPLIT * tiles,
+// stream_tiles 0, k / 128 >= W4_SPLIT.
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
-//   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128, 8 * W4_ROW_BLOCKS}, no swizzle
-//   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 8 * W4_ROW_BLOCKS}, no swizzle
+//   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128, 4 * W4_CONSUMERS}, no swizzle
+//   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * W4_CONSUMERS}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.
-// workspace (where stream_tiles > 0): 2 * grid * 128 * W4_ROW_BLOCKS * W4_TOKENS floats, 16-byte
-// aligned; flags: 2 * grid ints, zero before the first launch, left zero by every launch.
+// workspace (where stream_tiles > 0): grid * 64 * W4_CONSUMERS * W4_TOKENS floats, 16-byte aligned;
+// flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_consumer.cuh"
@@ -40,7 +43,7 @@ class Warpgroup {
                                        int worker, const Output& output, float* workspace,
                                        int* flags)
       : shared_(shared), problem_(problem), worker_(worker),
-        index_(threadIdx.x / kWarpgroup - 1), rank_(kCluster == 1 ? 0 : cluster_rank()),
+        index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
         store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
@@ -119,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 1);
+      barrier_init(shared.full + 8 * stage, 2);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
@@ -131,10 +134,11 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
   else
     cluster_sync();
 
-  if (threadIdx.x < kWarpgroup) {
+  if (threadIdx.x >= kWarpgroup * kConsumers) {
     release_registers<kProducerRegisters>();
-    const Maps maps{x_map, codes_map, params_map};
-    if (threadIdx.x == 0) Producer(shared, maps).run(problem, worker);
+    const Producer producer(shared, problem, worker);
+    if (threadIdx.x == kWarpgroup * kConsumers) producer.run_tokens(x_map);
+    if (threadIdx.x == kWarpgroup * kConsumers + 32) producer.run_weights(codes_map, params_map);
   } else {
     claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};

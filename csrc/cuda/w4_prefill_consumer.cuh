@@ -13,29 +13,21 @@ __device__ __forceinline__ u32 word_of(const uint4& codes, int step) {
   return step == 0 ? codes.x : step == 1 ? codes.y : step == 2 ? codes.z : codes.w;
 }
 
-#ifndef W4_STEPS
-#define W4_STEPS 1
-#endif
-constexpr int kGroupSteps = W4_STEPS;
-constexpr int kSlots = kGroupSteps == 4 ? 8 : 4;
-constexpr int kFetchAt = kGroupSteps == 1 ? 2 : kGroupSteps == 2 ? 2 : 0;
-
 class Consumer {
  public:
   __device__ __forceinline__ explicit Consumer(const Shared& shared)
       : shared_(shared), lane_(threadIdx.x % 32),
-        first_tile_((threadIdx.x / kWarpgroup - 1) * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
+        first_tile_((threadIdx.x / kWarpgroup) * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
 
   // Sums the segment's groups into sums, which it clears first.
   //
-  // A wgmma with A in registers holds its warp up until the tensor cores have taken the one before,
-  // so the next k16 step is dequantized between two of them. Each step has its own fragment
-  // registers and wgmma group: with three groups in flight the oldest step's registers are free.
+  // One k16 step is dequantized while the tensor cores multiply the one before: two sets of fragment
+  // registers, one wgmma in flight.
   __device__ __forceinline__ void accumulate(float (&sums)[kSums], const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
     const u32 magic = w4::opaque_magic();
-    u32 fragments[kSlots][4];
+    u32 fragments[2][4];
     w4::RowParams params[kRowBlocks];
     barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
     uint4 codes = load_codes(0);
@@ -49,22 +41,18 @@ class Consumer {
           if (half == 0) params[block] = w4::unpack_row_params(words);
           uint4 next_codes = codes;
 #pragma unroll
-          for (int first = 0; first < 4; first += kGroupSteps) {
-#pragma unroll
-            for (int step = first; step < first + kGroupSteps; ++step) {
-              w4::dequantize(word_of(codes, step), params[block], magic, fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step]);
-              pin_registers(fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step]);
-            }
+          for (int step = 0; step < 4; ++step) {
+            u32(&fragment)[4] = fragments[step % 2];
+            w4::dequantize(word_of(codes, step), params[block], magic, fragment);
+            pin_registers(fragment);
             wgmma_fence();
-#pragma unroll
-            for (int step = first; step < first + kGroupSteps; ++step)
-              wgmma(sums + block * kBlockSums, fragments[kGroupSteps == 4 ? (half * kRowBlocks + block) % 2 * 4 + step : step], tokens + 2 * step);
+            wgmma(sums + block * kBlockSums, fragment, tokens + 2 * step);
             wgmma_commit();
-            if (first == kFetchAt && block + 1 < kRowBlocks) {
+            if (step == 2 && block + 1 < kRowBlocks) {
               next_codes = load_codes(block + 1);
               if (half == 0) words = load_params(block + 1);
             }
-            if (first == kFetchAt && block + 1 == kRowBlocks) {
+            if (step == 2 && block + 1 == kRowBlocks) {
               ring_.advance();
               if (half == 0 || group + 1 < segment.end) {
                 barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
@@ -73,7 +61,7 @@ class Consumer {
               }
             }
             wgmma_wait<1>();
-            if (first == 0 && block == 0 && (half > 0 || group > segment.begin)) release();
+            if (step == 0 && block == 0 && (half > 0 || group > segment.begin)) release();
           }
           codes = next_codes;
         }

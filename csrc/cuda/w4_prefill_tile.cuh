@@ -35,7 +35,7 @@ static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile")
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles a block
 constexpr int kRows = 16 * kTiles;
-constexpr int kThreads = kWarpgroup * (1 + kConsumers);
+constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 40;
 constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : kConsumers == 3 ? 152 : 112;
 
