@@ -28,6 +28,8 @@ from awqkit.site_picture import Sketch, channel_profile
 
 #: Share of the calibration rows that judge the search and are hidden from it.
 JUDGING_SHARE = 8
+#: Inputs wider than this have moments of gigabytes, and those that judge wait on the host.
+WIDEST_ON_DEVICE = 20000
 #: Output rows by which a scale is chosen: more tell nothing new of it, and need the memory.
 MAX_SCALE_ROWS = 65536
 #: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
@@ -217,14 +219,14 @@ class _HalfSearch:
         half = self._task.run(self._job, self._task.layer, self.block)
         names = {reader.name for reader in inputs}
         with self._job.timed("moments"):
-            searched, judged = (
-                capture_moments(
-                    half, part, names, batch_size=self._job.batch_size, reference=beside
-                )
-                for part, beside in zip(
-                    split_rows(self._hidden), self._references(drifting), strict=True
-                )
-            )
+            capture = partial(capture_moments, half, batch_size=self._job.batch_size)
+            rows, references = split_rows(self._hidden), self._references(drifting)
+            # Those that judge first, so that wide ones are out of the way of the others.
+            judged = {
+                name: moments.on_host() if len(moments.gram) > WIDEST_ON_DEVICE else moments
+                for name, moments in capture(rows[1], names, reference=references[1]).items()
+            }
+            searched = capture(rows[0], names, reference=references[0])
         return {
             name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()
         }

@@ -38,6 +38,19 @@ class Moments:
     magnitude: Tensor
     drift: Drift | None = None
 
+    def on_host(self) -> Moments:
+        """The matrices out of a GPU's way; products take them from there."""
+        drift = self.drift
+        return Moments(
+            gram=self.gram.cpu(),
+            magnitude=self.magnitude,
+            drift=drift
+            and Drift(
+                inputs=drift.inputs.cpu(),
+                sums=None if drift.sums is None else drift.sums.cpu(),
+            ),
+        )
+
 
 def add_gram(total: Tensor, x: Tensor) -> None:
     """Add the upper half of x xᵀ to total [in, in], float32, in place; x: [tokens, in].
@@ -86,10 +99,11 @@ def output_error(delta: Tensor, gram: Tensor) -> Tensor:
 
 def divided_by(moments: Moments, scale: Tensor) -> Moments:
     """The moments of inputs that were divided by scale [in]."""
-    drift = moments.drift
+    drift, magnitude = moments.drift, moments.magnitude / scale
+    scale = scale.to(moments.gram.device)
     return Moments(
         gram=(moments.gram / scale).div_(scale.unsqueeze(1)),
-        magnitude=moments.magnitude / scale,
+        magnitude=magnitude,
         drift=drift
         and Drift(
             inputs=(drift.inputs / scale).div_(scale.unsqueeze(1)),

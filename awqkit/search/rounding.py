@@ -17,6 +17,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid
+from awqkit.search.factor import cholesky
 from awqkit.search.products import has_triton, product
 from awqkit.search.weighted_range import weighted_range
 
@@ -95,14 +96,13 @@ def _factors(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     A channel that never fires gets the mean diagonal: its weights round to nearest, alone.
     """
     damping = damping_of(gram)
-    ordered = gram[order.unsqueeze(1), order]
-    diagonal = ordered.diagonal()
-    diagonal[diagonal <= 0] = damping / DAMPING
-    diagonal += damping
-    factor, failed = torch.linalg.cholesky_ex(ordered)
-    while failed:
-        diagonal += 9 * damping
+    mean, factor = damping / DAMPING, None
+    while factor is None:
+        ordered = gram[order.unsqueeze(1), order]
+        diagonal = ordered.diagonal()
+        diagonal[diagonal <= 0] = mean
+        diagonal += damping
+        factor = cholesky(ordered)
         damping *= 10
-        factor, failed = torch.linalg.cholesky_ex(ordered)
     root = factor.diagonal().clone()
     return factor.div_(root), root.square()

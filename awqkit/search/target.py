@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from awqkit.search.factor import cholesky, solve
 from awqkit.search.moments import Moments
 from awqkit.search.products import product
 from awqkit.search.rounding import damping_of
@@ -27,10 +28,10 @@ def corrected_target(weight: Tensor, moments: Moments) -> Tensor:
     silent = damped.diagonal() <= 0
     damping = damping_of(damped)
     damped.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if failed:
+    factor = cholesky(damped)
+    if factor is None:
         return weight
-    correction = torch.cholesky_solve(pull(weight, moments).T, factor).T
+    correction = solve(factor, pull(weight, moments))
     return weight + correction.masked_fill_(silent, 0.0)
 
 
@@ -40,7 +41,7 @@ def pull(weight: Tensor, moments: Moments) -> Tensor:
     if drift is None:
         return torch.zeros_like(weight)
     towards = product(weight, drift.inputs)
-    return towards if drift.sums is None else towards.add_(drift.sums)
+    return towards if drift.sums is None else towards.add_(drift.sums.to(towards.device))
 
 
 def aim_error(

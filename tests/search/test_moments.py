@@ -45,3 +45,15 @@ def test_a_gpu_gives_the_same_gram_matrix(dtype: torch.dtype) -> None:
     mirror_gram(total)
     exact = x.double().T @ x.double()
     torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_moments_on_the_host_judge_what_is_on_the_device() -> None:
+    torch.manual_seed(3)
+    x, delta, scale = torch.randn(900, 5000), torch.randn(16, 5000), torch.rand(5000) + 0.5
+    near = Moments(gram=(x.T @ x).cuda() / 900, magnitude=x.abs().mean(0).cuda())
+    far = near.on_host()
+    for moments in (far, divided_by(far, scale.cuda())):
+        assert not moments.gram.is_cuda
+    expected = output_error(delta.cuda(), near.gram)
+    torch.testing.assert_close(output_error(delta.cuda(), far.gram), expected, rtol=1e-3, atol=0)

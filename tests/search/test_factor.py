@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch import Tensor
+
+from awqkit.search import factor
+from awqkit.search.factor import cholesky, solve
+
+
+def positive(size: int) -> Tensor:
+    x = torch.randn(2 * size, size)
+    return x.T @ x / size
+
+
+@pytest.mark.parametrize("panel", [1, 7, 16, 100])
+def test_panels_give_the_factor(panel: int) -> None:
+    torch.manual_seed(panel)
+    matrix = positive(50)
+    found = factor._in_place(matrix.clone(), panel)
+    torch.testing.assert_close(found.tril(), torch.linalg.cholesky(matrix), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("position", [0, 20, 49])
+def test_what_is_not_positive_definite_has_none(position: int) -> None:
+    torch.manual_seed(0)
+    matrix = positive(50)
+    matrix[position, position] = -1.0
+    assert factor._in_place(matrix.clone(), 16) is None
+    assert cholesky(matrix) is None
+
+
+def test_solve_takes_the_lower_triangle_alone() -> None:
+    torch.manual_seed(1)
+    matrix, wanted = positive(50), torch.randn(7, 50)
+    found = factor._in_place(matrix.clone(), 16)
+    torch.testing.assert_close(solve(found, wanted) @ matrix, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_wide_matrix_is_factorised_where_it_lies() -> None:
+    torch.manual_seed(2)
+    size = 2 * factor.PANEL + 130
+    x = torch.randn(size, size, device="cuda")
+    matrix = (x @ x.T / size).add_(torch.eye(size, device="cuda"))
+    del x
+    expected = torch.linalg.cholesky(matrix)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = cholesky(matrix)
+    assert torch.cuda.max_memory_allocated() - before < 0.9 * matrix.nbytes
+    torch.testing.assert_close(found.tril(), expected, rtol=1e-3, atol=1e-3)
