@@ -94,9 +94,7 @@ def test_what_is_written_is_read(packed_format: PackedFormat) -> None:
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "fbgemm_fp8", "hqq", "auto-round", None])
 def test_other_methods_are_refused_by_name(method: str | None) -> None:
-    with pytest.raises(
-        UnsupportedModelError, match=f"{method!r}.*known are awq.*gptq"
-    ):
+    with pytest.raises(UnsupportedModelError, match=f"{method!r}.*known are awq.*gptq"):
         read_quantization({"quantization_config": {"quant_method": method, "bits": 4}})
 
 
