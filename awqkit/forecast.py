@@ -34,8 +34,10 @@ HELD_OUT_ROWS = 2
 TUNED_BYTES = 9
 #: Stages whose time grows with the rows, and not just with the weights.
 BY_ROWS = ("moments", "passing rows on")
-#: Times that rows pass through a block, by whether rounding is second-order.
-PASSES = {False: 2, True: 6}
+#: Times that rows pass through the block, by quality; for the best, through all blocks as well,
+#: forward and backward.
+PASSES = {"fast": 2, "balanced": 6, "best": 24}
+PASSES_OF_ALL = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +149,13 @@ def _sample(decoder: DecoderConfig, config: QuantConfig, device: torch.device) -
     """Random tokens: as many rows as ROW_SECONDS allow, or all."""
     shapes = layer_shapes(decoder, 0).values()
     moments = sum(shape[1] ** 2 for shape in shapes if len(shape) == 2) // 2
-    work = (
-        2
-        * (linear_weights(decoder) + moments)
-        * config.calib_seqlen
-        * PASSES[config.quality != "fast"]
-    )
+    is_best = config.quality == "best"
+    passes = PASSES[config.quality] + is_best * PASSES_OF_ALL * decoder.num_layers
+    work = 2 * (linear_weights(decoder) + moments) * config.calib_seqlen * passes
     affordable = int(ROW_SECONDS * _operations_a_second(device) / work)
     # A full batch among the rows that are searched, for the memory that it takes.
-    full = config.rows_at_once * 8 // 7 + 1
-    count = min(config.calib_samples, max(2, affordable, full))
+    least = config.rows_at_once if is_best else config.rows_at_once * 8 // 7 + 1
+    count = min(config.calib_samples, max(least, affordable))
     held_out = min(HELD_OUT_ROWS, count) if config.evaluate else 0
     tokens = torch.randint(decoder.vocab_size, (count + held_out, config.calib_seqlen))
     return CalibrationRows(

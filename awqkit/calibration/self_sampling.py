@@ -19,8 +19,8 @@ from awqkit.stopwatch import Stopwatch
 #: Sequences that advance together, at most, and the bytes that their keys and values may take.
 ROWS_AT_ONCE = 128
 CACHE_BYTES = 4 << 30
-#: Positions by which sampling is timed.
-TIMED_POSITIONS = 4
+#: Positions, and times one block, by which sampling is timed.
+TIMED_POSITIONS, TIMED_LAYERS = 8, 4
 
 
 def sampled_rows(
@@ -68,8 +68,9 @@ def sampling_seconds(
     """How long sampled_rows will take, from a few positions halfway through one block."""
     model = _Model(checkpoint, seqlen, device, dtype, layers=1)
     batch = min(samples, _rows_at_once(checkpoint.config, seqlen, dtype))
-    without, block = model.seconds_a_position(batch, 0), model.seconds_a_position(batch, 1)
-    position = without + (block - without) * checkpoint.config.num_layers
+    layers = min(TIMED_LAYERS, checkpoint.config.num_layers)
+    without, within = model.seconds_a_position(batch, 0), model.seconds_a_position(batch, layers)
+    position = without + (within - without) * checkpoint.config.num_layers / layers
     return position * seqlen * -(-samples // batch)
 
 
@@ -127,9 +128,10 @@ class _Model:
         return tokens
 
     def seconds_a_position(self, batch: int, layers: int) -> float:
-        """Of the sampling of a row's middle, with the first so many of the blocks."""
+        """Of the sampling of a row's middle, by so many times the first block."""
         device, middle = self.embedding.device, self.seqlen // 2
         generator, clock = torch.Generator(device).manual_seed(0), Stopwatch(device)
+        self.blocks = self.blocks[:1] * max(1, layers)
         token, caches = self._first(batch, generator), self._caches(batch)[:layers]
         for stage in ("first", "later"):
             with clock.timed(stage):
