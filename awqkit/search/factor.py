@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Columns that are factorised at once where a matrix on a GPU has more than twice as many.
-PANEL = 4096
+#: A matrix on a GPU that is wider than this takes gigabytes, and is factorised where it lies, so
+#: many columns at once.
+WIDE, PANEL = 20000, 4096
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:
@@ -15,7 +16,7 @@ def cholesky(matrix: Tensor) -> Tensor | None:
     matrix: float32 [n, n], symmetric; consumed, since a wide one leaves no room for a second. None
     where it is not positive definite.
     """
-    if matrix.is_cuda and len(matrix) > 2 * PANEL:
+    if matrix.is_cuda and len(matrix) > WIDE:
         return _in_place(matrix, PANEL)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if failed else factor
@@ -29,6 +30,8 @@ def _in_place(matrix: Tensor, panel: int) -> Tensor | None:
         if failed:
             return None
         matrix[part, part] = own
+        if end >= len(matrix):
+            break
         below = torch.linalg.solve_triangular(own.mT, matrix[end:, part], upper=True, left=False)
         matrix[end:, part] = below
         for first in range(end, len(matrix), panel):

@@ -36,8 +36,9 @@ def test_solve_takes_the_lower_triangle_alone() -> None:
 
 
 @pytest.mark.gpu
-def test_a_wide_matrix_is_factorised_where_it_lies() -> None:
+def test_a_wide_matrix_is_factorised_where_it_lies(monkeypatch) -> None:
     torch.manual_seed(2)
+    monkeypatch.setattr(factor, "WIDE", 2 * factor.PANEL)
     size = 2 * factor.PANEL + 130
     x = torch.randn(size, size, device="cuda")
     matrix = (x @ x.T / size).add_(torch.eye(size, device="cuda"))
