@@ -87,9 +87,11 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads)
       async_wait<kDepth - 1>();
       __syncwarp();
       const u32 stage = ring + slot * kStageBytes;
-      add_group(total, stage + 16 * lane, stage + kCodeBytes + 8 * (lane / 4), x_rows,
-                g * 2 * kGroup);
+      Group group;
+      load_group(group, stage + 16 * lane, stage + kCodeBytes + 8 * (lane / 4), x_rows,
+                 g * 2 * kGroup);
       __syncwarp();
+      add_group(total, group);
       walk.fetch(stage, lane);
       if (++slot == kDepth) slot = 0;
     }

@@ -43,35 +43,42 @@ __device__ __forceinline__ void find_rows(u32 (&x_rows)[kNT], u32 x_shared, int 
     x_rows[t] = x_shared + min(8 * t + lane % 8, m - 1) * pitch + 16 * (lane / 8);
 }
 
-// One group of one row tile: total += s * sum of (q - z) x, with q - z exact in BF16.
+// One group of one row tile as the multiplication takes it: codes, scale words and x, in registers.
+struct Group {
+  uint4 codes[2];
+  uint2 params;
+  u32 x[kNT][4][4];
+};
+
 // codes: the lane's 16 bytes of the group's first half; scales: its pair of scale words.
-__device__ __forceinline__ void add_group(float (&total)[kNT][4], u32 codes, u32 scales,
-                                          const u32 (&x_rows)[kNT], u32 x_offset) {
-  const uint2 params = load_shared_8(scales);
-  const u32 minus[2] = {minus_offset_pair(params.x), minus_offset_pair(params.y)};
+__device__ __forceinline__ void load_group(Group& group, u32 codes, u32 scales,
+                                           const u32 (&x_rows)[kNT], u32 x_offset) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) group.codes[half] = load_shared_16(codes + 512 * half);
+  group.params = load_shared_8(scales);
+#pragma unroll
+  for (int t = 0; t < kNT; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) load_matrices(group.x[t][i], x_rows[t] + x_offset + 64 * i);
+}
+
+// total += s * sum of (q - z) x, with q - z exact in BF16.
+__device__ __forceinline__ void add_group(float (&total)[kNT][4], const Group& group) {
+  const u32 minus[2] = {minus_offset_pair(group.params.x), minus_offset_pair(group.params.y)};
+  const u32 word[8] = {group.codes[0].x, group.codes[0].y, group.codes[0].z, group.codes[0].w,
+                       group.codes[1].x, group.codes[1].y, group.codes[1].z, group.codes[1].w};
   float sum[kNT][2][4] = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 words = load_shared_16(codes + 512 * half);
-    const u32 word[4] = {words.x, words.y, words.z, words.w};
+  for (int step = 0; step < 8; ++step) {
+    u32 a[4];
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {
-      u32 b[kNT][4];
+    for (int i = 0; i < 4; ++i) a[i] = add_pair(raw_pair(word[step] >> (4 * i)), minus[i % 2]);
 #pragma unroll
-      for (int t = 0; t < kNT; ++t)
-        load_matrices(b[t], x_rows[t] + x_offset + 128 * half + 64 * pair);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        u32 a[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          a[i] = add_pair(raw_pair(word[2 * pair + s] >> (4 * i)), minus[i % 2]);
-#pragma unroll
-        for (int t = 0; t < kNT; ++t) mma(sum[t][s], a, b[t][2 * s], b[t][2 * s + 1]);
-      }
-    }
+    for (int t = 0; t < kNT; ++t)
+      mma(sum[t][step % 2], a, group.x[t][step / 2][2 * (step % 2)],
+          group.x[t][step / 2][2 * (step % 2) + 1]);
   }
-  const float scale[2] = {half_bits_to_float(params.x), half_bits_to_float(params.y)};
+  const float scale[2] = {half_bits_to_float(group.params.x), half_bits_to_float(group.params.y)};
 #pragma unroll
   for (int t = 0; t < kNT; ++t)
 #pragma unroll

@@ -1,13 +1,16 @@
 // y = x · Wᵀ (+ bias) for 17 to 64 rows of x (decode of a busy server): x [M, K] BF16 through a
 // tensor map, W [N, K] in w4 tiles, y [M, N] BF16. sm_90a.
 //
-// Macros choose the instance:
-//   W4_TOKENS  8, 16, 32 or 64, M <= W4_TOKENS
-//   W4_GROUPS  warpgroups that multiply, 64 rows each
-//   W4_BUFFERS 2: dequantize half a group while the other half multiplies; 1: fewer registers
-//   W4_SPLIT   blocks of a cluster; each owns a share of K
-//   W4_CHUNK   groups of 128 inputs in a stage of the weights' ring
-//   W4_DEPTH   stages of the weights' ring
+// Macros: W4_TOKENS (8, 16, 32 or 64, >= M), W4_GROUPS (warpgroups that multiply, 64 rows each),
+// W4_BUFFERS (2: dequantize half a group while the other half multiplies), W4_SPLIT (blocks of a
+// cluster, each with a share of K), W4_CHUNK (groups of 128 inputs in a stage of the weights' ring),
+// W4_DEPTH (its stages), W4_BLOCKS (wanted blocks of an SM, for registers).
+// Launch: grid = Q * W4_SPLIT, Q <= ceil(N / 16); cluster = W4_SPLIT; block = 128 * W4_GROUPS + 64.
+//   fixed = 4352 * W4_GROUPS * W4_DEPTH * W4_CHUNK + 16 * W4_DEPTH + 512 + 64 * W4_GROUPS
+//     + (W4_SPLIT > 1 ? 1024 * W4_GROUPS * W4_SPLIT * (U / min(U, W4_SPLIT)) : 0), U = W4_TOKENS / 4
+//   dynamic shared memory = fixed + x_stages * 256 * W4_TOKENS; x_stages (groups of x held at once)
+//     at least 2 unless the block has only one. x_map: BF16, dimensions (K, M), box (64, W4_TOKENS),
+//     128-byte swizzle, zeros outside. Codes, scales: 16 bytes aligned, y: 4. No workspace.
 #include "w4_decode_ptx.cuh"
 #include "w4_decode_wgmma.cuh"
 #include "w4_dequantize.cuh"
