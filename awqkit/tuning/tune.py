@@ -19,7 +19,7 @@ from awqkit.tuning.blocks import Stored, TunedBlocks
 from awqkit.tuning.divergence import Readout, divergence, divergence_gradient
 
 #: Passes over the rows; tokens in a step, at least one row; how far a step moves a value, in codes.
-EPOCHS = 4
+EPOCHS = 2
 STEP_TOKENS = 4096
 RATE = 2e-3
 #: Steps over which the rate rises to its full size, before it falls to nothing in a straight line.
