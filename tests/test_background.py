@@ -3,7 +3,9 @@ import threading
 import pytest
 import torch
 
+from awqkit import QuantConfig, quantize
 from awqkit.background import Background
+from tests.tiny_models import write_tiny_model
 
 
 def test_on_a_cpu_a_task_runs_at_once() -> None:
@@ -34,3 +36,16 @@ def test_beside_a_gpu_one_task_runs_at_a_time_and_its_error_is_raised() -> None:
     background.wait()
     assert order == [1, 2]
     background.close()
+
+
+def test_blocks_written_beside_the_work_are_the_same_bytes(tmp_path, monkeypatch) -> None:
+    source = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    config = QuantConfig(calib_samples=6, calib_seqlen=32, quality="fast", evaluate=False)
+    threaded = Background(torch.device("cuda"))
+    quantize(source, tmp_path / "one by one", config, calib_dataset="self", device="cpu")
+    monkeypatch.setattr("awqkit.pipeline.Background", lambda device: threaded)
+    quantize(source, tmp_path / "beside", config, calib_dataset="self", device="cpu")
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one by one", "beside")
+    )
+    assert first == second
