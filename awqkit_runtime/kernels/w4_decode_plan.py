@@ -46,11 +46,9 @@ class DecodeInstance:
             f"W4_NT={self.tokens // 8}",
             f"W4_WARPS={self.warps}",
             "W4_SHARE=1",
-            "W4_SPLIT=1",
             f"W4_CHUNK={self.chunk}",
             f"W4_DEPTH={self.depth}",
             f"W4_BLOCKS={self.blocks}",
-            "W4_EXACT=1",
         )
         return LaunchPlan(
             kernel="decode",
@@ -114,7 +112,7 @@ _PORTABLE = tuple(PortableInstance(tokens=tokens) for tokens in (8, 16, 32))
 
 
 def plan_decode(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:
-    """For few tokens on sm_90a; None where x has no room in shared memory, or there are too many."""
+    """For few tokens on sm_90a; None where x has no room, or there are too many tokens."""
     for narrow in _NARROW:
         if m <= narrow.tokens and gpu.blocks_that_fit(narrow.shared_bytes(m, k)):
             return narrow.plan(m, n, k, gpu)
