@@ -47,32 +47,6 @@ __device__ __forceinline__ void barrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier that lies at the same address in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-  asm volatile(
-      "{\n\t.reg .b32 remote;\n\t"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
-// For what other blocks of the cluster have written.
-__device__ __forceinline__ void barrier_wait_cluster(u32 barrier, u32 parity) {
-  asm volatile(
-      "{\n\t.reg .pred done;\n\t"
-      "again:\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
-      "@!done bra again;\n\t}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// A barrier among `threads` threads of the block; ids 1 and up, 0 is __syncthreads.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // Bytes, both addresses: multiples of 16.
 __device__ __forceinline__ void bulk_copy(u32 target, const void* source, u32 bytes, u32 barrier) {
   asm volatile(
@@ -137,15 +111,6 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ void store_to_rank(u32 address, u32 rank, float2 value) {
-  asm volatile(
-      "{\n\t.reg .b32 remote;\n\t"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-      "st.shared::cluster.v2.f32 [remote], {%2, %3};\n\t}" ::"r"(address),
-      "r"(rank), "f"(value.x), "f"(value.y)
-      : "memory");
-}
-
 // ---- shared memory and tensor cores --------------------------------------------------------
 
 __device__ __forceinline__ uint4 load_shared_16(u32 address) {
@@ -167,25 +132,6 @@ __device__ __forceinline__ float2 load_shared_float2(u32 address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
   return v;
-}
-
-__device__ __forceinline__ void store_shared_16(u32 address, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
-               "r"(v.z), "r"(v.w)
-               : "memory");
-}
-
-__device__ __forceinline__ uint4 load_global_16(const void* address) {
-  uint4 v;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(address)
-               : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_shared_8(u32 address, float a, float b) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
 }
 
 __device__ __forceinline__ void store_shared_4(u32 address, float a) {
