@@ -29,7 +29,11 @@ class BlockJob:
     compute_dtype: torch.dtype
     stored_dtype: torch.dtype
     search_scale: bool
-    second_order: bool
+    #: Whether rounding aims at what the unquantized model, beside, has there, and at what the
+    #: block's output minds.
+    aims_at_original: bool
+    #: Whether codes are tuned behind the last block, which begins from what was rounded.
+    tunes: bool
     batch_size: int
     on_site: Callable[[SiteResult], None]
     #: Times what is done in its context, under the name of a stage.

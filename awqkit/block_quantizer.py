@@ -10,11 +10,14 @@ from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
 from awqkit.calibration.capture import advance
+from awqkit.calibration.output_moments import OutputMoments, output_moments
 from awqkit.checkpoint import QuantizedWeight
 from awqkit.checkpoint.layout import is_quantizable
+from awqkit.decoder import block_forward
 from awqkit.expert_tokens import starved_experts
 from awqkit.half_quantizer import HalfTask, quantize_half, split_rows
 from awqkit.half_runners import run_attention, run_mlp
+from awqkit.repeatable import repeatable
 from awqkit.search.affine import min_max_grid, round_to_nearest
 from awqkit.search.sites import Site, attention_sites, mlp_sites
 
@@ -32,7 +35,7 @@ __all__ = [
 class QuantizedBlock:
     """stored: what the checkpoint gets; running: the same function as dense float tensors.
 
-    offsets: by weight, as rounding_offsets has them, where rounding served the whole model.
+    offsets: by weight, as rounding_offsets has them, where codes are to be tuned.
     """
 
     stored: dict[str, Tensor | QuantizedWeight]
@@ -58,19 +61,18 @@ def quantize_block(
     weights: Mapping[str, Tensor],
     hidden: Tensor,
     original: Tensor | None = None,
-    outputs: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> QuantizedBlock:
     """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
 
     weights: on the job's device.  hidden: there or, where it would take too much of it, on the
     host; a batch at a time goes to the device.  original: the same rows in the unquantized model,
-    which advance as well, where second-order rounding is to aim at what they become.  outputs:
-    by linear, what the whole model minds of its outputs, where rounding is to serve that.
+    which advance as well, where rounding is to aim at what they become.
     """
     weights = dict(weights)
     block = weights
     sites = quantizable_sites(_shapes(block))
     attention = {site.name for site in attention_sites()}
+    outputs = {} if original is None else _output_moments(job, layer, weights, sites, original)
     stored: dict[str, Tensor | QuantizedWeight] = {}
     offsets: dict[str, Tensor] = {}
 
@@ -90,7 +92,7 @@ def quantize_block(
             run=run_attention,
             sites=of_attention,
             original=original,
-            outputs=outputs or {},
+            outputs=outputs,
             offsets=offsets,
         )
     )
@@ -103,7 +105,7 @@ def quantize_block(
             run=partial(run_mlp, show_all=tuple(each.expert for each in starved)),
             sites=sites[len(of_attention) :],
             original=original,
-            outputs=outputs or {},
+            outputs=outputs,
             offsets=offsets,
             starved=starved,
         )
@@ -112,6 +114,20 @@ def quantize_block(
         name: tensor.to(job.stored_dtype) for name, tensor in block.items() if name not in stored
     }
     return QuantizedBlock(stored=stored, running=block, offsets=offsets)
+
+
+def _output_moments(
+    job: BlockJob, layer: int, weights: Block, sites: Sequence[Site], original: Tensor
+) -> OutputMoments:
+    """What the unquantized block's output minds, on the rows that are searched."""
+
+    def run(block: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return block_forward(block, job.config, layer, x, job.rotary.of(layer))
+
+    computing = {name: tensor.to(job.compute_dtype) for name, tensor in weights.items()}
+    linears = [linear for site in sites for linear in site.linears]
+    with job.timed("gradients"), repeatable():
+        return output_moments(run, computing, split_rows(original)[0], linears=linears, seed=layer)
 
 
 def nearest_block(weights: Mapping[str, Tensor]) -> Block:

@@ -11,6 +11,7 @@ import torch
 from awqkit import activations
 from awqkit.block_job import BlockJob
 from awqkit.block_quantizer import quantize_block
+from awqkit.calibration import output_moments
 from awqkit.calibration.dataset import CalibrationRows
 from awqkit.calibration.rows import EVALUATION_ROWS, SELF, is_local_file, make_rows
 from awqkit.calibration.self_sampling import sampling_seconds
@@ -24,7 +25,6 @@ from awqkit.device import begin_peak, peak_bytes
 from awqkit.progress import Silent
 from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.stopwatch import Stopwatch
-from awqkit.whole_model import GRADIENT_TOKENS
 
 #: Seconds that the rows of the timed block may take.
 ROW_SECONDS = 3.0
@@ -34,10 +34,8 @@ HELD_OUT_ROWS = 2
 TUNED_BYTES = 9
 #: Stages whose time grows with the rows, and not just with the weights.
 BY_ROWS = ("moments", "passing rows on")
-#: Times that rows pass through the block, by quality; for the best, through all blocks as well,
-#: forward and backward.
-PASSES = {"fast": 2, "balanced": 6, "best": 24}
-PASSES_OF_ALL = 3
+#: Times that rows pass through the block, by quality, forward or backward.
+PASSES = {"fast": 2, "balanced": 9, "best": 24}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +98,16 @@ class _Multiples:
         self._decoder = decoder
         self._rows = config.calib_samples / len(rows.tokens)
         self._evaluation = EVALUATION_ROWS / max(1, len(rows.held_out))
-        most = max(1, GRADIENT_TOKENS // config.calib_seqlen)
+        most = max(1, output_moments.TOKENS // config.calib_seqlen)
         self._gradients = min(most, config.calib_samples) / min(most, len(rows.tokens))
 
     def of_block(self, stage: str) -> float:
         """Of a stage of the first block."""
-        if stage == "gradients":  # of all blocks, before the first one
-            return self._gradients
-        rows = {"evaluation": self._evaluation, **dict.fromkeys(BY_ROWS, self._rows)}
+        rows = {
+            "evaluation": self._evaluation,
+            "gradients": self._gradients,
+            **dict.fromkeys(BY_ROWS, self._rows),
+        }
         return self._decoder.num_layers * rows.get(stage, 1.0)
 
     def of_end(self, stage: str) -> float:
@@ -150,8 +150,7 @@ def _sample(decoder: DecoderConfig, config: QuantConfig, device: torch.device) -
     shapes = layer_shapes(decoder, 0).values()
     moments = sum(shape[1] ** 2 for shape in shapes if len(shape) == 2) // 2
     is_best = config.quality == "best"
-    passes = PASSES[config.quality] + is_best * PASSES_OF_ALL * decoder.num_layers
-    work = 2 * (linear_weights(decoder) + moments) * config.calib_seqlen * passes
+    work = 2 * (linear_weights(decoder) + moments) * config.calib_seqlen * PASSES[config.quality]
     affordable = int(ROW_SECONDS * _operations_a_second(device) / work)
     # A full batch among the rows that are searched, for the memory that it takes.
     least = config.rows_at_once if is_best else config.rows_at_once * 8 // 7 + 1
@@ -195,7 +194,8 @@ def _warm_up(config: QuantConfig, device: torch.device) -> None:
         compute_dtype=dtype,
         stored_dtype=torch.bfloat16,
         search_scale=config.search_scale,
-        second_order=config.quality != "fast",
+        aims_at_original=config.quality != "fast",
+        tunes=False,
         batch_size=1,
         on_site=lambda site: None,
         timed=Stopwatch(device).timed,
@@ -205,7 +205,7 @@ def _warm_up(config: QuantConfig, device: torch.device) -> None:
         for name, shape in layer_shapes(decoder, 0).items()
     }
     hidden = torch.randn(4, 16, 128, device=device, dtype=dtype)
-    quantize_block(job, 0, weights, hidden, hidden.clone() if job.second_order else None)
+    quantize_block(job, 0, weights, hidden, hidden.clone() if job.aims_at_original else None)
 
 
 def _writing_seconds(stored: list[NamedWeight], config: QuantConfig) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import groupby
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
 from awqkit.calibration.capture import Reference, capture_moments
+from awqkit.calibration.output_moments import OutputMoments
 from awqkit.checkpoint import QuantizedWeight
 from awqkit.expert_tokens import StarvedExpert
 from awqkit.fold_proof import prove_fold
@@ -43,15 +44,15 @@ class HalfTask:
     """Half a block. sites: those that can be quantized, in the order of execution.
 
     original: the rows that enter it in the unquantized model, or None where nothing aims at them.
-    outputs: by linear, diagonal blocks of the second moments of the gradient by its outputs.
-    offsets: by weight, filled where there are outputs: what rounding_offsets tells.
+    outputs: what the block's output minds of each linear's, or nothing.
+    offsets: by weight, filled where codes are to be tuned: what rounding_offsets tells.
     """
 
     layer: int
     run: HalfOfBlock
     sites: tuple[Site, ...]
     original: Tensor | None = None
-    outputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    outputs: OutputMoments = field(default_factory=dict)
     offsets: dict[str, Tensor] = field(default_factory=dict)
     starved: tuple[StarvedExpert, ...] = ()
 
@@ -137,7 +138,7 @@ class _HalfSearch:
             errors, kept = SiteError(), set[str]()
             for batch in batches_of(inputs, self.block):
                 moments = self._kept
-                if not moments or (position and self._job.second_order):
+                if not moments or (position and self._job.aims_at_original):
                     if self._job.config.experts_of(self._task.layer) is None:
                         self._kept.clear()
                     moments = self._kept | self._capture(batch, drifting=sites)
@@ -152,13 +153,13 @@ class _HalfSearch:
         """The input's linears as one, which takes the same steps with fewer and larger products."""
         weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
         stacked = torch.cat([weight.float() for weight in weights.values()])
-        rounded = round_linear(stacked, rows, second_order=self._job.second_order)
+        rounded = round_linear(stacked, rows)
         if outputs := self._outputs(reader):
             rounded = serve_outputs(rounded, stacked, rows, outputs, seed=self._task.layer)
         parts = rounded.split([len(weight) for weight in weights.values()])
         for name, part in zip(weights, parts, strict=True):
             integers[name] = to_quantized_weight(part.codes, part.grid)
-            if self._task.outputs:
+            if self._job.tunes:
                 self._task.offsets[name] = rounding_offsets(weights[name], part.codes, part.grid)
             self.block = {**self.block, name: part.weight().to(self._job.compute_dtype)}
         error = SiteError.of(rounded.weight().sub_(stacked), stacked, rows)

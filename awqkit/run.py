@@ -30,7 +30,6 @@ from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
 from awqkit.stopwatch import Stopwatch
 from awqkit.structure import from_document
-from awqkit.tuning.output_moments import OutputMoments
 from awqkit.tuning.tune import Tuning
 from awqkit.waiting_blocks import WaitingBlock, from_tensors, to_tensors
 from awqkit.whole_model import WholeModel
@@ -72,7 +71,8 @@ class Run:
             compute_dtype=compute_dtype(device),
             stored_dtype=self._stored_dtype,
             search_scale=config.search_scale,
-            second_order=config.quality != "fast",
+            aims_at_original=config.quality != "fast",
+            tunes=config.quality == "best",
             batch_size=config.rows_at_once,
             on_site=self._site_done,
             timed=stopwatch.timed,
@@ -82,7 +82,7 @@ class Run:
         self._hidden = self._embed(rows.tokens, embedding)
         self._original = (
             self._embed(rows.tokens, embedding, beside=self._hidden)
-            if self._job.second_order
+            if self._job.aims_at_original
             else None
         )
         self._whole = (
@@ -94,10 +94,9 @@ class Run:
                 dtype=compute_dtype(device),
                 seed=config.seed,
             )
-            if config.quality == "best"
+            if self._job.tunes
             else None
         )
-        self._outputs: list[OutputMoments] = []
         self._waiting: list[WaitingBlock] = []
         self.tuning: Tuning | None = None
         self._held_out_tokens = rows.held_out
@@ -112,13 +111,9 @@ class Run:
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
         layer = self.blocks
-        if self._whole is not None and not self._outputs:
-            with self._stopwatch.timed("gradients"):
-                self._outputs = self._whole.output_moments()
         with self._stopwatch.timed("reading weights"):
             weights = self._blocks.read(layer)
-        outputs = self._outputs[layer] if self._outputs else None
-        block = quantize_block(self._job, layer, weights, self._hidden, self._original, outputs)
+        block = quantize_block(self._job, layer, weights, self._hidden, self._original)
         _require_searched(block, layer)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
@@ -168,7 +163,7 @@ class Run:
         """The blocks that had to wait for each other."""
         if self._whole is None or self._original is None:
             return
-        self._hidden, self._outputs = self._hidden[:0], []
+        self._hidden = self._hidden[:0]
         with self._stopwatch.timed("tuning"):
             blocks, self.tuning = self._whole.tuned(
                 self._waiting, self._original, on_step=self._progress.tuned

@@ -1,28 +1,22 @@
-"""What only the whole model in memory can tell: what it minds before rounding, and tuning after."""
+"""Tuning, for which the whole model is in memory."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from awqkit.activations import embedded
-from awqkit.block_quantizer import quantizable_sites
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD
 from awqkit.decoder import RotaryTables
 from awqkit.half_quantizer import split_rows
+from awqkit.repeatable import repeatable
 from awqkit.tuning.blocks import TunedBlocks
 from awqkit.tuning.divergence import Readout
-from awqkit.tuning.output_moments import OutputMoments, output_moments
 from awqkit.tuning.tune import Tuning, TuningRows, tune
 from awqkit.waiting_blocks import StoredBlock, WaitingBlock
-
-#: Of the calibration tokens, those whose gradients are gathered.
-GRADIENT_TOKENS = 65536
 
 
 class WholeModel:
@@ -42,23 +36,6 @@ class WholeModel:
         self._checkpoint, self._rotary, self._seed = checkpoint, rotary, seed
         self._tokens, self._device, self._dtype = tokens, device, dtype
 
-    def output_moments(self) -> list[OutputMoments]:
-        """By layer, of every linear that is quantized, on the rows that the search sees."""
-        rows, _ = split_rows(self._tokens)
-        count = max(1, GRADIENT_TOKENS // rows.shape[1])
-        config = self._checkpoint.config
-        blocks = [self._dense(layer) for layer in range(config.num_layers)]
-        with _repeatable():
-            return output_moments(
-                blocks,
-                config,
-                self._rotary,
-                self._readout(),
-                self._embedded(rows[:count]),
-                linears=_quantized_linears,
-                seed=self._seed,
-            )
-
     def tuned(
         self,
         blocks: Sequence[WaitingBlock],
@@ -77,7 +54,7 @@ class WholeModel:
                 split_rows(self._embedded(self._tokens)), split_rows(original), strict=True
             )
         )
-        with _repeatable():
+        with repeatable():
             return tune(
                 [block.stored for block in blocks],
                 self._tunable(blocks),
@@ -98,13 +75,6 @@ class WholeModel:
             dtype=self._dtype,
         )
 
-    def _dense(self, layer: int) -> dict[str, Tensor]:
-        return {
-            name: weight.to(self._device, self._dtype)
-            for name, weight in self._checkpoint.block(layer).items()
-            if isinstance(weight, Tensor)
-        }
-
     def _embedded(self, tokens: Tensor) -> Tensor:
         embedding, config = self._checkpoint.tensor(EMBEDDING), self._checkpoint.config
         return embedded(tokens, embedding, config, self._dtype, self._device)
@@ -117,22 +87,3 @@ class WholeModel:
             norm=self._checkpoint.tensor(FINAL_NORM).to(self._device, self._dtype),
             head=head.to(self._device, self._dtype),
         )
-
-
-def _quantized_linears(block: Mapping[str, Tensor]) -> list[str]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in block.items()}
-    return [linear for site in quantizable_sites(shapes) for linear in site.linears]
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """Gradients that add up in the same order every time, so that a resumed run ends alike."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warns)

@@ -1,4 +1,4 @@
-"""Codes moved where errors of different outputs, too, add up or cancel in the whole model.
+"""Codes moved where errors of different outputs, too, add up or cancel further on.
 
 The objective is tr(G Δ H Δᵀ) of Δ = rounded − target: H the inputs' second moments, G those of the
 gradient by the outputs (Tseng et al., 2025, "YAQA", equation 2). Rows are no longer independent, so

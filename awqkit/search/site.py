@@ -98,14 +98,14 @@ def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Er
     return _Errors(search=search_error, judge=float(output_error(delta, judge)))
 
 
-def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLinear:
+def round_linear(weight: Tensor, rows: Rows) -> RoundedLinear:
     """The best stage that beats rounding to nearest on plain grids on the judging rows.
 
     weight: float32 [out, in], already scaled, like the rows' inputs.
     """
     plain = _nearest(weight, min_max_grid(weight), ())
     error = aim_error(plain.weight(), weight, rows.judge)
-    for stage in (_second_order, _clipped) if second_order else (_clipped,):
+    for stage in (_second_order, _clipped):
         rounded = stage(weight, rows.search)
         if aim_error(rounded.weight(), weight, rows.judge) < error:
             return rounded
@@ -115,10 +115,10 @@ def round_linear(weight: Tensor, rows: Rows, *, second_order: bool) -> RoundedLi
 def serve_outputs(
     rounded: RoundedLinear, weight: Tensor, rows: Rows, outputs: Sequence[Tensor], *, seed: int
 ) -> RoundedLinear:
-    """The same linear with its codes moved by what the whole model minds.
+    """The same linear with its codes moved by what the block's output minds.
 
-    outputs: diagonal blocks of the second moments of the gradient by the outputs. A block of rows
-    stays as it is unless the judging rows prefer the other.
+    outputs: diagonal blocks of the second moments of the gradient by the linear's outputs. Its rows
+    of one of them stay as they are unless the judging rows prefer the other.
     """
     target = corrected_target(weight, rows.search)
     codes, kept, start = [], rounded.kept, 0
@@ -133,7 +133,7 @@ def serve_outputs(
         ]
         helps = errors[1] < errors[0]
         codes.append(after if helps else before)
-        kept = (*kept, "whole-model") if helps and "whole-model" not in kept else kept
+        kept = (*kept, "joint") if helps and "joint" not in kept else kept
         start = part.stop
     return RoundedLinear(torch.cat(codes), rounded.grid, kept)
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from awqkit.search import site
+from awqkit.search.affine import min_max_grid, round_to_nearest
+from awqkit.search.clip import search_clip
 from awqkit.search.moments import Moments, output_error
 from awqkit.search.site import Rows, choose_scale, round_linear
 
@@ -47,9 +49,8 @@ def test_judging_rows_can_veto_second_order_rounding() -> None:
     mixed = torch.randn(2000, 32) @ torch.randn(32, 256) + 0.1 * torch.randn(2000, 256)
     agreeing = Rows(moments_of(mixed), moments_of(mixed))
     contrary = Rows(moments_of(mixed), moments_of(torch.randn(2000, 256)))
-    assert "second-order" in round_linear(weight, agreeing, second_order=True).kept
-    assert "second-order" not in round_linear(weight, contrary, second_order=True).kept
-    assert "second-order" not in round_linear(weight, agreeing, second_order=False).kept
+    assert "second-order" in round_linear(weight, agreeing).kept
+    assert "second-order" not in round_linear(weight, contrary).kept
 
 
 def test_every_stage_lowers_the_error() -> None:
@@ -57,7 +58,10 @@ def test_every_stage_lowers_the_error() -> None:
     weight = torch.randn(32, 256)
     mixed = torch.randn(2000, 64) @ torch.randn(64, 256) + 0.3 * torch.randn(2000, 256)
     rows = Rows(moments_of(mixed[:1000]), moments_of(mixed[1000:]))
-    nearest = round_linear(weight, rows, second_order=False).weight()
-    second = round_linear(weight, rows, second_order=True).weight()
-    errors = [float(output_error(w - weight, rows.judge.gram)) for w in (nearest, second)]
-    assert errors[1] < 0.9 * errors[0]
+    stages = (
+        round_to_nearest(weight, min_max_grid(weight)),
+        round_to_nearest(weight, search_clip(weight, rows.search.gram)),
+        round_linear(weight, rows).weight(),
+    )
+    errors = [float(output_error(w - weight, rows.judge.gram)) for w in stages]
+    assert errors[1] < 0.9 * errors[0] and errors[2] < 0.9 * errors[1]
