@@ -22,7 +22,7 @@ from awqkit.moment_batches import batches_of
 from awqkit.search.affine import rounding_offsets, to_quantized_weight
 from awqkit.search.fold import fold, realised_norm_scale
 from awqkit.search.moments import divided_by
-from awqkit.search.site import Rows, choose_scale, round_linear, serve_outputs
+from awqkit.search.site import Rows, choose_scale, round_linear
 from awqkit.search.sites import Input, Site, feeder_scale, tie_channels
 from awqkit.site_error import SiteError, nearest_error
 from awqkit.site_picture import Sketch, channel_profile
@@ -153,9 +153,8 @@ class _HalfSearch:
         """The input's linears as one, which takes the same steps with fewer and larger products."""
         weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
         stacked = torch.cat([weight.float() for weight in weights.values()])
-        rounded = round_linear(stacked, rows)
-        if outputs := self._outputs(reader):
-            rounded = serve_outputs(rounded, stacked, rows, outputs, seed=self._task.layer)
+        outputs, seed = self._outputs(reader), self._task.layer
+        rounded = round_linear(stacked, rows, outputs=outputs, seed=seed)
         parts = rounded.split([len(weight) for weight in weights.values()])
         for name, part in zip(weights, parts, strict=True):
             integers[name] = to_quantized_weight(part.codes, part.grid)

@@ -19,7 +19,7 @@ from awqkit.search.rounding import damping_of
 #: Times that moves are offered; the share taken at first, at most, and where it is given up.
 OFFERS, FIRST_SHARE, LARGEST_SHARE, LEAST_SHARE = 80, 0.25, 0.5, 1e-5
 #: Share of its mean diagonal added to G's, whose estimate is the noisier one.
-OUTPUT_DAMPING = 0.03
+OUTPUT_DAMPING = 0.1
 
 
 def descend_jointly(

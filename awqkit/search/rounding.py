@@ -75,11 +75,11 @@ def round_columns(
     return codes, error
 
 
-def damping_of(gram: Tensor) -> float:
+def damping_of(gram: Tensor, share: float = DAMPING) -> float:
     """What is added to the diagonal: a share of its mean over the channels that ever fire."""
     diagonal = gram.diagonal()
     fires = diagonal > 0
-    return DAMPING * (float(diagonal[fires].mean()) if fires.any() else 1.0)
+    return share * (float(diagonal[fires].mean()) if fires.any() else 1.0)
 
 
 def _order(diagonal: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from awqkit.search.moments import Moments, divided_by, output_error
 from awqkit.search.refinement import refine
 from awqkit.search.rounding import round_second_order
 from awqkit.search.scale import ScaleChoice, rank_scales
-from awqkit.search.target import aim_error, corrected_target
+from awqkit.search.target import Aim, corrected_target
 
 #: Of the ranked scales, those that are tried with clipping, which costs far more than ranking.
 SHORTLIST = 1
@@ -98,44 +99,52 @@ def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Er
     return _Errors(search=search_error, judge=float(output_error(delta, judge)))
 
 
-def round_linear(weight: Tensor, rows: Rows) -> RoundedLinear:
+def round_linear(
+    weight: Tensor, rows: Rows, *, outputs: Sequence[Tensor] = (), seed: int = 0
+) -> RoundedLinear:
     """The best stage that beats rounding to nearest on plain grids on the judging rows.
 
-    weight: float32 [out, in], already scaled, like the rows' inputs.
+    weight: float32 [out, in], already scaled, like the rows' inputs.  outputs: diagonal blocks of
+    what is minded of the linear's outputs, by which the codes are then moved, or nothing.
     """
-    plain = _nearest(weight, min_max_grid(weight), ())
-    error = aim_error(plain.weight(), weight, rows.judge)
-    for stage in (_second_order, _clipped):
-        rounded = stage(weight, rows.search)
-        if aim_error(rounded.weight(), weight, rows.judge) < error:
-            return rounded
-    return plain
+    judge = Aim.of(weight, rows.judge)
+    target = corrected_target(Aim.of(weight, rows.search), judge)
+    least = judge.error(round_to_nearest(weight, min_max_grid(weight)))
+    stages = (partial(_second_order, target=target), _clipped)
+    tried = (stage(weight, moments=rows.search) for stage in stages)
+    better = (rounded for rounded in tried if judge.error(rounded.weight()) < least)
+    rounded = next(better, None) or _nearest(weight, min_max_grid(weight), ())
+    return _serving(outputs, rounded, target, rows.search, judge, seed=seed)
 
 
-def serve_outputs(
-    rounded: RoundedLinear, weight: Tensor, rows: Rows, outputs: Sequence[Tensor], *, seed: int
+def _serving(
+    outputs: Sequence[Tensor],
+    rounded: RoundedLinear,
+    target: Tensor,
+    search: Moments,
+    judge: Aim,
+    *,
+    seed: int,
 ) -> RoundedLinear:
-    """The same linear with its codes moved by what the block's output minds.
+    """The same linear with its codes moved by what is minded of its outputs.
 
-    outputs: diagonal blocks of the second moments of the gradient by the linear's outputs. Its rows
-    of one of them stay as they are unless the judging rows prefer the other.
+    The rows of a block of outputs stay as they are unless the judging rows prefer the other.
     """
-    target = corrected_target(weight, rows.search)
-    codes, kept, start = [], rounded.kept, 0
+    codes, start, helped = rounded.codes.clone(), 0, False
     for moments in outputs:
         part = slice(start, start + len(moments))
         grid = GroupGrid(rounded.grid.scale[part], rounded.grid.zero[part])
-        before = rounded.codes[part]
-        after = descend_jointly(target[part], before, grid, rows.search.gram, moments, seed=seed)
+        before, seen = codes[part], judge.rows(part)
+        after = descend_jointly(target[part], before, grid, search.gram, moments, seed=seed)
         errors = [
-            aim_error(levels(in_groups(c), grid).flatten(-2), weight[part], rows.judge, moments)
-            for c in (before, after)
+            seen.error(levels(in_groups(tried), grid).flatten(-2), moments)
+            for tried in (before, after)
         ]
-        helps = errors[1] < errors[0]
-        codes.append(after if helps else before)
-        kept = (*kept, "joint") if helps and "joint" not in kept else kept
+        if errors[1] < errors[0]:
+            codes[part], helped = after, True
         start = part.stop
-    return RoundedLinear(torch.cat(codes), rounded.grid, kept)
+    kept = (*rounded.kept, "joint") if helped else rounded.kept
+    return RoundedLinear(codes, rounded.grid, kept)
 
 
 def _clipped(weight: Tensor, moments: Moments) -> RoundedLinear:
@@ -147,9 +156,8 @@ def _nearest(weight: Tensor, grid: GroupGrid, kept: tuple[str, ...]) -> RoundedL
     return RoundedLinear(codes, grid, kept)
 
 
-def _second_order(weight: Tensor, moments: Moments) -> RoundedLinear:
-    target = corrected_target(weight, moments)
+def _second_order(weight: Tensor, moments: Moments, *, target: Tensor) -> RoundedLinear:
     codes, grid = round_second_order(target, moments.gram)
     codes, grid = refine(target, codes, grid, moments.gram)
-    corrected = ("corrected",) if moments.drift is not None else ()
+    corrected = () if target is weight else ("corrected",)
     return RoundedLinear(codes, grid, (*corrected, "second-order"))
