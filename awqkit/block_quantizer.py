@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
 from awqkit.calibration.capture import advance
 from awqkit.checkpoint import QuantizedWeight
+from awqkit.checkpoint.canonical import layer_prefix
 from awqkit.checkpoint.layout import is_quantizable
+from awqkit.errors import QuantizationError
 from awqkit.expert_tokens import starved_experts
-from awqkit.half_quantizer import HalfTask, quantize_half, split_rows
+from awqkit.half_quantizer import HalfTask, quantize_half
 from awqkit.half_runners import run_attention, run_mlp
 from awqkit.search.affine import min_max_grid, round_to_nearest
 from awqkit.search.sites import Site, attention_sites, mlp_sites
@@ -25,6 +28,7 @@ __all__ = [
     "nearest_block",
     "quantizable_sites",
     "quantize_block",
+    "require_searched",
 ]
 
 
@@ -62,10 +66,11 @@ def quantize_block(
 ) -> QuantizedBlock:
     """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
 
-    weights: on the job's device.  hidden: there or, where it would take too much of it, on the
-    host; a batch at a time goes to the device.  original: the same rows in the unquantized model,
-    which advance as well, where second-order rounding is to aim at what they become.  outputs:
-    by linear, what the whole model minds of its outputs, where rounding is to serve that.
+    weights: on the job's device.  hidden: the rows of this process's share, there or, where it
+    would take too much of it, on the host; a batch at a time goes to the device.  original: the
+    same rows in the unquantized model, which advance as well, where second-order rounding is to aim
+    at what they become.  outputs: by linear, what the whole model minds of its outputs, where
+    rounding is to serve that.
     """
     weights = dict(weights)
     block = weights
@@ -78,9 +83,10 @@ def quantize_block(
         after, integers = quantize_half(job, task, block, hidden)
         stored.update(integers)
         with job.timed("passing rows on"):
-            advance(task.run(job, layer, after), hidden, batch_size=job.batch_size)
-            if original is not None:
-                advance(task.run(job, layer, weights), original, batch_size=job.batch_size)
+            for rows in job.share.parts(hidden):
+                advance(task.run(job, layer, after), rows, batch_size=job.batch_size)
+            for rows in () if original is None else job.share.parts(original):
+                advance(task.run(job, layer, weights), rows, batch_size=job.batch_size)
         return after
 
     of_attention = tuple(site for site in sites if site.name in attention)
@@ -95,7 +101,12 @@ def quantize_block(
         )
     )
     starved = starved_experts(
-        block, job.config, layer, split_rows(hidden), batch_size=job.batch_size
+        block,
+        job.config,
+        layer,
+        job.share.split(hidden),
+        batch_size=job.batch_size,
+        ranks=job.ranks,
     )
     block = quantize(
         HalfTask(
@@ -122,6 +133,19 @@ def nearest_block(weights: Mapping[str, Tensor]) -> Block:
             weight = block[f"{linear}.weight"]
             block[f"{linear}.weight"] = round_to_nearest(weight, min_max_grid(weight))
     return block
+
+
+def require_searched(block: QuantizedBlock, layer: int) -> None:
+    """Refuse integers that mean other weights than those that were searched and passed through."""
+    for name, weight in block.stored.items():
+        if isinstance(weight, QuantizedWeight):
+            searched = block.running[name]
+            if not torch.equal(weight.dequantize(searched.dtype), searched):
+                raise QuantizationError(
+                    f"{layer_prefix(layer)}{name}: the integers to be stored stand for other "
+                    "weights than the search found. This is a fault of awqkit: please report it "
+                    "with the model's name."
+                )
 
 
 def _shapes(block: Block) -> dict[str, tuple[int, ...]]:

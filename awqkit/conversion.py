@@ -37,6 +37,7 @@ def run(
     *,
     calib_dataset: str,
     device: str,
+    processes: int,
     html: Path | None,
     dry_run: bool,
     resume: bool | None,
@@ -61,6 +62,7 @@ def run(
             config,
             calib_dataset=calib_dataset,
             device=device,
+            processes=processes,
             progress=progress,
             resume=resume,
         )

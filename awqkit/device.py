@@ -25,6 +25,27 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def rank_devices(name: str, processes: int) -> tuple[torch.device, ...]:
+    """One for each process: the first GPUs, or as often the CPU; ConfigError where they are not."""
+    if processes < 1:
+        raise ConfigError(f"--processes is {processes}; it must be at least 1.")
+    device = resolve_device(name)
+    if processes == 1 or device.type == "cpu":
+        return (device,) * processes
+    if device.index is not None:
+        raise ConfigError(
+            f"--device {name} is one GPU, and --processes {processes} takes as many: give --device "
+            "cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES."
+        )
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise ConfigError(
+            f"--processes is {processes}, a GPU for each, but torch sees {count} here: give at "
+            f"most --processes {count}."
+        )
+    return tuple(torch.device("cuda", index) for index in range(processes))
+
+
 def _require_gpu(device: torch.device) -> None:
     count = torch.cuda.device_count()
     if count == 0:

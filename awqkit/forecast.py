@@ -22,6 +22,8 @@ from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
 from awqkit.device import begin_peak, peak_bytes
 from awqkit.progress import Silent
+from awqkit.ranks.ranks import ALONE
+from awqkit.row_share import share_of
 from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.stopwatch import Stopwatch
 from awqkit.whole_model import GRADIENT_TOKENS
@@ -197,6 +199,8 @@ def _warm_up(config: QuantConfig, device: torch.device) -> None:
         search_scale=config.search_scale,
         second_order=config.quality != "fast",
         batch_size=1,
+        ranks=ALONE,
+        share=share_of(4, 1, rank=0, count=1),
         on_site=lambda site: None,
         timed=Stopwatch(device).timed,
     )

@@ -14,7 +14,7 @@ from awqkit.block_quantizer import quantizable_sites
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD
 from awqkit.decoder import RotaryTables
-from awqkit.half_quantizer import split_rows
+from awqkit.row_share import split_rows
 from awqkit.tuning.blocks import TunedBlocks
 from awqkit.tuning.divergence import Readout
 from awqkit.tuning.output_moments import OutputMoments, output_moments
