@@ -13,17 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from awqkit.errors import QuantizationError
+from awqkit.ranks.errors import LostRankError
 from awqkit.ranks.parcel import pack, raw_bytes, unpack
 
 T = TypeVar("T")
 
 #: A process may wait as long as another works; one that has died is noticed by their parent.
 PATIENCE = timedelta(days=30)
-
-
-class LostRankError(QuantizationError):
-    """Another process is gone. What became of it is the error to tell, where it can be known."""
 
 
 class Group:

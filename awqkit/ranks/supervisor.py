@@ -14,7 +14,7 @@ from typing import Any
 
 from awqkit.errors import QuantizationError
 from awqkit.ranks.child import Done, Failed, Start, Told
-from awqkit.ranks.group import LostRankError
+from awqkit.ranks.errors import LostRankError
 
 #: Where one process misses another, seconds until the other's own end is no longer awaited.
 SECONDS_FOR_THE_CAUSE = 5.0
