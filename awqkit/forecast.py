@@ -59,12 +59,12 @@ def forecast(
 ) -> Forecast:
     """Quantize the first block on as many rows as a few seconds allow, and write nothing."""
     decoder, clock = checkpoint.config, Stopwatch(device)
+    begin_peak(device)
     start = time.perf_counter()
     _warm_up(config, device)
     once = time.perf_counter() - start
     text = _text_seconds(checkpoint, config, calib_dataset, device)
     rows = _sample(decoder, config, device)
-    begin_peak(device)
     run = Run(
         checkpoint,
         replace(config, calib_samples=len(rows.tokens)),
