@@ -12,6 +12,8 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import RotaryTables
 from awqkit.expert_tokens import StarvedExpert
+from awqkit.ranks.ranks import Ranks
+from awqkit.row_share import RowShare
 from awqkit.site_picture import SitePicture
 
 #: A block's tensors, named relative to the layer, in the dtype that each was stored in, or float32
@@ -35,6 +37,9 @@ class BlockJob:
     #: Whether codes are tuned behind the last block, which begins from what was rounded.
     tunes: bool
     batch_size: int
+    #: The processes that share the calibration rows, and the rows that this one holds.
+    ranks: Ranks
+    share: RowShare
     on_site: Callable[[SiteResult], None]
     #: Times what is done in its context, under the name of a stage.
     timed: Callable[[str], AbstractContextManager[None]]

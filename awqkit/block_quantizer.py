@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
 from awqkit.calibration.capture import advance
-from awqkit.calibration.output_moments import OutputMoments, output_moments
+from awqkit.calibration.output_moments import OutputMoments, added, output_moments
 from awqkit.checkpoint import QuantizedWeight
+from awqkit.checkpoint.canonical import layer_prefix
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.decoder import block_forward
+from awqkit.errors import QuantizationError
 from awqkit.expert_tokens import starved_experts
-from awqkit.half_quantizer import HalfTask, quantize_half, split_rows
+from awqkit.half_quantizer import HalfTask, quantize_half
 from awqkit.half_runners import run_attention, run_mlp
+from awqkit.ranks.ranks import in_turns, shared_out
 from awqkit.repeatable import repeatable
 from awqkit.search.affine import min_max_grid, round_to_nearest
 from awqkit.search.sites import Site, attention_sites, mlp_sites
@@ -28,7 +32,11 @@ __all__ = [
     "nearest_block",
     "quantizable_sites",
     "quantize_block",
+    "require_searched",
 ]
+
+#: Of the calibration tokens, those whose gradients are gathered, and at least a batch.
+GRADIENT_TOKENS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +72,10 @@ def quantize_block(
 ) -> QuantizedBlock:
     """Quantize one block and advance hidden [rows, T, hidden] through the result, in place.
 
-    weights: on the job's device.  hidden: there or, where it would take too much of it, on the
-    host; a batch at a time goes to the device.  original: the same rows in the unquantized model,
-    which advance as well, where rounding is to aim at what they become.
+    weights: on the job's device.  hidden: the rows of this process's share, there or, where it
+    would take too much of it, on the host; a batch at a time goes to the device.  original: the
+    same rows in the unquantized model, which advance as well, where rounding is to aim at what they
+    become.
     """
     weights = dict(weights)
     block = weights
@@ -80,9 +89,10 @@ def quantize_block(
         after, integers = quantize_half(job, task, block, hidden)
         stored.update(integers)
         with job.timed("passing rows on"):
-            advance(task.run(job, layer, after), hidden, batch_size=job.batch_size)
-            if original is not None:
-                advance(task.run(job, layer, weights), original, batch_size=job.batch_size)
+            for rows in job.share.parts(hidden):
+                advance(task.run(job, layer, after), rows, batch_size=job.batch_size)
+            for rows in () if original is None else job.share.parts(original):
+                advance(task.run(job, layer, weights), rows, batch_size=job.batch_size)
         return after
 
     of_attention = tuple(site for site in sites if site.name in attention)
@@ -97,7 +107,12 @@ def quantize_block(
         )
     )
     starved = starved_experts(
-        block, job.config, layer, split_rows(hidden), batch_size=job.batch_size
+        block,
+        job.config,
+        layer,
+        job.share.split(hidden),
+        batch_size=job.batch_size,
+        ranks=job.ranks,
     )
     block = quantize(
         HalfTask(
@@ -119,15 +134,32 @@ def quantize_block(
 def _output_moments(
     job: BlockJob, layer: int, weights: Block, sites: Sequence[Site], original: Tensor
 ) -> OutputMoments:
-    """What the unquantized block's output minds, on the rows that are searched."""
+    """What the unquantized block's output minds, on the first of the rows that are searched.
+
+    original: this process's rows. Batches come one by one from the processes that hold them, so
+    that the sums are those of one process.
+    """
+    ranks, rows = job.ranks, job.share.split(original)[0]
+    computing = {name: tensor.to(job.compute_dtype) for name, tensor in weights.items()}
+    linears = [linear for site in sites for linear in site.linears]
 
     def run(block: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return block_forward(block, job.config, layer, x, job.rotary.of(layer))
 
-    computing = {name: tensor.to(job.compute_dtype) for name, tensor in weights.items()}
-    linears = [linear for site in sites for linear in site.linears]
+    def of_batch(number: int) -> OutputMoments:
+        start = number // ranks.count * job.batch_size
+        batch, seed = rows[start : start + job.batch_size], layer << 16 | number
+        return output_moments(run, computing, batch, linears=linears, seed=seed)
+
+    batches = int(ranks.total(torch.tensor(-(-len(rows) // job.batch_size))))
+    wanted = max(1, GRADIENT_TOKENS // (job.batch_size * original.shape[1]))
+    works = [partial(of_batch, number) for number in range(min(batches, wanted))]
+    sums: OutputMoments = {}
     with job.timed("gradients"), repeatable():
-        return output_moments(run, computing, split_rows(original)[0], linears=linears, seed=layer)
+        for turn in in_turns(ranks, works):
+            for moments in shared_out(ranks, turn):
+                sums = added(sums, moments)
+    return {name: tuple(part.cpu() for part in parts) for name, parts in sums.items()}
 
 
 def nearest_block(weights: Mapping[str, Tensor]) -> Block:
@@ -138,6 +170,19 @@ def nearest_block(weights: Mapping[str, Tensor]) -> Block:
             weight = block[f"{linear}.weight"]
             block[f"{linear}.weight"] = round_to_nearest(weight, min_max_grid(weight))
     return block
+
+
+def require_searched(block: QuantizedBlock, layer: int) -> None:
+    """Refuse integers that mean other weights than those that were searched and passed through."""
+    for name, weight in block.stored.items():
+        if isinstance(weight, QuantizedWeight):
+            searched = block.running[name]
+            if not torch.equal(weight.dequantize(searched.dtype), searched):
+                raise QuantizationError(
+                    f"{layer_prefix(layer)}{name}: the integers to be stored stand for other "
+                    "weights than the search found. This is a fault of awqkit: please report it "
+                    "with the model's name."
+                )
 
 
 def _shapes(block: Block) -> dict[str, tuple[int, ...]]:

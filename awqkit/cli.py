@@ -116,6 +116,13 @@ def _join_switch_values(args: list[str]) -> list[str]:
     help="auto: a GPU where there is one.",
 )
 @click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    help="Processes that share the calibration rows, each on a GPU of its own; the result stays "
+    "the same, byte for byte.",
+)
+@click.option(
     "--seed",
     default=DEFAULTS["seed"],
     show_default=True,
@@ -149,6 +156,7 @@ def convert(
     batch_size: str,
     format_: str,
     device: str,
+    processes: int,
     report: Path | None,
     dry_run: bool,
     resume: bool | None,
@@ -171,6 +179,7 @@ def convert(
         config,
         calib_dataset=calib_dataset,
         device=device,
+        processes=processes,
         html=report,
         dry_run=dry_run,
         resume=resume,

@@ -18,12 +18,12 @@ from rich.table import Table
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, write_checkpoint
 from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
-from awqkit.device import resolve_device
+from awqkit.device import rank_devices
 from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
 from awqkit.errors import QuantizationError
 from awqkit.forecast import Forecast, forecast
 from awqkit.head import check_head
-from awqkit.pipeline import quantize
+from awqkit.pipeline import check_shareable, quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
 from awqkit.report import REPORT_NAME, Report, refuse_unwritable
@@ -37,6 +37,7 @@ def run(
     *,
     calib_dataset: str,
     device: str,
+    processes: int,
     html: Path | None,
     dry_run: bool,
     resume: bool | None,
@@ -52,7 +53,7 @@ def run(
         repack(checkpoint, output, config, console, dry_run=dry_run)
         return
     if dry_run:
-        show_plan(checkpoint, output, config, calib_dataset, resolve_device(device))
+        show_plan(checkpoint, output, config, calib_dataset, rank_devices(device, processes))
         return
     with _offering_resume(), ProgressBar(console) as progress:
         report = quantize(
@@ -61,6 +62,7 @@ def run(
             config,
             calib_dataset=calib_dataset,
             device=device,
+            processes=processes,
             progress=progress,
             resume=resume,
         )
@@ -123,9 +125,10 @@ def show_plan(
     output: Path,
     config: QuantConfig,
     calib_dataset: str,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> None:
     """Say what a run would do and take, or raise what would stop it."""
+    check_shareable(config, len(devices))
     unquantized = check_quantizable(checkpoint)
     if config.lm_head == "int4":
         check_head(checkpoint)
@@ -144,9 +147,14 @@ def show_plan(
         console.print(f"Stay {config.dtype}: {', '.join(unquantized)}")
     if has_leftover(output):
         console.print("Beside    a stopped conversion, for --resume or --no-resume to decide about")
-    _show_forecast(
-        console, forecast(checkpoint, config, calib_dataset=calib_dataset, device=device)
+    expected = forecast(
+        checkpoint,
+        config,
+        calib_dataset=calib_dataset,
+        device=devices[0],
+        processes=len(devices),
     )
+    _show_forecast(console, expected)
     console.print(f"Output    {output}. Nothing was written: this was a dry run.")
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from awqkit.errors import ConfigError
+
+#: Linux's account of this process, and where writing 5 makes it begin its peak anew.
+HOST_PEAK, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -25,6 +30,27 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def rank_devices(name: str, processes: int) -> tuple[torch.device, ...]:
+    """One for each process: the first GPUs, or as often the CPU; ConfigError where they are not."""
+    if processes < 1:
+        raise ConfigError(f"--processes is {processes}; it must be at least 1.")
+    device = resolve_device(name)
+    if processes == 1 or device.type == "cpu":
+        return (device,) * processes
+    if device.index is not None:
+        raise ConfigError(
+            f"--device {name} is one GPU, and --processes {processes} takes as many: give --device "
+            "cuda, and choose among GPUs with CUDA_VISIBLE_DEVICES."
+        )
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise ConfigError(
+            f"--processes is {processes}, a GPU for each, but torch sees {count} here: give at "
+            f"most --processes {count}."
+        )
+    return tuple(torch.device("cuda", index) for index in range(processes))
+
+
 def _require_gpu(device: torch.device) -> None:
     count = torch.cuda.device_count()
     if count == 0:
@@ -37,15 +63,27 @@ def _require_gpu(device: torch.device) -> None:
 
 
 def begin_peak(device: torch.device) -> None:
-    """Forget the most memory that a GPU has held so far."""
+    """Forget the most memory that was held so far; on the host, where the kernel lets us."""
+    if HOST_PEAK.exists():
+        with suppress(OSError):
+            FORGET_PEAK.write_text("5")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:
-    """The most memory: that this process has held on the host, and on a GPU since `begin_peak`."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    """The most memory since `begin_peak`: what this process has held on the host, and on a GPU."""
+    peaks = {"memory": _host_peak()}
     if device.type == "cuda":
         peaks["GPU memory"] = torch.cuda.max_memory_allocated(device)
     return peaks
+
+
+def _host_peak() -> int:
+    """Of this program's own pages: getrusage also counts what its parent held when it forked."""
+    if HOST_PEAK.exists():
+        fields = dict(line.split(":", 1) for line in HOST_PEAK.read_text().splitlines())
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,6 +11,7 @@ from torch import Tensor
 from awqkit.checkpoint import DecoderConfig, ExpertsConfig
 from awqkit.checkpoint.canonical import ROUTER
 from awqkit.decoder import chosen_experts
+from awqkit.ranks.ranks import Ranks
 from awqkit.search.sites import MLP_NORM
 
 #: The tensors that decide where tokens go.
@@ -37,11 +38,12 @@ def starved_experts(
     parts: tuple[Tensor, ...],
     *,
     batch_size: int,
+    ranks: Ranks,
 ) -> tuple[StarvedExpert, ...]:
     """The experts to which fewer than MIN_EXPERT_TOKENS tokens of any part are routed.
 
-    block: in any dtype.  parts: rows [n, T, hidden] that enter the layer's MLP, those
-    that are searched and those that judge. Empty where the layer has no experts.
+    block: in any dtype.  parts: rows [n, T, hidden] that enter the layer's MLP, those that are
+    searched and those that judge, in each process its own. Empty where the layer has no experts.
     """
     experts = config.experts_of(layer)
     if experts is None:
@@ -51,6 +53,7 @@ def starved_experts(
     counts = torch.stack(
         [_tokens_by_expert(routing, config, layer, part, experts, batch_size) for part in parts]
     )
+    counts = ranks.total(counts)
     fewest, total = counts.amin(0).tolist(), counts.sum(0).tolist()
     return tuple(
         StarvedExpert(expert=expert, tokens=total[expert])
@@ -70,7 +73,7 @@ def _tokens_by_expert(
     """int64 [experts]."""
     device = block[f"{ROUTER}.weight"].device
     count = torch.zeros(experts.num_experts, dtype=torch.long, device=device)
-    for rows in part.split(batch_size):
+    for rows in part.split(batch_size) if len(part) else ():
         chosen = chosen_experts(block, config, layer, rows.to(device)).flatten()
         count += torch.bincount(chosen, minlength=experts.num_experts)
     return count

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from awqkit import activations
-from awqkit.block_job import BlockJob
-from awqkit.block_quantizer import quantize_block
-from awqkit.calibration import output_moments
+from awqkit.block_quantizer import GRADIENT_TOKENS
 from awqkit.calibration.dataset import CalibrationRows
 from awqkit.calibration.rows import EVALUATION_ROWS, SELF, is_local_file, make_rows
 from awqkit.calibration.self_sampling import sampling_seconds
@@ -20,11 +18,12 @@ from awqkit.checkpoint.canonical import layer_shapes
 from awqkit.checkpoint.fingerprint import fingerprint
 from awqkit.checkpoint.packing import pack
 from awqkit.config import QuantConfig
-from awqkit.decoder import RotaryTables
 from awqkit.device import begin_peak, peak_bytes
 from awqkit.progress import Silent
+from awqkit.row_share import share_of
 from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.stopwatch import Stopwatch
+from awqkit.warm_up import warm_up
 
 #: Seconds that the rows of the timed block may take.
 ROW_SECONDS = 3.0
@@ -36,6 +35,10 @@ TUNED_BYTES = 9
 BY_ROWS = ("moments", "passing rows on")
 #: Times that rows pass through the block, by quality, forward or backward.
 PASSES = {"fast": 2, "balanced": 9, "best": 24}
+#: glibc keeps pieces below this size for itself when they are freed, and on a CPU takes some more
+#: of a batch's widest activations than live at once, until the sizes have settled.
+LARGEST_KEPT_PIECE = 32 << 20
+PIECES_KEPT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +54,25 @@ class Forecast:
 
 
 def forecast(
-    checkpoint: Checkpoint, config: QuantConfig, *, calib_dataset: str, device: torch.device
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    *,
+    calib_dataset: str,
+    device: torch.device,
+    processes: int = 1,
 ) -> Forecast:
-    """Quantize the first block on as many rows as a few seconds allow, and write nothing."""
+    """Quantize the first block on as many rows as a few seconds allow, and write nothing.
+
+    processes: that are to share the rows. One alone is timed; what it would take to send
+    activations from one to the other is not counted.
+    """
     decoder, clock = checkpoint.config, Stopwatch(device)
+    begin_peak(device)
     start = time.perf_counter()
-    _warm_up(config, device)
+    warm_up(config, device)
     once = time.perf_counter() - start
     text = _text_seconds(checkpoint, config, calib_dataset, device)
     rows = _sample(decoder, config, device)
-    begin_peak(device)
     run = Run(
         checkpoint,
         replace(config, calib_samples=len(rows.tokens)),
@@ -70,7 +82,7 @@ def forecast(
         stopwatch=clock,
     )
     stored = list(run.next_block())
-    more = _Multiples(decoder, config, rows)
+    more = _Multiples(decoder, config, rows, processes)
     seconds = {stage: took * more.of_block(stage) for stage, took in clock.seconds.items()}
     clock.seconds.clear()
     for _ in run.last_weights():
@@ -86,7 +98,9 @@ def forecast(
     }
     return Forecast(
         seconds={"calibration text": text or 0.0, **seconds},
-        peak_bytes=_with_all_rows(peak_bytes(device), decoder, config, len(rows.tokens), device),
+        peak_bytes=_with_all_rows(
+            peak_bytes(device), decoder, config, len(rows.tokens), device, processes
+        ),
         text_is_counted=text is not None,
     )
 
@@ -94,11 +108,17 @@ def forecast(
 class _Multiples:
     """How many times what was measured a conversion takes, by stage."""
 
-    def __init__(self, decoder: DecoderConfig, config: QuantConfig, rows: CalibrationRows) -> None:
+    def __init__(
+        self, decoder: DecoderConfig, config: QuantConfig, rows: CalibrationRows, processes: int
+    ) -> None:
         self._decoder = decoder
-        self._rows = config.calib_samples / len(rows.tokens)
-        self._evaluation = EVALUATION_ROWS / max(1, len(rows.held_out))
-        most = max(1, output_moments.TOKENS // config.calib_seqlen)
+        # A process passes on whole batches, and the first one has the most of them.
+        share = share_of(config.calib_samples, config.rows_at_once, rank=0, count=processes)
+        self._rows = len(share.rows) / len(rows.tokens)
+        held_out = -(-EVALUATION_ROWS // processes)
+        self._evaluation = held_out / max(1, len(rows.held_out))
+        self._scores = EVALUATION_ROWS / max(1, len(rows.held_out))
+        most = max(1, GRADIENT_TOKENS // config.calib_seqlen)
         self._gradients = min(most, config.calib_samples) / min(most, len(rows.tokens))
 
     def of_block(self, stage: str) -> float:
@@ -113,7 +133,7 @@ class _Multiples:
     def of_end(self, stage: str) -> float:
         """Of what comes behind the one block."""
         if stage != "tuning":
-            return self._evaluation
+            return self._scores
         block, head = linear_weights(self._decoder), self._decoder.vocab_size
         head *= self._decoder.hidden_size
         return self._rows * (self._decoder.num_layers * block + head) / (block + head)
@@ -173,41 +193,6 @@ def _operations_a_second(device: torch.device, size: int = 1024) -> float:
     return 4 * 2 * size**3 / clock.seconds["second"] / 4
 
 
-def _warm_up(config: QuantConfig, device: torch.device) -> None:
-    """Quantize the smallest of blocks: what is loaded and compiled once is not a block's time."""
-    decoder = DecoderConfig(
-        hidden_size=128,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=64,
-        intermediate_size=256,
-        vocab_size=8,
-        max_position_embeddings=16,
-        norm_eps=1e-5,
-    )
-    dtype = compute_dtype(device)
-    job = BlockJob(
-        config=decoder,
-        rotary=RotaryTables(decoder, 16, device),
-        device=device,
-        compute_dtype=dtype,
-        stored_dtype=torch.bfloat16,
-        search_scale=config.search_scale,
-        aims_at_original=config.quality != "fast",
-        tunes=False,
-        batch_size=1,
-        on_site=lambda site: None,
-        timed=Stopwatch(device).timed,
-    )
-    weights = {
-        name: torch.randn(shape, device=device) / 16
-        for name, shape in layer_shapes(decoder, 0).items()
-    }
-    hidden = torch.randn(4, 16, 128, device=device, dtype=dtype)
-    quantize_block(job, 0, weights, hidden, hidden.clone() if job.aims_at_original else None)
-
-
 def _writing_seconds(stored: list[NamedWeight], config: QuantConfig) -> float:
     start = time.perf_counter()
     for _, weight in stored:
@@ -223,15 +208,24 @@ def _with_all_rows(
     config: QuantConfig,
     sampled: int,
     device: torch.device,
+    processes: int,
 ) -> dict[str, int]:
     """The peaks of the sample with the rows of the whole conversion instead."""
     row = config.calib_seqlen * decoder.hidden_size * compute_dtype(device).itemsize
     streams = 1 if config.quality == "fast" else 2
-    on_device, on_host = activations.split_streams(config.calib_samples * row, streams, device)
+    share = share_of(config.calib_samples, config.rows_at_once, rank=0, count=processes)
+    on_device, on_host = activations.split_streams(len(share.rows) * row, streams, device)
     kind = "GPU memory" if device.type == "cuda" else "memory"
     peaks = dict(measured)
     peaks[kind] += on_device - streams * sampled * row
     if config.quality == "best":
         peaks[kind] += TUNED_BYTES * linear_weights(decoder) * (decoder.num_layers - 1)
-    peaks["memory"] += on_host
+    kept = _kept_pieces(decoder, config) if device.type == "cpu" else 0
+    peaks["memory"] = (peaks["memory"] + on_host + kept * (len(share.rows) > sampled)) * processes
     return peaks
+
+
+def _kept_pieces(decoder: DecoderConfig, config: QuantConfig) -> int:
+    tokens = min(config.rows_at_once, config.calib_samples) * config.calib_seqlen
+    piece = tokens * decoder.intermediate_size * torch.float32.itemsize
+    return PIECES_KEPT * piece if piece < LARGEST_KEPT_PIECE else 0

@@ -19,16 +19,15 @@ from awqkit.expert_tokens import StarvedExpert
 from awqkit.fold_proof import prove_fold
 from awqkit.half_runners import HalfOfBlock
 from awqkit.moment_batches import batches_of
+from awqkit.ranks.ranks import in_turns, shared_out
 from awqkit.search.affine import rounding_offsets, to_quantized_weight
 from awqkit.search.fold import fold, realised_norm_scale
 from awqkit.search.moments import divided_by
-from awqkit.search.site import Rows, choose_scale, round_linear
+from awqkit.search.site import RoundedLinear, Rows, choose_scale, round_linear
 from awqkit.search.sites import Input, Site, feeder_scale, tie_channels
 from awqkit.site_error import SiteError, nearest_error
 from awqkit.site_picture import Sketch, channel_profile
 
-#: Share of the calibration rows that judge the search and are hidden from it.
-JUDGING_SHARE = 8
 #: Inputs wider than this have moments of gigabytes, and those that judge wait on the host.
 WIDEST_ON_DEVICE = 20000
 #: Output rows by which a scale is chosen: more tell nothing new of it, and need the memory.
@@ -62,20 +61,31 @@ def quantize_half(
 ) -> tuple[Block, Integers]:
     """The block with this half as it will be stored, in the compute dtype, and its integers.
 
-    hidden: the rows [n, T, hidden] that enter the half, on the job's device or on the host.
+    hidden: this process's rows [n, T, hidden] that enter the half, on the job's device or on the
+    host.
     """
     search = _HalfSearch(job, task, block, hidden)
     search.scale()
-    with job.timed("scales"):
-        prove_fold(
-            partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
-            before=block,
-            after=search.block,
-            rows=hidden[:1].to(job.device),
-            layer=task.layer,
-            has_experts=job.config.experts_of(task.layer) is not None,
-        )
+    if job.ranks.rank == 0:  # which always holds a row
+        with job.timed("scales"):
+            prove_fold(
+                partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
+                before=block,
+                after=search.block,
+                rows=hidden[:1].to(job.device),
+                layer=task.layer,
+                has_experts=job.config.experts_of(task.layer) is not None,
+            )
     return search.round()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RoundedInput:
+    """linears: those that read the input, stacked; error, sketch: what to tell of them."""
+
+    linears: RoundedLinear
+    error: SiteError
+    sketch: Sketch
 
 
 class _HalfSearch:
@@ -110,10 +120,13 @@ class _HalfSearch:
                     if reader in read:
                         rows = moments[reader.name]
                         self._nearest[reader.name] = nearest_error(original, reader, rows)
-                for site in sites:
-                    if site.name in moments:
+                seen = [site for site in sites if site.name in moments]
+                for turn in in_turns(self._job.ranks, seen):
+                    works = [partial(self._choose, site, moments[site.name]) for site in turn]
+                    choices = shared_out(self._job.ranks, works)
+                    for site, (chosen, described) in zip(turn, choices, strict=True):
                         self._channels[site.name] = channel_profile(moments[site.name].search)
-                        chosen, self._scales[site.name] = self._choose(site, moments[site.name])
+                        self._scales[site.name] = described
                         scales |= {reader.name: chosen for reader in (_pooled(site), *site.inputs)}
             if len(batches) == 1:
                 self._kept = moments
@@ -143,27 +156,39 @@ class _HalfSearch:
                         self._kept.clear()
                     moments = self._kept | self._capture(batch, drifting=sites)
                 with self._job.timed("rounding"):
-                    for reader in batch:
-                        error, stages = self._round(reader, moments[reader.name], integers)
-                        errors, kept = errors + error, kept | stages
+                    for turn in in_turns(self._job.ranks, batch):
+                        works = [partial(self._rounded, r, moments[r.name]) for r in turn]
+                        for reader, rounded in zip(
+                            turn, shared_out(self._job.ranks, works), strict=True
+                        ):
+                            self._take(reader, rounded.linears, integers)
+                            self._sketches.append(rounded.sketch)
+                            errors = errors + rounded.error
+                            kept |= set(rounded.linears.kept)
             self._tell(kind, sites, errors, kept)
         return self.block, integers
 
-    def _round(self, reader: Input, rows: Rows, integers: Integers) -> tuple[SiteError, set[str]]:
+    def _rounded(self, reader: Input, rows: Rows) -> _RoundedInput:
         """The input's linears as one, which takes the same steps with fewer and larger products."""
-        weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
-        stacked = torch.cat([weight.float() for weight in weights.values()])
+        weights = [self.block[f"{linear}.weight"] for linear in reader.linears]
+        stacked = torch.cat([weight.float() for weight in weights])
         outputs, seed = self._outputs(reader), self._task.layer
         rounded = round_linear(stacked, rows, outputs=outputs, seed=seed)
+        return _RoundedInput(
+            linears=rounded,
+            error=SiteError.of(rounded.weight().sub_(stacked), stacked, rows),
+            sketch=Sketch.of(stacked, rounded.grid, rows),
+        )
+
+    def _take(self, reader: Input, rounded: RoundedLinear, integers: Integers) -> None:
+        """Put what the input's linears have become into the block."""
+        weights = {f"{linear}.weight": self.block[f"{linear}.weight"] for linear in reader.linears}
         parts = rounded.split([len(weight) for weight in weights.values()])
         for name, part in zip(weights, parts, strict=True):
             integers[name] = to_quantized_weight(part.codes, part.grid)
             if self._job.tunes:
                 self._task.offsets[name] = rounding_offsets(weights[name], part.codes, part.grid)
             self.block = {**self.block, name: part.weight().to(self._job.compute_dtype)}
-        error = SiteError.of(rounded.weight().sub_(stacked), stacked, rows)
-        self._sketches.append(Sketch.of(stacked, rounded.grid, rows))
-        return error, set(rounded.kept)
 
     def _outputs(self, reader: Input) -> list[Tensor]:
         """Of all the reader's linears, as folded; none where an expert saw no token."""
@@ -219,8 +244,10 @@ class _HalfSearch:
         half = self._task.run(self._job, self._task.layer, self.block)
         names = {reader.name for reader in inputs}
         with self._job.timed("moments"):
-            capture = partial(capture_moments, half, batch_size=self._job.batch_size)
-            rows, references = split_rows(self._hidden), self._references(drifting)
+            capture = partial(
+                capture_moments, half, batch_size=self._job.batch_size, ranks=self._job.ranks
+            )
+            rows, references = self._job.share.split(self._hidden), self._references(drifting)
             # Those that judge first, so that wide ones are out of the way of the others.
             judged = {
                 name: moments.on_host() if len(moments.gram) > WIDEST_ON_DEVICE else moments
@@ -248,15 +275,9 @@ class _HalfSearch:
         half = self._task.run(self._job, self._task.layer, self._unrounded)
         searched, judged = (
             Reference(half=half, hidden=part, device=self._job.device, sites=dense)
-            for part in split_rows(original)
+            for part in self._job.share.split(original)
         )
         return searched, judged
-
-
-def split_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that the search sees, and those that only judge it; the same where there is but one."""
-    judges = max(1, hidden.shape[0] // JUDGING_SHARE)
-    return hidden[judges:] if hidden.shape[0] > 1 else hidden, hidden[:judges]
 
 
 def _sampled_rows(weights: Sequence[Tensor]) -> list[Tensor]:

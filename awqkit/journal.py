@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +82,7 @@ class Journal:
     def calibration(self) -> CalibrationRows:
         """The rows that the conversion was begun with."""
         fields = self._fields["calibration"]
-        tensors = self._tensors(fields)
+        tensors = self._tensors(fields, {})
         return CalibrationRows(
             tokens=tensors["tokens"],
             held_out=tensors["held_out"],
@@ -116,14 +116,17 @@ class Journal:
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - start
 
-    def load(self) -> Progressed | None:
-        """The state of the last save, in host memory, or None before the first."""
+    def load(self, rows: Mapping[str, Sequence[int]]) -> Progressed | None:
+        """The state of the last save, in host memory, or None before the first.
+
+        rows: of the tensors that are named in it, these rows alone.
+        """
         if "streams" not in self._fields:
             return None
         return Progressed(
             blocks=self.blocks,
             document=self._fields["document"],
-            tensors=self._tensors(self._fields["streams"]),
+            tensors=self._tensors(self._fields["streams"], rows),
         )
 
     @property
@@ -140,11 +143,13 @@ class Journal:
         sync_folder(self._folder)
         self._fields = fields
 
-    def _tensors(self, fields: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _tensors(
+        self, fields: Mapping[str, Any], rows: Mapping[str, Sequence[int]]
+    ) -> dict[str, Tensor]:
         path = self._folder / fields["file"]
         if not path.is_file() or file_checksum(path) != fields["checksum"]:
             raise self._damaged(f"{path.name} is not as it was written")
-        return self._sound(lambda: read_tensors(path))
+        return self._sound(lambda: read_tensors(path, rows))
 
     def _sound(self, read: Callable[[], T]) -> T:
         try:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from awqkit.background import Background
-from awqkit.calibration.dataset import CalibrationRows, token_digest
-from awqkit.calibration.rows import is_local_file, make_rows
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
-from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors, resumable_folder
-from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
+from awqkit.checkpoint.staging import ResumableFolder, resumable_folder
 from awqkit.config import QuantConfig
-from awqkit.device import begin_peak, peak_bytes, resolve_device
+from awqkit.converting import Task, assist, convert
+from awqkit.device import rank_devices
+from awqkit.errors import ConfigError
 from awqkit.head import check_head
-from awqkit.journal import Journal, Progressed
-from awqkit.planning import check_quantizable, planned_bytes
+from awqkit.journal import Journal
+from awqkit.planning import check_quantizable
 from awqkit.progress import Progress, Silent
-from awqkit.report import REPORT_NAME, Calibration, Report, read_report
+from awqkit.ranks.group import Group
+from awqkit.ranks.ranks import ALONE
+from awqkit.ranks.supervisor import run_processes
+from awqkit.report import Report, read_report
 from awqkit.resuming import kept_if_resumable, open_journal
-from awqkit.run import NamedWeight, Run, compute_dtype
-from awqkit.run_identity import require_same, run_identity, source_digests
-from awqkit.stopwatch import Stopwatch
+from awqkit.run_identity import source_digests
 from awqkit.version import VERSION
-
-WRITER = "writer."
 
 
 def quantize(
@@ -37,6 +37,7 @@ def quantize(
     *,
     calib_dataset: str = "pileval",
     device: str = "auto",
+    processes: int = 1,
     progress: Progress | None = None,
     resume: bool | None = None,
 ) -> Report:
@@ -44,200 +45,107 @@ def quantize(
 
     model_path: a folder in Hugging Face form, or a hub id.
     calib_dataset: a known name, a file, a hub id, or "self".
+    processes: that share the calibration rows, each on a GPU of its own, or all on the CPU; the
+        result has the bytes that one alone would give.
     resume: True goes on where an earlier call with the same arguments was stopped, and gives the
         bytes that it would have given; False begins anew and drops what that one did; None refuses
         to choose where some blocks are done.
     Raises an AwqkitError that says what is wrong and what to do. Until the result is complete there
     is nothing at output_path.
     """
-    task = _Task(
-        output=Path(output_path).expanduser().resolve(),
-        config=config or QuantConfig(),
-        dataset=calib_dataset,
-        device=resolve_device(device),
-        progress=progress or Silent(),
-    )
+    output, config = Path(output_path).expanduser().resolve(), config or QuantConfig()
+    devices = rank_devices(device, processes)
+    check_shareable(config, processes)
     if not resume:
-        refuse_occupied(task.output)
+        refuse_occupied(output)
     checkpoint = open_checkpoint(model_path)
-    unquantized = check_quantizable(checkpoint)
-    if task.config.lm_head == "int4":
+    check_quantizable(checkpoint)
+    if config.lm_head == "int4":
         check_head(checkpoint)
+    task = Task(
+        model=checkpoint.folder,
+        output=output,
+        config=config,
+        dataset=calib_dataset,
+        devices=devices,
+    )
     if resume and (report := _complete_already(task, checkpoint)) is not None:
         return report
-    refuse_occupied(task.output)
-    with resumable_folder(task.output) as folder:
-        journal = open_journal(folder, resume=resume, total=checkpoint.config.num_layers)
-        with kept_if_resumable(folder, checkpoint.config.num_layers):
-            return _convert(task, checkpoint, folder, journal, unquantized)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What the caller asked for."""
-
-    output: Path
-    config: QuantConfig
-    dataset: str
-    device: torch.device
-    progress: Progress
-
-
-def _convert(
-    task: _Task,
-    checkpoint: Checkpoint,
-    folder: ResumableFolder,
-    journal: Journal,
-    unquantized: tuple[str, ...],
-) -> Report:
-    config, clock = task.config, Stopwatch(task.device)
-    begin_peak(task.device)
-    with clock.timed("calibration text"):
-        rows = _rows(task, checkpoint, folder, journal)
-    run = Run(checkpoint, config, rows, device=task.device, progress=task.progress, stopwatch=clock)
-    writer = CheckpointWriter(
-        folder.result, source=checkpoint, format=config.format, out=task.output
-    )
-    background = Background(task.device)
-    try:
-        _begin_or_go_on(task, checkpoint, folder, journal, run, writer)
-        while run.blocks < checkpoint.config.num_layers:
-            _write(list(run.next_block()), writer, background, clock)
-            if journal.is_due(run.stream_bytes):
-                with clock.timed("journal"):
-                    background.wait()
-                    _save(task, journal, run, writer)
-        _write(list(run.last_weights()), writer, background, clock)
-        with clock.timed("writing"):
-            background.wait()
-        report = _report(task, checkpoint, rows, run, unquantized)
-        with clock.timed("reading back"):
-            writer.finish({REPORT_NAME: report.to_json()}, device=task.device)
-    finally:
-        background.close()
-        writer.close()
-    folder.publish()
-    seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
-    return replace(report, seconds=seconds, peak_bytes=peak_bytes(task.device))
-
-
-def _write(
-    weights: list[NamedWeight], writer: CheckpointWriter, background: Background, clock: Stopwatch
-) -> None:
-    def add_all() -> None:
-        for name, weight in weights:
-            writer.add(name, weight)
-
-    with clock.timed("writing"):
-        background.run(add_all)
-
-
-def _rows(
-    task: _Task, checkpoint: Checkpoint, folder: ResumableFolder, journal: Journal
-) -> CalibrationRows:
-    """The calibration rows, from the journal where it has them; then the identity is proven."""
-    identity = run_identity(checkpoint, task.config, calib_dataset=task.dataset, device=task.device)
-    if journal.exists:
-        require_same(journal.identity, identity, folder=folder.path)
-        rows = journal.calibration()
-        # A data set of the hub or the model itself is not asked again: only a file can change.
-        if is_local_file(task.dataset):
-            now = _made_rows(task, checkpoint)
-            require_same(_text_identity(rows), _text_identity(now), folder=folder.path)
-        return rows
-    rows = _made_rows(task, checkpoint)
-    with reporting_output_errors(task.output):
-        journal.begin(identity, rows)
-    return rows
-
-
-def _made_rows(task: _Task, checkpoint: Checkpoint) -> CalibrationRows:
-    return make_rows(
-        checkpoint,
-        task.config,
-        task.dataset,
-        device=task.device,
-        dtype=compute_dtype(task.device),
-        on_token=task.progress.sampled,
-    )
-
-
-def _text_identity(rows: CalibrationRows) -> dict[str, Any]:
-    return {
-        "the SHA-256 of the calibration tokens": rows.digest,
-        "the SHA-256 of the held-out tokens": token_digest(rows.held_out),
-    }
-
-
-def _begin_or_go_on(
-    task: _Task,
-    checkpoint: Checkpoint,
-    folder: ResumableFolder,
-    journal: Journal,
-    run: Run,
-    writer: CheckpointWriter,
-) -> None:
-    total = checkpoint.config.num_layers
-    state = journal.load()
-    if state is not None:
-        tensors = state.tensors
-        pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}
-        writer.restore(WriterState(document=state.document["writer"], tensors=pending))
-        run.go_on_from(state)
-        task.progress.begin(total, done=run.blocks)
-        return
-    folder.clear_result()
-    refuse_small_disk(folder.path, checkpoint, task.output, further=2 * run.stream_bytes)
-    writer.carry_tokenizer()
-    task.progress.begin(total, done=0)
-    for name, weight in run.first_weights():
-        writer.add(name, weight)
-
-
-def _save(task: _Task, journal: Journal, run: Run, writer: CheckpointWriter) -> None:
-    """The files first, then what the journal says about them."""
-    written, progressed = writer.state(), run.progressed()
-    tensors = {WRITER + name: tensor for name, tensor in written.tensors.items()}
-    with reporting_output_errors(task.output):
-        journal.save(
-            Progressed(
-                blocks=progressed.blocks,
-                document={**progressed.document, "writer": written.document},
-                tensors={**progressed.tensors, **tensors},
+    refuse_occupied(output)
+    with resumable_folder(output) as folder:
+        blocks = checkpoint.config.num_layers
+        journal = open_journal(folder, resume=resume, total=blocks)
+        with kept_if_resumable(folder, blocks):
+            progress = progress or Silent()
+            report = (
+                convert(task, checkpoint, folder, journal, progress=progress, ranks=ALONE)
+                if processes == 1
+                else _convert_together(task, progress)
             )
+            folder.publish()
+            return report
+
+
+def check_shareable(config: QuantConfig, processes: int) -> None:
+    """Raise ConfigError where a conversion cannot be shared by so many processes."""
+    if processes > 1 and config.quality == "best":
+        raise ConfigError(
+            "--quality best tunes the whole model in steps of a few rows, each upon the last one, "
+            "which --processes cannot share out. Leave out --processes, or take --quality balanced."
         )
 
 
-def _report(
-    task: _Task,
-    checkpoint: Checkpoint,
-    rows: CalibrationRows,
-    run: Run,
-    unquantized: tuple[str, ...],
-) -> Report:
-    return Report(
-        version=VERSION,
-        model=checkpoint.folder.name,
-        output=str(task.output),
-        config=task.config,
-        source=source_digests(checkpoint),
-        calibration=Calibration(
-            source=rows.source,
-            samples=rows.tokens.shape[0],
-            seqlen=rows.tokens.shape[1],
-            digest=rows.digest,
-        ),
-        sites=tuple(run.sites),
-        unquantized=unquantized,
-        bytes_before=checkpoint.weight_bytes(),
-        bytes_after=planned_bytes(checkpoint, task.config),
-        evaluation=run.evaluation,
-        seconds={},
-        peak_bytes={},
+def _convert_together(task: Task, progress: Progress) -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        work = partial(_part, task, Path(folder) / "meeting", torch.get_num_threads())
+        report: Report = run_processes(
+            len(task.devices), work, on_message=lambda told: told.on(progress)
+        )
+        return report
+
+
+def _part(
+    task: Task, meeting: Path, threads: int, rank: int, tell: Callable[[Any], None]
+) -> Report | None:
+    """One process's part of a conversion."""
+    torch.set_num_threads(threads)
+    device = task.devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    ranks = Group(rank=rank, count=len(task.devices), device=device, meeting=meeting)
+    checkpoint, folder = open_checkpoint(task.model), ResumableFolder(task.output)
+    if rank:
+        assist(task, checkpoint, folder, ranks=ranks)
+        return None
+    progress = cast(Progress, _Forwarder(tell))
+    return convert(
+        task, checkpoint, folder, Journal(folder.journal), progress=progress, ranks=ranks
     )
 
 
-def _complete_already(task: _Task, checkpoint: Checkpoint) -> Report | None:
+@dataclass(frozen=True)
+class _Call:
+    """A call of a method of the progress that is shown in another process."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def on(self, progress: Progress) -> None:
+        getattr(progress, self.method)(*self.arguments, **self.named)
+
+
+class _Forwarder:
+    """A progress that passes every call on to the process that shows it."""
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self._tell = tell
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return lambda *arguments, **named: self._tell(_Call(method, arguments, named))
+
+
+def _complete_already(task: Task, checkpoint: Checkpoint) -> Report | None:
     """The report of the result where the same command has come to its end, if only just."""
     report = read_report(task.output)
     if report is None:

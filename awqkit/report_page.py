@@ -13,11 +13,15 @@ from awqkit.block_job import SiteResult
 from awqkit.charts import Line, histogram, line_chart
 from awqkit.console import human_bytes
 from awqkit.errors import OutputError
+from awqkit.evaluate import Evaluation
 from awqkit.report import Report
 from awqkit.site_picture import BINS
 
 #: Sites with the largest errors, listed by name.
 WORST = 8
+#: KL in nats per token below which two models are hard to tell apart, and above which they differ
+#: so much that only own questions can tell whether it matters.
+CLOSE, FAR = 0.01, 0.1
 SITE_NAMES = {
     "qkv": "attention inputs (q, k, v)",
     "o": "attention output (o)",
@@ -61,6 +65,7 @@ def render(report: Report) -> str:
     by_site = _by_site(report.sites)
     return environment.get_template("report.html.jinja").render(
         report=report,
+        verdict=verdict(report.evaluation),
         panels=[_panel(site, results) for site, results in by_site.items()],
         outliers=_outliers(by_site),
         positions=_positions(report),
@@ -69,6 +74,34 @@ def render(report: Report) -> str:
         corrected=sum("corrected" in site.kept for site in report.sites),
         total_seconds=sum(report.seconds.values()),
     )
+
+
+def verdict(evaluation: Evaluation | None) -> str:
+    """What the figures mean for whoever decides, in a sentence or two."""
+    if evaluation is None:
+        return (
+            "How much was lost is not known, since the model was not compared with the original "
+            "(--no-evaluate)."
+        )
+    kl, agreement = evaluation.quantized.kl, 100 * evaluation.quantized.agreement
+    if kl < CLOSE:
+        said = "On this text the model is hard to tell from the original."
+    elif kl < FAR:
+        said = (
+            "On this text the model is close to the original, with differences that can be seen. "
+            "Try some of your own questions on both before it is put to use."
+        )
+    else:
+        said = (
+            "On this text the model differs clearly from the original. Compare answers to your own "
+            "questions before it is put to use, or calibrate on more text, and more like your own."
+        )
+    if kl > evaluation.nearest.kl:
+        said += (
+            " Plain rounding would have lost less here: the calibration text is too short or too "
+            "unlike this one."
+        )
+    return f"{said} In {agreement:.0f} of 100 places it finds the same next token most likely."
 
 
 def _by_site(sites: Sequence[SiteResult]) -> dict[str, list[SiteResult]]:

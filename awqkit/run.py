@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awqkit.activations import embedded, placed
+from awqkit.activations import embedded
 from awqkit.block_quantizer import (
     BlockJob,
-    QuantizedBlock,
     SiteResult,
     nearest_block,
     quantize_block,
+    require_searched,
 )
 from awqkit.calibration.dataset import CalibrationRows
 from awqkit.checkpoint import Checkpoint, QuantizedWeight
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
-from awqkit.errors import QuantizationError
-from awqkit.evaluate import Evaluation, HeldOutRows
+from awqkit.evaluate import Evaluation
 from awqkit.head import quantized_head
 from awqkit.journal import Progressed
 from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
+from awqkit.ranks.ranks import ALONE, Ranks
 from awqkit.stopwatch import Stopwatch
+from awqkit.streams import Streams
 from awqkit.structure import from_document
 from awqkit.tuning.tune import Tuning
 from awqkit.waiting_blocks import WaitingBlock, from_tensors, to_tensors
@@ -36,11 +37,14 @@ from awqkit.whole_model import WholeModel
 
 NamedWeight = tuple[str, Tensor | QuantizedWeight]
 Weights = Iterator[NamedWeight]
-HIDDEN, ORIGINAL, HELD_OUT = "hidden", "original", "held_out."
 
 
 class Run:
-    """blocks: how many are done.  sites, evaluation: what the report tells."""
+    """blocks: how many are done.  sites, evaluation: what the report tells.
+
+    Of several processes each passes its share of the rows through all blocks, and all yield the
+    same weights; the first one alone has the evaluation.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Run:
         device: torch.device,
         progress: Progress,
         stopwatch: Stopwatch,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.blocks = 0
         self.sites: list[SiteResult] = []
@@ -64,6 +69,14 @@ class Run:
         self._evaluates = config.evaluate and len(rows.held_out) > 0
         decoder = checkpoint.config
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
+        self._streams = Streams(
+            rows,
+            self._embed,
+            with_original=config.quality != "fast",
+            batch_size=config.rows_at_once,
+            device=device,
+            ranks=ranks,
+        )
         self._job = BlockJob(
             config=decoder,
             rotary=self._rotary,
@@ -74,17 +87,12 @@ class Run:
             aims_at_original=config.quality != "fast",
             tunes=config.quality == "best",
             batch_size=config.rows_at_once,
+            ranks=ranks,
+            share=self._streams.share,
             on_site=self._site_done,
             timed=stopwatch.timed,
         )
         self._blocks = BlockReader(checkpoint, device)
-        embedding = checkpoint.tensor(EMBEDDING)
-        self._hidden = self._embed(rows.tokens, embedding)
-        self._original = (
-            self._embed(rows.tokens, embedding, beside=self._hidden)
-            if self._job.aims_at_original
-            else None
-        )
         self._whole = (
             WholeModel(
                 checkpoint,
@@ -99,10 +107,6 @@ class Run:
         )
         self._waiting: list[WaitingBlock] = []
         self.tuning: Tuning | None = None
-        self._held_out_tokens = rows.held_out
-        self._held_out = HeldOutRows(
-            rows.held_out, self._embed(rows.held_out, embedding).to(device)
-        )
 
     def first_weights(self) -> Weights:
         """What comes before the blocks."""
@@ -113,11 +117,12 @@ class Run:
         layer = self.blocks
         with self._stopwatch.timed("reading weights"):
             weights = self._blocks.read(layer)
-        block = quantize_block(self._job, layer, weights, self._hidden, self._original)
-        _require_searched(block, layer)
+        rows = self._streams
+        block = quantize_block(self._job, layer, weights, rows.hidden, rows.original)
+        require_searched(block, layer)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
-                self._held_out.advance(
+                rows.held_out.advance(
                     self._checkpoint.config,
                     layer,
                     self._rotary.of(layer),
@@ -149,32 +154,35 @@ class Run:
         packed = quantized_head(head) if self._packs_head else None
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
-                self.evaluation = self._held_out.scores(
-                    self._checkpoint.config,
-                    norm.to(self._device),
-                    head,
-                    stored_head=head if packed is None else packed.dequantize(head.dtype),
-                )
+                held_out = self._streams.whole_held_out()
+                stored_head = head if packed is None else packed.dequantize(head.dtype)
+                if (held_out := self._streams.whole_held_out()) is not None:
+                    self.evaluation = held_out.scores(
+                        self._checkpoint.config,
+                        norm.to(self._device),
+                        head,
+                        stored_head=stored_head,
+                    )
         yield FINAL_NORM, norm.to(self._stored_dtype)
         if not is_tied:
             yield LM_HEAD, head.to(self._stored_dtype) if packed is None else packed
 
     def _tuned_blocks(self) -> Weights:
         """The blocks that had to wait for each other."""
-        if self._whole is None or self._original is None:
+        rows = self._streams
+        if self._whole is None or rows.original is None:
             return
-        self._hidden = self._hidden[:0]
+        rows.hidden = rows.hidden[:0]
         with self._stopwatch.timed("tuning"):
             blocks, self.tuning = self._whole.tuned(
-                self._waiting, self._original, on_step=self._progress.tuned
+                self._waiting, rows.original, on_step=self._progress.tuned
             )
         if self._evaluates:
-            embedding = self._checkpoint.tensor(EMBEDDING)
-            self._held_out.begin_again(self._embed(self._held_out_tokens, embedding))
+            rows.begin_held_out_again()
         for layer, block in enumerate(blocks):
             if self._evaluates:
                 with self._stopwatch.timed("evaluation"):
-                    self._held_out.advance_quantized(
+                    rows.held_out.advance_quantized(
                         self._checkpoint.config, layer, self._rotary.of(layer), _running(block)
                     )
             for name, weight in block.items():
@@ -183,40 +191,36 @@ class Run:
     @property
     def stream_bytes(self) -> int:
         """Bytes of the tensors in `progressed`."""
-        return sum(tensor.nbytes for tensor in self._streams().values())
+        waiting = to_tensors(self._waiting).values()
+        return self._streams.nbytes + sum(tensor.nbytes for tensor in waiting)
 
     def progressed(self) -> Progressed:
-        """What `go_on_from` needs; the tensors are those that the next block changes in place."""
+        """What `go_on_from` needs; the first process alone has all of it.
+
+        The tensors may be those that the next block changes in place.
+        """
         document: dict[str, Any] = {
             "sites": [asdict(site) for site in self.sites],
             "seconds": self._stopwatch.seconds,
         }
-        return Progressed(blocks=self.blocks, document=document, tensors=self._streams())
+        tensors = {**self._streams.tensors(), **to_tensors(self._waiting)}
+        return Progressed(blocks=self.blocks, document=document, tensors=tensors)
+
+    def kept_rows(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors in `progressed`, the rows that `go_on_from` needs here."""
+        return self._streams.kept_rows()
 
     def go_on_from(self, state: Progressed) -> None:
         """Take the place of a run that had come to `state`."""
         self.blocks = state.blocks
         self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
         self._stopwatch.add(state.document["seconds"])
-        self._hidden = placed(state.tensors[HIDDEN], self._device)
-        if self._original is not None:
-            self._original = placed(state.tensors[ORIGINAL], self._device, beside=self._hidden)
+        self._streams.go_on_from(state.tensors)
         self._waiting = from_tensors(state.tensors)
-        self._held_out.go_on_from(
-            {
-                name.removeprefix(HELD_OUT): tensor
-                for name, tensor in state.tensors.items()
-                if name.startswith(HELD_OUT)
-            }
-        )
 
-    def _streams(self) -> dict[str, Tensor]:
-        held_out = {HELD_OUT + name: rows for name, rows in self._held_out.streams().items()}
-        original = {} if self._original is None else {ORIGINAL: self._original}
-        return {HIDDEN: self._hidden, **original, **held_out, **to_tensors(self._waiting)}
-
-    def _embed(self, tokens: Tensor, embedding: Tensor, *, beside: Tensor | None = None) -> Tensor:
+    def _embed(self, tokens: Tensor, beside: Tensor | None) -> Tensor:
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
+        embedding = self._checkpoint.tensor(EMBEDDING)
         return embedded(tokens, embedding, config, dtype, self._device, beside=beside)
 
     def _site_done(self, result: SiteResult) -> None:
@@ -238,16 +242,3 @@ def _running(block: Mapping[str, Tensor | QuantizedWeight]) -> dict[str, Tensor]
 def compute_dtype(device: torch.device) -> torch.dtype:
     """What a device computes blocks in."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
-def _require_searched(block: QuantizedBlock, layer: int) -> None:
-    """Refuse integers that mean other weights than those that were searched and passed through."""
-    for name, weight in block.stored.items():
-        if isinstance(weight, QuantizedWeight):
-            searched = block.running[name]
-            if not torch.equal(weight.dequantize(searched.dtype), searched):
-                raise QuantizationError(
-                    f"{layer_prefix(layer)}{name}: the integers to be stored stand for other "
-                    "weights than the search found. This is a fault of awqkit: please report it "
-                    "with the model's name."
-                )

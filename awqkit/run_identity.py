@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,23 @@ SAMPLE_BYTES = 4096
 
 
 def run_identity(
-    checkpoint: Checkpoint, config: QuantConfig, *, calib_dataset: str, device: torch.device
+    checkpoint: Checkpoint,
+    config: QuantConfig,
+    *,
+    calib_dataset: str,
+    devices: Sequence[torch.device],
 ) -> dict[str, Any]:
     """Everything that the bytes of the result depend on, but the calibration text, by its name.
 
-    Versions, device and the number of CPU threads count, since sums may round otherwise with them.
+    Versions, kinds of devices and the number of CPU threads count, since sums may round otherwise
+    with them; how many processes share the rows does not.
     """
     options = {f"--{name.replace('_', '-')}": value for name, value in asdict(config).items()}
     source = {f"the source's {name}": digest for name, digest in source_digests(checkpoint).items()}
     return {
         "the version of awqkit": VERSION,
         "the version of torch": torch.__version__,
-        "the device": _device_name(device),
+        "the device": ", ".join(sorted(set(map(_device_name, devices)))),
         "the model's name": checkpoint.folder.name,
         "--calib-dataset": _absolute(calib_dataset),
         **options,

@@ -11,8 +11,8 @@ from awqkit.activations import embedded
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD
 from awqkit.decoder import RotaryTables
-from awqkit.half_quantizer import split_rows
 from awqkit.repeatable import repeatable
+from awqkit.row_share import split_rows
 from awqkit.tuning.blocks import TunedBlocks
 from awqkit.tuning.divergence import Readout
 from awqkit.tuning.tune import Tuning, TuningRows, tune

@@ -43,7 +43,7 @@ def test_blocks_written_beside_the_work_are_the_same_bytes(tmp_path, monkeypatch
     config = QuantConfig(calib_samples=6, calib_seqlen=32, quality="fast", evaluate=False)
     threaded = Background(torch.device("cuda"))
     quantize(source, tmp_path / "one by one", config, calib_dataset="self", device="cpu")
-    monkeypatch.setattr("awqkit.pipeline.Background", lambda device: threaded)
+    monkeypatch.setattr("awqkit.converting.Background", lambda device: threaded)
     quantize(source, tmp_path / "beside", config, calib_dataset="self", device="cpu")
     first, second = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("one by one", "beside")

@@ -16,6 +16,7 @@ from awqkit.checkpoint import DecoderConfig, open_checkpoint
 from awqkit.decoder import mlp_half
 from awqkit.expert_tokens import MIN_EXPERT_TOKENS, starved_experts
 from awqkit.inspection import show
+from awqkit.ranks.ranks import ALONE
 from awqkit.search.fold import fold
 from awqkit.search.sites import mlp_sites
 from awqkit_runtime import load
@@ -100,12 +101,12 @@ def test_starved_experts_are_counted(tmp_path: Path) -> None:
     config, block = sparse_block(tmp_path, "mixtral")
     few = torch.randn(1, MIN_EXPERT_TOKENS // 2, 128)
     many = torch.randn(8, 4 * MIN_EXPERT_TOKENS, 128)
-    assert starved_experts(block, config, 0, (many, many[:2]), batch_size=3) == ()
-    starved = starved_experts(block, config, 0, (many, few), batch_size=3)
+    assert starved_experts(block, config, 0, (many, many[:2]), batch_size=3, ranks=ALONE) == ()
+    starved = starved_experts(block, config, 0, (many, few), batch_size=3, ranks=ALONE)
     assert [each.expert for each in starved] == [0, 1, 2, 3]
     assert sum(each.tokens for each in starved) == 2 * (many.shape[:2].numel() + few.shape[1])
     dense = dataclasses.replace(config, experts=None)
-    assert starved_experts(block, dense, 0, (few,), batch_size=1) == ()
+    assert starved_experts(block, dense, 0, (few,), batch_size=1, ranks=ALONE) == ()
 
 
 def test_an_expert_that_no_token_reaches_is_quantized_and_reported(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_more_rows_take_more_time_and_memory(checkpoint) -> None:
     assert rows < many.peak_bytes["memory"] < 1.2 * rows + few.peak_bytes["memory"]
 
 
+def test_more_processes_take_less_time_for_rows_and_more_memory_in_all(checkpoint) -> None:
+    config = replace(CONFIG, calib_samples=1_000_000, evaluate=False)
+    one, four = (
+        forecast(checkpoint, config, calib_dataset="pileval", device=CPU, processes=count)
+        for count in (1, 4)
+    )
+    rows = 2 * 1_000_000 * 32 * checkpoint.config.hidden_size * 4
+    base = one.peak_bytes["memory"] - rows
+    assert four.peak_bytes["memory"] == pytest.approx(rows + 4 * base, rel=0.1)
+    # Timings of two runs differ, on a busy machine by much; four times the rows do so by more.
+    assert four.seconds["moments"] < one.seconds["moments"]
+
+
 def test_few_rows_are_timed_as_they_are(checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("awqkit.forecast.ROW_SECONDS", 1e6)
     rows = sample(checkpoint.config, CONFIG, CPU)

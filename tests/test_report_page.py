@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from awqkit import QuantConfig, quantize
 from awqkit.charts import BOTTOM, HEIGHT, TOP, Line, histogram, line_chart
 from awqkit.report import Report, read_report
-from awqkit.report_page import render, write_html
+from awqkit.report_page import render, verdict, write_html
 from tests.tiny_models import write_tiny_model
 
 #: Attributes by which a page asks for something outside of it.
@@ -75,6 +77,23 @@ def test_page_shows_everything(report: Report) -> None:
     assert f"{report.evaluation.quantized.perplexity:.3f}" in text
     assert "most memory" in text and report.calibration.digest[:16] in text
     assert "nan" not in text.lower().replace("nanum", "")
+
+
+@pytest.mark.parametrize(
+    ("kl", "said"),
+    [(0.004, "hard to tell"), (0.05, "Try some of your own"), (0.3, "differs clearly")],
+)
+def test_the_verdict_follows_the_figures(report: Report, kl: float, said: str) -> None:
+    evaluation = report.evaluation
+    assert evaluation is not None
+    quantized = replace(evaluation.quantized, kl=kl, agreement=0.931)
+    better = replace(evaluation, quantized=quantized, nearest=replace(evaluation.nearest, kl=0.5))
+    assert said in verdict(better) and "93 of 100" in verdict(better)
+    assert "Plain rounding" not in verdict(better)
+    worse = replace(evaluation, quantized=quantized, nearest=replace(evaluation.nearest, kl=0.001))
+    assert "Plain rounding would have lost less" in verdict(worse)
+    assert "not known" in verdict(None)
+    assert verdict(evaluation) in html.unescape(render(report))
 
 
 def test_pictures_of_sites_are_consistent(report: Report) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +11,17 @@ from torch import Tensor
 
 from awqkit.decoder import Observer
 from awqkit.errors import CalibrationError
-from awqkit.search.moments import Drift, Moments, add_gram, add_product, mirror_gram
+from awqkit.ranks.ranks import Ranks
+from awqkit.search.moments import (
+    STRIPS,
+    Drift,
+    Moments,
+    add_gram,
+    add_product,
+    gram_strips,
+    mirror_gram,
+    product_strips,
+)
 
 #: Runs part of a block on [batch, T, hidden], showing each site's input to the observer.
 Half = Callable[[Tensor, Observer], Tensor]
@@ -32,35 +42,62 @@ class Reference:
     sites: Mapping[str, bool]
 
 
-class _Sums:
-    """Running sums over tokens of x xᵀ (its upper half, and some of the lower) and |x|."""
+@dataclass(frozen=True)
+class _Shown:
+    """What a site's linears read of a batch: x [tokens, in].
 
-    def __init__(self) -> None:
+    drift: what the unquantized model's read here besides, likewise.  lost: what the rows
+    [tokens, out] lack that the outputs are added to. Either is None where it is not gathered.
+    """
+
+    site: str
+    x: Tensor
+    drift: Tensor | None = None
+    lost: Tensor | None = None
+
+
+class _Sums:
+    """Running sums over tokens of x xᵀ (its upper half, and some of the lower) and |x|.
+
+    Every process sees all tokens and takes its strips of the sums.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._own = [n for n in range(STRIPS) if _owner(n, ranks.count) == ranks.rank]
         self.inputs: Tensor | None = None
         self.sums: Tensor | None = None
         self.gram = torch.zeros(())
         self.magnitude = torch.zeros(())
         self.tokens = 0
 
-    def add(self, x: Tensor) -> None:
-        flat = x.flatten(0, -2)
+    def add(self, shown: _Shown) -> None:
+        x = shown.x
         if not self.tokens:
-            width = flat.shape[1]
+            width = x.shape[1]
             self.gram = torch.zeros(width, width, device=x.device)
             self.magnitude = torch.zeros(width, device=x.device)
-        add_gram(self.gram, flat)
-        self.magnitude += flat.abs().sum(0, dtype=torch.float32)
-        self.tokens += flat.shape[0]
+        add_gram(self.gram, x, self._own)
+        self.magnitude += x.abs().sum(0, dtype=torch.float32)
+        self.tokens += x.shape[0]
+        if shown.drift is not None:
+            self.inputs = self._added(self.inputs, shown.drift, x)
+        if shown.lost is not None:
+            self.sums = self._added(self.sums, shown.lost, x)
 
-    def add_drift(self, x: Tensor, reference: Tensor, lost: Tensor | None) -> None:
-        """x, reference: the inputs here and in the unquantized model; lost: h* − h, or None."""
-        x = x.flatten(0, -2)
-        self.inputs = _added(self.inputs, reference.flatten(0, -2) - x, x)
-        if lost is not None:
-            self.sums = _added(self.sums, lost.flatten(0, -2), x)
+    def _added(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+        if total is None:
+            total = torch.zeros(left.shape[1], right.shape[1], device=right.device)
+        add_product(total, left, right, self._own)
+        return total
 
     def mean(self, site: str) -> Moments:
         """Consumes the sums."""
+        self._exchange(self.gram, gram_strips(len(self.gram)))
+        for total in (self.inputs, self.sums):
+            if total is not None:
+                whole = slice(0, total.shape[1])
+                self._exchange(total, ((rows, whole) for rows in product_strips(len(total))))
         # No entry exceeds the largest of the diagonal, so that one tells of all.
         if not self.gram.diagonal().isfinite().all():
             raise CalibrationError(
@@ -80,12 +117,18 @@ class _Sums:
             ),
         )
 
+    def _exchange(self, total: Tensor, strips: Iterable[tuple[slice, slice]]) -> None:
+        """Complete total by what the other processes have summed."""
+        if self._ranks.count > 1:
+            for number, strip in enumerate(strips):
+                source = _owner(number, self._ranks.count)
+                total[strip] = self._ranks.broadcast(total[strip], source)
 
-def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    if total is None:
-        total = torch.zeros(left.shape[1], right.shape[1], device=right.device)
-    add_product(total, left, right)
-    return total
+
+def _owner(strip: int, count: int) -> int:
+    """The process that takes a strip: there and back again, as strips become shorter."""
+    place = strip % (2 * count)
+    return min(place, 2 * count - 1 - place)
 
 
 def capture_moments(
@@ -94,36 +137,66 @@ def capture_moments(
     sites: Collection[str],
     *,
     batch_size: int,
+    ranks: Ranks,
     reference: Reference | None = None,
 ) -> dict[str, Moments]:
     """Moments of each named site over hidden [rows, T, hidden], batch_size rows at a time.
 
-    A site that saw no token is absent: the linears of an expert that nothing was routed to.
+    hidden: those of this process, and the reference's likewise. A site that saw no token in any
+    process is absent: the linears of an expert that nothing was routed to.
     """
-    sums = {site: _Sums() for site in sites}
+    sums = {site: _Sums(ranks) for site in sorted(sites)}
+
+    def add(shown: _Shown) -> None:
+        sums[shown.site].add(shown)
+
+    starts = range(0, len(hidden), batch_size)
+    rounds: int = ranks.broadcast(len(starts), source=0)  # the first holds the most
+    for number in range(rounds):
+        shown: list[_Shown] = []
+        for start in starts[number : number + 1]:
+            part = slice(start, start + batch_size)
+            # Alone, what is shown goes into the sums at once, and its memory with it.
+            tell = add if ranks.count == 1 else shown.append
+            _show_batch(half, hidden[part], part, sites, reference, tell)
+        for source in range(ranks.count if ranks.count > 1 else 0):
+            for each in ranks.broadcast(shown, source):
+                add(each)
+    return {site: total.mean(site) for site, total in sums.items() if total.tokens}
+
+
+def _show_batch(
+    half: Half,
+    batch: Tensor,
+    part: slice,
+    sites: Collection[str],
+    reference: Reference | None,
+    tell: Callable[[_Shown], None],
+) -> None:
+    """Tell of one batch, which is this part of the process's rows, at each of the sites."""
     original: dict[str, Tensor] = {}
-    lost = torch.zeros(())
+    lost: Tensor | None = None
 
     def remember(site: str, x: Tensor) -> None:
-        if reference is not None and site in sums and site in reference.sites:
-            original[site] = x
+        if reference is not None and site in sites and site in reference.sites:
+            original[site] = x.flatten(0, -2)
 
     def observe(site: str, x: Tensor) -> None:
-        if site in sums:
-            sums[site].add(x)
-        if reference is not None and site in original:
-            is_added = reference.sites[site]
-            sums[site].add_drift(x, original.pop(site), lost if is_added else None)
+        if site not in sites:
+            return
+        x = x.flatten(0, -2)
+        if reference is None or site not in original:
+            tell(_Shown(site, x))
+        else:
+            drift = original.pop(site) - x
+            tell(_Shown(site, x, drift, lost if reference.sites[site] else None))
 
-    for start in range(0, len(hidden), batch_size):
-        batch = hidden[start : start + batch_size]
-        if reference is not None:
-            beside = reference.hidden[start : start + batch_size].to(reference.device)
-            batch = batch.to(reference.device)
-            _show(reference.half, beside, remember, sums.keys() & reference.sites.keys())
-            lost = beside - batch
-        _show(half, batch, observe, sites)
-    return {site: total.mean(site) for site, total in sums.items() if total.tokens}
+    if reference is not None:
+        beside = reference.hidden[part].to(reference.device)
+        batch = batch.to(reference.device)
+        _show(reference.half, beside, remember, reference.sites.keys() & set(sites))
+        lost = (beside - batch).flatten(0, -2)
+    _show(half, batch, observe, sites)
 
 
 class _AllSeen(Exception):

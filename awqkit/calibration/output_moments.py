@@ -10,6 +10,7 @@ factors the block's Gauss-Newton matrix (Martens and Grosse, 2015, "K-FAC"), as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,10 @@ from torch import Tensor
 
 #: Outputs whose moments with each other are gathered, at most; those of wide linears in blocks.
 MOST_ROWS = 1024
-#: Tokens whose gradients are gathered, and those that pass at once; at least one row of each.
-TOKENS = 65536
+#: Tokens that pass at once, at least one row.
 STEP_TOKENS = 4096
 
-#: By a linear's name: the diagonal blocks of its outputs' second moments, float32, on the host.
+#: By a linear's name: the diagonal blocks of its outputs' second moments, float32, up to a factor.
 OutputMoments = Mapping[str, tuple[Tensor, ...]]
 #: Runs a block, given its tensors, on [rows, T, hidden].
 RunBlock = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -36,7 +36,7 @@ def output_moments(
     linears: Sequence[str],
     seed: int,
 ) -> OutputMoments:
-    """Of the named linears, up to a common factor; none of a linear that saw no token.
+    """Of the named linears, summed over the tokens; none of a linear that saw no token.
 
     weights: the unquantized block's, on the device and in the dtype that compute.  entering: what
     enters it, [rows, T, hidden], on that device or on the host.
@@ -45,38 +45,39 @@ def output_moments(
         return {}
     device = weights[f"{linears[0]}.weight"].device
     generator = torch.Generator(device).manual_seed(seed)
-    sums = {name: _Sum() for name in linears}
+    sums: dict[str, tuple[Tensor, ...]] = {}
+
+    def add(name: str, gradient: Tensor) -> None:
+        sums.update(added(sums, {name: _of_gradient(gradient)}))
+
     watched = dict(weights) | {
-        f"{name}.weight": _watched(weights[f"{name}.weight"], total.add)
-        for name, total in sums.items()
+        f"{name}.weight": _watched(weights[f"{name}.weight"], partial(add, name))
+        for name in linears
     }
-    length = entering.shape[1]
-    for batch in entering[: max(1, TOKENS // length)].split(max(1, STEP_TOKENS // length)):
+    for batch in entering.split(max(1, STEP_TOKENS // entering.shape[1])):
         with torch.enable_grad():
             x = batch.detach().to(device).requires_grad_()
             out = run(watched, x)
             noise = torch.randn(out.shape, generator=generator, dtype=out.dtype, device=device)
             torch.autograd.grad(out, x, noise)
-    return {name: total.mean() for name, total in sums.items() if total.tokens}
+    return sums
 
 
-class _Sum:
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._blocks: list[Tensor] = []
+def added(total: OutputMoments, more: OutputMoments) -> dict[str, tuple[Tensor, ...]]:
+    """Both together; the tensors of total change in place."""
+    sums = dict(total)
+    for name, parts in more.items():
+        if name in sums:
+            parts = tuple(a.add_(b) for a, b in zip(sums[name], parts, strict=True))
+        sums[name] = parts
+    return sums
 
-    def add(self, gradient: Tensor) -> None:
-        """gradient: by the outputs, [..., tokens, out]."""
-        flat = gradient.flatten(0, -2).float()
-        parts = flat.tensor_split(row_blocks(flat.shape[1]), dim=1)
-        if not self._blocks:
-            self._blocks = [part.new_zeros(part.shape[1], part.shape[1]) for part in parts]
-        for total, part in zip(self._blocks, parts, strict=True):
-            total.addmm_(part.T, part)
-        self.tokens += len(flat)
 
-    def mean(self) -> tuple[Tensor, ...]:
-        return tuple(total.div_(self.tokens).cpu() for total in self._blocks)
+def _of_gradient(gradient: Tensor) -> tuple[Tensor, ...]:
+    """gradient: by a linear's outputs, [..., tokens, out]."""
+    flat = gradient.flatten(0, -2).float()
+    parts = flat.tensor_split(row_blocks(flat.shape[1]), dim=1)
+    return tuple(part.T @ part for part in parts)
 
 
 def row_blocks(rows: int) -> int:

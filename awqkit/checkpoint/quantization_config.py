@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from awqkit.checkpoint.errors import UnsupportedModelError
-from awqkit.checkpoint.families.config_fields import ConfigFields
+from awqkit.checkpoint.families.config_fields import REQUIRED, ConfigFields
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat, StoredFormat
 
@@ -16,6 +16,12 @@ CONFIG_KEYS = ("quantization_config", "compression_config")
 #: What GPTQ's two formats take from the zero points before they store them.
 GPTQ_ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 PACK_QUANTIZED = "pack-quantized"
+AUTO_ROUND = ("auto-round", "intel/auto-round")
+#: AutoRound's names for the layouts of others; with GPTQ's, what the zero points lack.
+AUTO_ROUND_GPTQ = {"auto_round:auto_gptq": 1, "auto_round:gptqmodel": 0}
+AUTO_ROUND_AWQ = "auto_round:auto_awq"
+#: A module of so many bits is one that was left unquantized.
+DENSE_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +53,12 @@ def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
         return _read_compressed_tensors(fields)
     if method == "gptq":
         return _read_gptq(ConfigFields(fields, "config.json, quantization_config"))
+    if method in AUTO_ROUND:
+        return _read_auto_round(ConfigFields(fields, "config.json, quantization_config"))
     raise UnsupportedModelError(
         f"The checkpoint is quantized with {method!r}, which cannot be read; known are "
-        f"{', '.join(PACKED_FORMATS)} and gptq with {BITS} bits and groups of {GROUP_SIZE}. "
-        "Start from the model before it was quantized."
+        f"{', '.join(PACKED_FORMATS)}, gptq and auto-round, with {BITS} bits and groups of "
+        f"{GROUP_SIZE}. Start from the model before it was quantized."
     )
 
 
@@ -114,6 +122,33 @@ def _read_gptq(fields: ConfigFields) -> StoredQuantization:
     return StoredQuantization(
         format="gptq", optional=optional, zero_offset=GPTQ_ZERO_OFFSETS[layout]
     )
+
+
+def _read_auto_round(fields: ConfigFields) -> StoredQuantization:
+    _require_auto_round("auto-round", fields)
+    _require("auto-round data_type", fields.text("data_type", "int"), "int")
+    if fields.integer("act_bits", DENSE_BITS) < DENSE_BITS:
+        raise _unsupported("auto-round act_bits", "quantized activations", "none")
+    others = fields.section("extra_config")
+    for name in others:
+        other = ConfigFields(ConfigFields(others).section(name), f"extra_config, {name}")
+        if other.integer("bits", BITS) < DENSE_BITS:
+            _require_auto_round(f"auto-round {name}", other, bits=BITS, group_size=GROUP_SIZE)
+    packing = fields.text("packing_format", fields.text("backend", "auto_round:auto_gptq"))
+    if packing == AUTO_ROUND_AWQ:
+        return StoredQuantization(format="awq")
+    if packing not in AUTO_ROUND_GPTQ:
+        known = " or ".join((*AUTO_ROUND_GPTQ, AUTO_ROUND_AWQ))
+        raise _unsupported("auto-round packing_format", repr(packing), known)
+    offset = AUTO_ROUND_GPTQ[packing]
+    return StoredQuantization(format="gptq", optional=("g_idx",), zero_offset=offset)
+
+
+def _require_auto_round(what: str, fields: ConfigFields, **usual: int) -> None:
+    """usual: what a module's own section need not repeat."""
+    _require(f"{what} bits", fields.integer("bits", usual.get("bits", REQUIRED)), BITS)
+    size = fields.integer("group_size", usual.get("group_size", REQUIRED))
+    _require(f"{what} group_size", size, GROUP_SIZE)
 
 
 def _read_compressed_tensors(section: Mapping[str, Any]) -> StoredQuantization:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -50,9 +51,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> int:
     return checksum
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; CheckpointError where the file is damaged."""
-    return {name: read_tensor(entry) for name, entry in read_header(path).items()}
+def read_tensors(
+    path: Path, rows: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """The tensors of a file; CheckpointError where the file is damaged.
+
+    rows: of the tensors that are named in it, these rows alone, in this order.
+    """
+    return {
+        name: read_tensor(entry, [range(row, row + 1) for row in rows[name]])
+        if name in rows
+        else read_tensor(entry)
+        for name, entry in read_header(path).items()
+    }
 
 
 def file_checksum(path: Path, start: int = 0, stop: int | None = None) -> int:

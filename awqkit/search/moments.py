@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from awqkit.search.products import product
 
-#: Strips into which a Gram matrix is cut, so that little of its lower half is computed.
+#: Strips of rows into which sums are cut, so that little of a Gram matrix's lower half is computed,
+#: and so that each may be computed elsewhere.
 STRIPS = 8
 
 
@@ -52,14 +53,17 @@ class Moments:
         )
 
 
-def add_gram(total: Tensor, x: Tensor) -> None:
+def add_gram(total: Tensor, x: Tensor, only: Collection[int] = range(STRIPS)) -> None:
     """Add the upper half of x xᵀ to total [in, in], float32, in place; x: [tokens, in].
 
-    Sums are float32. On a GPU activations of 16 bits are multiplied as they are, which is exact.
+    only: the strips that are added to, by number. Sums are float32. On a GPU activations of 16 bits
+    are multiplied as they are, which is exact.
     """
     narrow = x.is_cuda and x.dtype != torch.float32
     x = x if narrow else x.float()
-    for rows, columns in _strips(len(total)):
+    for number, (rows, columns) in enumerate(gram_strips(len(total))):
+        if number not in only:
+            continue
         strip = total[rows, columns]
         left, right = x[:, rows].T, x[:, columns]
         if narrow:
@@ -68,25 +72,39 @@ def add_gram(total: Tensor, x: Tensor) -> None:
             strip.addmm_(left, right)
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(
+    total: Tensor, left: Tensor, right: Tensor, only: Collection[int] = range(STRIPS)
+) -> None:
     """Add leftᵀ right to total [a, b], float32, in place, as add_gram does; both [tokens, …]."""
-    if right.is_cuda and right.dtype != torch.float32:
-        torch.addmm(total, left.T, right, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(left.float().T, right.float())
+    narrow = right.is_cuda and right.dtype != torch.float32
+    left, right = (left, right) if narrow else (left.float(), right.float())
+    for number, rows in enumerate(product_strips(len(total))):
+        if number not in only:
+            continue
+        strip = total[rows]
+        if narrow:
+            torch.addmm(strip, left[:, rows].T, right, out_dtype=torch.float32, out=strip)
+        else:
+            strip.addmm_(left[:, rows].T, right)
 
 
 def mirror_gram(total: Tensor) -> None:
     """Complete what add_gram left out of total, in place."""
-    for rows, columns in _strips(len(total)):
+    for rows, columns in gram_strips(len(total)):
         total[columns, rows] = total[rows, columns].T.clone()
 
 
-def _strips(width: int) -> Iterator[tuple[slice, slice]]:
+def gram_strips(width: int) -> Iterator[tuple[slice, slice]]:
     """Rows, and the columns from the first of these on, that cover the upper half of a square."""
-    height = -(-width // STRIPS)
-    for start in range(0, width, height):
-        yield slice(start, start + height), slice(start, width)
+    for rows in product_strips(width):
+        yield rows, slice(rows.start, width)
+
+
+def product_strips(height: int) -> Iterator[slice]:
+    """STRIPS pieces of so many rows, or fewer."""
+    step = -(-height // STRIPS)
+    for start in range(0, height, step):
+        yield slice(start, start + step)
 
 
 def output_error(delta: Tensor, gram: Tensor) -> Tensor:

@@ -20,7 +20,14 @@ ARROWS = {
     "awqkit.stopwatch": set(),
     "awqkit.decoder": {"awqkit.checkpoint"},
     "awqkit.search": {"awqkit.checkpoint"},
-    "awqkit.calibration": {"awqkit.decoder", "awqkit.checkpoint", "awqkit.search", *LEAVES},
+    "awqkit.ranks": {"awqkit.errors"},
+    "awqkit.calibration": {
+        "awqkit.decoder",
+        "awqkit.checkpoint",
+        "awqkit.search",
+        "awqkit.ranks",
+        *LEAVES,
+    },
     "awqkit.evaluate": {"awqkit.decoder", "awqkit.checkpoint"},
     "awqkit": {"awqkit"},  # the pipeline and the commands stand on top
     "awqkit_runtime.errors": {"awqkit.checkpoint"},

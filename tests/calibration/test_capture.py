@@ -3,6 +3,7 @@ import torch
 
 from awqkit.calibration.capture import advance, capture_moments
 from awqkit.errors import CalibrationError
+from awqkit.ranks.ranks import ALONE
 
 
 def doubling(x, observe):
@@ -16,7 +17,7 @@ def test_moments_are_those_of_all_tokens(batch_size: int) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(5, 7, 96)
     flat = hidden.flatten(0, 1)
-    moments = capture_moments(doubling, hidden, ["in"], batch_size=batch_size)
+    moments = capture_moments(doubling, hidden, ["in"], batch_size=batch_size, ranks=ALONE)
     assert set(moments) == {"in"}
     torch.testing.assert_close(moments["in"].gram, flat.T @ flat / 35)
     torch.testing.assert_close(moments["in"].magnitude, flat.abs().mean(0))
@@ -30,13 +31,16 @@ def test_nothing_is_computed_after_the_last_site() -> None:
         raise AssertionError("the rest was computed")
 
     observed_all = False
-    capture_moments(half, torch.randn(2, 3, 8), ["late", "in"], batch_size=1)
+    capture_moments(half, torch.randn(2, 3, 8), ["late", "in"], batch_size=1, ranks=ALONE)
     observed_all = True
-    capture_moments(half, torch.randn(2, 3, 8), ["in"], batch_size=1)
+    capture_moments(half, torch.randn(2, 3, 8), ["in"], batch_size=1, ranks=ALONE)
 
 
 def test_a_site_without_tokens_is_absent() -> None:
-    assert capture_moments(doubling, torch.randn(2, 3, 8), ["elsewhere"], batch_size=1) == {}
+    assert (
+        capture_moments(doubling, torch.randn(2, 3, 8), ["elsewhere"], batch_size=1, ranks=ALONE)
+        == {}
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -44,7 +48,7 @@ def test_activations_that_overflow_are_refused_by_name(value: float) -> None:
     hidden = torch.randn(2, 3, 16)
     hidden[1, 2, 5] = value
     with pytest.raises(CalibrationError, match="before in are not finite"):
-        capture_moments(doubling, hidden, ["in"], batch_size=2)
+        capture_moments(doubling, hidden, ["in"], batch_size=2, ranks=ALONE)
 
 
 def test_rows_are_replaced_in_place() -> None:

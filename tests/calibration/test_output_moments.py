@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awqkit.calibration import output_moments as module
-from awqkit.calibration.output_moments import output_moments
+from awqkit.calibration.output_moments import added, output_moments
 from awqkit.checkpoint import open_checkpoint
 from awqkit.decoder import RotaryTables, block_forward
 from tests.tiny_models import write_tiny_model
@@ -25,7 +25,8 @@ def gathered(folder: Path, family: str = "llama", **settings):
         return block_forward(weights, config, 0, x, rotary.of(0))
 
     def gather(seed: int = 0):
-        return output_moments(run, block, entering, linears=linears, seed=seed)
+        sums = output_moments(run, block, entering, linears=linears, seed=seed)
+        return {name: tuple(part / (6 * 24) for part in parts) for name, parts in sums.items()}
 
     return gather, run, block, entering
 
@@ -85,3 +86,12 @@ def test_the_draw_is_the_seeds(tmp_path: Path, seed: int) -> None:
     first, again, other = gather(seed), gather(seed), gather(seed + 7)
     assert torch.equal(first["mlp.up_proj"][0], again["mlp.up_proj"][0])
     assert not torch.equal(first["mlp.up_proj"][0], other["mlp.up_proj"][0])
+
+
+def test_sums_of_two_batches_add_up(tmp_path: Path) -> None:
+    gather, *_ = gathered(tmp_path / "model")
+    first, second = gather(0), gather(1)
+    expected = first["mlp.up_proj"][0] + second["mlp.up_proj"][0]
+    (found,) = added(added({}, first), second)["mlp.up_proj"]
+    assert torch.equal(found, expected)
+    assert added({}, {"only": (expected,)}) == {"only": (expected,)}

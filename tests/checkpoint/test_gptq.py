@@ -103,6 +103,16 @@ def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
     assert all(equal(checkpoint.weight(name), weight) for name, weight in weights.items())
 
 
+@pytest.mark.parametrize(("packing", "version"), [("auto_gptq", 1), ("gptqmodel", 2)])
+def test_auto_round_packs_as_gptq_tools_do(tmp_path: Path, packing: str, version: int) -> None:
+    folder, weights = gptq_folder(tmp_path / "model", version=version)
+    edit_tensors(folder, lambda tensors: {n: t for n, t in tensors.items() if "g_idx" not in n})
+    section = {"quant_method": "auto-round", "packing_format": f"auto_round:{packing}"}
+    edit_config(folder, quantization_config=section | {"bits": 4, "group_size": 128})
+    checkpoint = open_checkpoint(folder)
+    assert all(equal(checkpoint.weight(name), weight) for name, weight in weights.items())
+
+
 def test_desc_act_with_groups_in_order_is_as_good_as_without(tmp_path: Path) -> None:
     folder, weights = gptq_folder(tmp_path, desc_act=True)
     assert equal(open_checkpoint(folder).quantized(UP + "weight"), weights[UP + "weight"])

@@ -92,7 +92,7 @@ def test_what_is_written_is_read(packed_format: PackedFormat) -> None:
     assert listed == ["model.layers.0.mlp.down_proj", "lm_head"]
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "fbgemm_fp8", "hqq", "auto-round", None])
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "fbgemm_fp8", "hqq", None])
 def test_other_methods_are_refused_by_name(method: str | None) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{method!r}.*known are awq.*gptq"):
         read_quantization({"quantization_config": {"quant_method": method, "bits": 4}})
@@ -146,6 +146,56 @@ def test_gptq_in_both_versions(more: dict[str, Any], offset: int) -> None:
 def test_other_gptq_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         read_quantization({"quantization_config": GPTQ | change})
+
+
+AUTO_ROUND = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:auto_gptq",
+    "bits": 4,
+    "group_size": 128,
+    "data_type": "int",
+    "sym": True,
+    "autoround_version": "0.8.0",
+    "block_name_to_quantize": "model.layers",
+    "extra_config": {
+        "lm_head": {"bits": 4, "group_size": 128, "sym": True, "act_bits": 16},
+        "model.layers.0.mlp.down_proj": {"bits": 16, "data_type": "float"},
+        "model.layers.1.mlp.down_proj": {"sym": False},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("packing", "form", "offset"),
+    [
+        ("auto_round:auto_gptq", "gptq", 1),
+        ("auto_round:gptqmodel", "gptq", 0),
+        ("auto_round:auto_awq", "awq", 0),
+    ],
+)
+def test_auto_round_in_the_layouts_of_others(packing: str, form: str, offset: int) -> None:
+    found = read_quantization({"quantization_config": AUTO_ROUND | {"packing_format": packing}})
+    assert found is not None and (found.format, found.zero_offset) == (form, offset)
+    assert (form == "awq") == ("g_idx" not in found.optional)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 3}, "bits is 3"),
+        ({"group_size": 32}, "group_size is 32"),
+        ({"data_type": "mx_fp4"}, "data_type is 'mx_fp4'"),
+        ({"act_bits": 8}, "quantized activations"),
+        ({"packing_format": "auto_round:exllamav2"}, "exllamav2"),
+        ({"extra_config": {"lm_head": {"bits": 8}}}, "lm_head bits is 8"),
+        ({"extra_config": {"lm_head": {"group_size": 64}}}, "lm_head group_size is 64"),
+    ],
+)
+def test_other_auto_round_settings_are_refused_by_name(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_quantization({"quantization_config": AUTO_ROUND | change})
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def test_judging_rows_choose_the_ridge_or_none() -> None:
     few = Moments(
         gram=x[:80].T @ x[:80] / 80,
         magnitude=moments.magnitude,
-        drift=Drift(
-            inputs=torch.zeros(64, 64), sums=lost[:80].T @ x[:80] / 80
-        ),
+        drift=Drift(inputs=torch.zeros(64, 64), sums=lost[:80].T @ x[:80] / 80),
     )
     judge = Moments(
         gram=moments.gram,

@@ -1,0 +1,238 @@
+"""A conversion in the process that writes it, and in those that only share its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awqkit.background import Background
+from awqkit.calibration.dataset import CalibrationRows, token_digest
+from awqkit.calibration.rows import is_local_file, make_rows
+from awqkit.checkpoint import Checkpoint
+from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors
+from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
+from awqkit.config import QuantConfig
+from awqkit.device import begin_peak, peak_bytes
+from awqkit.journal import Journal, Progressed
+from awqkit.planning import planned_bytes, unquantized_linears
+from awqkit.progress import Progress, Silent
+from awqkit.ranks.ranks import Ranks
+from awqkit.report import REPORT_NAME, Calibration, Report
+from awqkit.run import NamedWeight, Run, compute_dtype
+from awqkit.run_identity import require_same, run_identity, source_digests
+from awqkit.stopwatch import Stopwatch
+from awqkit.version import VERSION
+
+WRITER = "writer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the caller asked for. devices: of the processes that share it, one for each."""
+
+    model: Path
+    output: Path
+    config: QuantConfig
+    dataset: str
+    devices: tuple[torch.device, ...]
+
+
+def convert(
+    task: Task,
+    checkpoint: Checkpoint,
+    folder: ResumableFolder,
+    journal: Journal,
+    *,
+    progress: Progress,
+    ranks: Ranks,
+) -> Report:
+    """In the first process: write the result into the folder, and tell of it."""
+    config, device = task.config, task.devices[0]
+    clock = Stopwatch(device)
+    begin_peak(device)
+    with clock.timed("calibration text"):
+        rows = _rows(task, checkpoint, folder, journal, progress)
+    ranks.broadcast(True, source=0)  # the journal has the rows
+    run = Run(
+        checkpoint, config, rows, device=device, progress=progress, stopwatch=clock, ranks=ranks
+    )
+    writer = CheckpointWriter(
+        folder.result, source=checkpoint, format=config.format, out=task.output
+    )
+    background = Background(device)
+    try:
+        _begin_or_go_on(task, checkpoint, folder, journal, run, writer)
+        progress.begin(checkpoint.config.num_layers, done=run.blocks)
+        while run.blocks < checkpoint.config.num_layers:
+            _write(list(run.next_block()), writer, background, clock)
+            if ranks.broadcast(journal.is_due(run.stream_bytes), source=0):
+                with clock.timed("journal"):
+                    background.wait()
+                    _save(task, journal, run, writer)
+        _write(list(run.last_weights()), writer, background, clock)
+        with clock.timed("writing"):
+            background.wait()
+        report = _report(task, checkpoint, rows, run)
+        with clock.timed("reading back"):
+            writer.finish({REPORT_NAME: report.to_json()}, device=device)
+    finally:
+        background.close()
+        writer.close()
+    seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
+    return replace(report, seconds=seconds, peak_bytes=_peak_of_all(device, ranks))
+
+
+def assist(task: Task, checkpoint: Checkpoint, folder: ResumableFolder, *, ranks: Ranks) -> None:
+    """In any other process: pass its share of the rows through the model, and write nothing."""
+    device = task.devices[ranks.rank]
+    begin_peak(device)
+    ranks.broadcast(None, source=0)
+    journal = Journal(folder.journal)
+    run = Run(
+        checkpoint,
+        task.config,
+        journal.calibration(),
+        device=device,
+        progress=Silent(),
+        stopwatch=Stopwatch(device),
+        ranks=ranks,
+    )
+    state = journal.load(run.kept_rows())
+    if state is not None:
+        run.go_on_from(state)
+    while run.blocks < checkpoint.config.num_layers:
+        for _ in run.next_block():
+            pass
+        if ranks.broadcast(None, source=0):
+            run.progressed()
+    for _ in run.last_weights():
+        pass
+    _peak_of_all(device, ranks)
+
+
+def _peak_of_all(device: torch.device, ranks: Ranks) -> dict[str, int]:
+    """Of all processes: the sum of what they hold on the host, and the most on any one GPU."""
+    own = peak_bytes(device)
+    peaks = [ranks.broadcast(own, source) for source in range(ranks.count)]
+    return {kind: (sum if kind == "memory" else max)(peak[kind] for peak in peaks) for kind in own}
+
+
+def _write(
+    weights: list[NamedWeight], writer: CheckpointWriter, background: Background, clock: Stopwatch
+) -> None:
+    def add_all() -> None:
+        for name, weight in weights:
+            writer.add(name, weight)
+
+    with clock.timed("writing"):
+        background.run(add_all)
+
+
+def _rows(
+    task: Task,
+    checkpoint: Checkpoint,
+    folder: ResumableFolder,
+    journal: Journal,
+    progress: Progress,
+) -> CalibrationRows:
+    """The calibration rows, from the journal where it has them; then the identity is proven."""
+    identity = run_identity(
+        checkpoint, task.config, calib_dataset=task.dataset, devices=task.devices
+    )
+    if journal.exists:
+        require_same(journal.identity, identity, folder=folder.path)
+        rows = journal.calibration()
+        # A data set of the hub or the model itself is not asked again: only a file can change.
+        if is_local_file(task.dataset):
+            now = _made_rows(task, checkpoint, progress)
+            require_same(_text_identity(rows), _text_identity(now), folder=folder.path)
+        return rows
+    rows = _made_rows(task, checkpoint, progress)
+    with reporting_output_errors(task.output):
+        journal.begin(identity, rows)
+    return rows
+
+
+def _made_rows(task: Task, checkpoint: Checkpoint, progress: Progress) -> CalibrationRows:
+    return make_rows(
+        checkpoint,
+        task.config,
+        task.dataset,
+        device=task.devices[0],
+        dtype=compute_dtype(task.devices[0]),
+        on_token=progress.sampled,
+    )
+
+
+def _text_identity(rows: CalibrationRows) -> dict[str, Any]:
+    return {
+        "the SHA-256 of the calibration tokens": rows.digest,
+        "the SHA-256 of the held-out tokens": token_digest(rows.held_out),
+    }
+
+
+def _begin_or_go_on(
+    task: Task,
+    checkpoint: Checkpoint,
+    folder: ResumableFolder,
+    journal: Journal,
+    run: Run,
+    writer: CheckpointWriter,
+) -> None:
+    state = journal.load(run.kept_rows())
+    if state is not None:
+        tensors = state.tensors
+        pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}
+        writer.restore(WriterState(document=state.document["writer"], tensors=pending))
+        run.go_on_from(state)
+        return
+    folder.clear_result()
+    refuse_small_disk(folder.path, checkpoint, task.output, further=2 * run.stream_bytes)
+    writer.carry_tokenizer()
+    for name, weight in run.first_weights():
+        writer.add(name, weight)
+
+
+def _save(task: Task, journal: Journal, run: Run, writer: CheckpointWriter) -> None:
+    """The files first, then what the journal says about them."""
+    written, progressed = writer.state(), run.progressed()
+    tensors = {WRITER + name: tensor for name, tensor in written.tensors.items()}
+    with reporting_output_errors(task.output):
+        journal.save(
+            Progressed(
+                blocks=progressed.blocks,
+                document={**progressed.document, "writer": written.document},
+                tensors={**progressed.tensors, **tensors},
+            )
+        )
+
+
+def _report(
+    task: Task,
+    checkpoint: Checkpoint,
+    rows: CalibrationRows,
+    run: Run,
+) -> Report:
+    return Report(
+        version=VERSION,
+        model=checkpoint.folder.name,
+        output=str(task.output),
+        config=task.config,
+        source=source_digests(checkpoint),
+        calibration=Calibration(
+            source=rows.source,
+            samples=rows.tokens.shape[0],
+            seqlen=rows.tokens.shape[1],
+            digest=rows.digest,
+        ),
+        sites=tuple(run.sites),
+        unquantized=unquantized_linears(checkpoint),
+        bytes_before=checkpoint.weight_bytes(),
+        bytes_after=planned_bytes(checkpoint, task.config),
+        evaluation=run.evaluation,
+        seconds={},
+        peak_bytes={},
+    )
