@@ -83,8 +83,8 @@ def _join_switch_values(args: list[str]) -> list[str]:
     type=click.Choice(QUALITIES),
     default=DEFAULTS["quality"],
     show_default=True,
-    help="fast: nearest rounding; balanced: second-order rounding; best: rounding by what the "
-    "whole model minds, and tuning of all codes, for which it must fit into memory.",
+    help="fast: scales, ranges and second-order rounding; balanced: also aimed at the unquantized "
+    "model's outputs; best: then all codes tuned together, with the whole model in memory.",
 )
 @click.option(
     "--format",

@@ -24,8 +24,8 @@ class QuantConfig:
     w_group_size: int = layout.GROUP_SIZE
     #: Search input scales (AWQ). Off: scale 1; clip and rounding as before.
     search_scale: bool = True
-    #: fast rounds to nearest; balanced rounds with second-order error feedback; best rounds by what
-    #: the whole model minds, and tunes all codes together: it needs the whole model in memory.
+    #: fast rounds with second-order error feedback; balanced aims that at the unquantized model,
+    #: which runs beside; best also tunes all codes together, and needs the whole model in memory.
     quality: Quality = "balanced"
     format: Format = "awq"
     #: int4: the output head too, in groups of 128; dense: it stays in dtype.

@@ -29,6 +29,9 @@ from awqkit.progress_bar import ProgressBar
 from awqkit.report import REPORT_NAME, Report, refuse_unwritable
 from awqkit.report_page import write_html
 
+#: Of rounding, as RoundedLinear names them; the table counts the sites that kept each.
+STAGES = ("second-order", "corrected", "joint")
+
 
 def run(
     model: str,
@@ -197,7 +200,7 @@ def show_report(report: Report, html: Path | None) -> None:
 
 def _site_table(report: Report) -> Table:
     table = Table(title="Output error by site, relative, on judging rows", title_justify="left")
-    for column in ("site", "round to nearest", "quantized", "scaled", "clipped", "second-order"):
+    for column in ("site", "round to nearest", "quantized", "scaled", *STAGES):
         table.add_column(column, justify="left" if column == "site" else "right")
     by_site = defaultdict(list)
     for result in report.sites:
@@ -208,8 +211,7 @@ def _site_table(report: Report) -> Table:
             f"{mean(r.error_nearest for r in results):.2e}",
             f"{mean(r.error for r in results):.2e}",
             f"{sum(r.scale != 'identity' for r in results)}/{len(results)}",
-            f"{sum('clip' in r.kept for r in results)}/{len(results)}",
-            f"{sum('second-order' in r.kept for r in results)}/{len(results)}",
+            *(f"{sum(stage in r.kept for r in results)}/{len(results)}" for stage in STAGES),
         )
     return table
 

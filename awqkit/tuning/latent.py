@@ -19,8 +19,9 @@ BETAS = (0.9, 0.99)
 EPSILON = 1e-10
 #: How far beyond the first and the last code a value may go.
 MARGIN = 0.49
-#: How far from its code a value may begin.
-LARGEST_OFFSET = 0.45
+#: Share of the way from its code to the weight that was rounded at which a value begins. On the
+#: code, all would cross to the next one in the same few steps; at the weight, too many at once.
+START_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Latent:
         codes = weight.codes.clone()
         return cls(
             stored=QuantizedWeight(codes=codes, scales=weight.scales, zeros=weight.zeros),
-            offset=offset.half().clamp(-LARGEST_OFFSET, LARGEST_OFFSET),
+            offset=offset.half() * START_SHARE,
             momentum=torch.zeros_like(codes, dtype=torch.bfloat16),
             square=torch.zeros_like(codes, dtype=torch.float32),
         )

@@ -18,12 +18,14 @@ from awqkit.checkpoint import QuantizedWeight
 from awqkit.tuning.blocks import Stored, TunedBlocks
 from awqkit.tuning.divergence import Readout, divergence, divergence_gradient
 
-#: Passes over the rows; tokens in a step, at least one row; how far a step moves a value, in codes.
+#: Passes over the rows; tokens in a step, at least one row.
 EPOCHS = 2
 STEP_TOKENS = 4096
-RATE = 2e-3
-#: Steps over which the rate rises to its full size, before it falls to nothing in a straight line.
-WARM_UP = 10
+#: How far all steps together move a value whose gradient never turns, in codes. Given so, and not a
+#: step, it means the same for few rows and many.
+TRAVEL = 0.8
+#: Share of the steps over which they grow to full size, before they shrink to nothing, both evenly.
+WARM_UP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def tune(
     device = readout.head.device
     size = max(1, STEP_TOKENS // search.embedded.shape[1])
     rows = len(search.embedded)
-    total = EPOCHS * -(-rows // size)
+    rates = _rates(EPOCHS * -(-rows // size))
     generator = torch.Generator().manual_seed(seed)
     history, best, count = [_judge(model, readout, judge, size)], 0, 0
     kept = _codes(model, len(blocks))
@@ -77,16 +79,22 @@ def tune(
             entering = model.remember(search.embedded[chosen].to(device))
             original = search.original[chosen].to(device)
             gradient = divergence_gradient(readout, entering[-1], original)
+            model.step(entering, gradient, rate=rates[count], count=count + 1)
             count += 1
-            rate = RATE * min(1.0, count / WARM_UP) * (1 - (count - 1) / total)
-            model.step(entering, gradient, rate=rate, count=count)
-            on_step(count, total)
+            on_step(count, len(rates))
         history.append(_judge(model, readout, judge, size))
         if history[-1] < history[best]:
             best, kept = epoch, _codes(model, len(blocks))
     tuned = [_with_codes(block, codes) for block, codes in zip(blocks, kept, strict=True)]
     changed = _changed(blocks, tuned)
     return tuned, Tuning(by_pass=tuple(history), kept=best, changed=changed)
+
+
+def _rates(total: int) -> list[float]:
+    """How far each of so many steps moves a value, in codes."""
+    warm_up = max(1.0, WARM_UP * total)
+    shape = [min(1.0, step / warm_up) * (1 - (step - 1) / total) for step in range(1, total + 1)]
+    return [TRAVEL * part / sum(shape) for part in shape]
 
 
 def _judge(model: TunedBlocks, readout: Readout, rows: TuningRows, size: int) -> float:

@@ -79,7 +79,7 @@ def offsets(stored: QuantizedWeight, weight: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     monkeypatch.setattr(module, "STEP_TOKENS", 128)
-    monkeypatch.setattr(module, "RATE", 0.02)
+    monkeypatch.setattr(module, "TRAVEL", 0.7)
     monkeypatch.setattr(module, "EPOCHS", 12)
 
 
