@@ -28,15 +28,7 @@ from awqkit.config import QUALITIES
 from awqkit.search.affine import in_groups, min_max_grid, nearest_codes, to_quantized_weight
 from awqkit_runtime import load
 
-WAYS = (
-    "round to nearest",
-    "clip",
-    "fast",
-    "balanced without scales",
-    "balanced",
-    "best without scales",
-    "best",
-)
+WAYS = ("round to nearest", "fast", "balanced without scales", "balanced", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +90,7 @@ def make(way: str, options: argparse.Namespace, out: Path) -> None:
         write_checkpoint(out, nearest(source), source=source, format="awq")
         return
     config = QuantConfig(
-        quality="fast" if way == "clip" else way.split()[0],  # type: ignore[arg-type]
+        quality=way.split()[0],  # type: ignore[arg-type]
         search_scale=way in QUALITIES,
         calib_samples=options.calib_samples,
         calib_seqlen=options.calib_seqlen,

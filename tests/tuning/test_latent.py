@@ -70,6 +70,6 @@ def test_what_lay_between_two_levels_changes_first() -> None:
     latent = Latent.of(weight, offset)
     assert torch.equal(latent.stored.codes, weight.codes)
     for count in range(1, 4):
-        latent.step(torch.full((8, 256), -1.0), rate=0.08, count=count)
+        latent.step(torch.full((8, 256), -1.0), rate=0.09, count=count)
     moved = latent.stored.codes != weight.codes
     assert moved[:, -20:].all() and not moved[:, :128].any()
