@@ -20,7 +20,7 @@ from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
 from awqkit.device import rank_devices
 from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
-from awqkit.errors import QuantizationError
+from awqkit.errors import ConfigError, QuantizationError
 from awqkit.forecast import Forecast, forecast
 from awqkit.head import check_head
 from awqkit.pipeline import check_shareable, quantize
@@ -53,6 +53,11 @@ def run(
         refuse_unwritable(html)
     checkpoint = open_checkpoint(model)
     if checkpoint.format != "hf":
+        if html is not None:
+            raise ConfigError(
+                f"{checkpoint.folder} is quantized already, and repacking it changes nothing that "
+                "--report could tell of. Leave --report out."
+            )
         repack(checkpoint, output, config, console, dry_run=dry_run)
         return
     if dry_run:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from awqkit.errors import ConfigError
+from awqkit.errors import ConfigError, QuantizationError
 
 #: Linux's account of this process, and where writing 5 makes it begin its peak anew.
 HOST_PEAK, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -60,6 +61,22 @@ def _require_gpu(device: torch.device) -> None:
         )
     if device.index is not None and device.index >= count:
         raise ConfigError(f"--device is {device}, but the last GPU here is cuda:{count - 1}.")
+
+
+@contextmanager
+def telling_of_full_memory(device: torch.device) -> Iterator[None]:
+    """Turn what torch says where memory runs out into a QuantizationError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU it is no kind of error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise QuantizationError(
+            f"The memory of {device} is full. Give a smaller --batch-size or fewer "
+            "--calib-samples, stop what else uses it, or take another device; --dry-run says what "
+            "a conversion needs."
+        ) from error
 
 
 def begin_peak(device: torch.device) -> None:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from awqkit import activations
 from awqkit.block_quantizer import GRADIENT_TOKENS
+from awqkit.block_timing import faster, time_block
 from awqkit.calibration.dataset import CalibrationRows
 from awqkit.calibration.rows import EVALUATION_ROWS, SELF, is_local_file, make_rows
 from awqkit.calibration.self_sampling import sampling_seconds
-from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
+from awqkit.checkpoint import Checkpoint, DecoderConfig
 from awqkit.checkpoint.canonical import layer_shapes
-from awqkit.checkpoint.fingerprint import fingerprint
-from awqkit.checkpoint.packing import pack
 from awqkit.config import QuantConfig
 from awqkit.device import begin_peak, peak_bytes
-from awqkit.progress import Silent
 from awqkit.row_share import share_of
-from awqkit.run import NamedWeight, Run, compute_dtype
+from awqkit.run import compute_dtype
 from awqkit.stopwatch import Stopwatch
 from awqkit.warm_up import warm_up
 
 #: Seconds that the rows of the timed block may take.
 ROW_SECONDS = 3.0
+#: Where timing took less than this, it is done once more, and the faster of both counts.
+SECONDS_TO_TIME_AGAIN = 6.0
 #: Rows that pass through the block to time the evaluation.
 HELD_OUT_ROWS = 2
 #: What tuning keeps of every weight: its code, the value behind it, and two moments.
@@ -66,30 +66,22 @@ def forecast(
     processes: that are to share the rows. One alone is timed; what it would take to send
     activations from one to the other is not counted.
     """
-    decoder, clock = checkpoint.config, Stopwatch(device)
+    decoder = checkpoint.config
     begin_peak(device)
     start = time.perf_counter()
     warm_up(config, device)
     once = time.perf_counter() - start
     text = _text_seconds(checkpoint, config, calib_dataset, device)
     rows = _sample(decoder, config, device)
-    run = Run(
-        checkpoint,
-        replace(config, calib_samples=len(rows.tokens)),
-        rows,
-        device=device,
-        progress=Silent(),
-        stopwatch=clock,
-    )
-    stored = list(run.next_block())
+    start = time.perf_counter()
+    timed = time_block(checkpoint, config, rows, device)
+    if time.perf_counter() - start < SECONDS_TO_TIME_AGAIN:
+        timed = faster(timed, time_block(checkpoint, config, rows, device))
     more = _Multiples(decoder, config, rows, processes)
-    seconds = {stage: took * more.of_block(stage) for stage, took in clock.seconds.items()}
-    clock.seconds.clear()
-    for _ in run.last_weights():
-        pass
-    for stage, took in clock.seconds.items():
+    seconds = {stage: took * more.of_block(stage) for stage, took in timed.block.items()}
+    for stage, took in timed.end.items():
         seconds[stage] = seconds.get(stage, 0.0) + took * more.of_end(stage)
-    writing = _writing_seconds(stored, config) * decoder.num_layers
+    writing = timed.writing * decoder.num_layers
     # A GPU's blocks are written beside the work on the next one.
     seconds |= {
         "writing": writing if device.type == "cpu" else 0.0,
@@ -191,15 +183,6 @@ def _operations_a_second(device: torch.device, size: int = 1024) -> float:
             for _ in range(4):
                 factor @ factor
     return 4 * 2 * size**3 / clock.seconds["second"] / 4
-
-
-def _writing_seconds(stored: list[NamedWeight], config: QuantConfig) -> float:
-    start = time.perf_counter()
-    for _, weight in stored:
-        fingerprint(weight)
-        if isinstance(weight, QuantizedWeight):
-            pack(weight, config.format)
-    return time.perf_counter() - start
 
 
 def _with_all_rows(

@@ -15,7 +15,7 @@ from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
 from awqkit.checkpoint.staging import ResumableFolder, resumable_folder
 from awqkit.config import QuantConfig
 from awqkit.converting import Task, assist, convert
-from awqkit.device import rank_devices
+from awqkit.device import rank_devices, telling_of_full_memory
 from awqkit.errors import ConfigError
 from awqkit.head import check_head
 from awqkit.journal import Journal
@@ -77,11 +77,13 @@ def quantize(
         journal = open_journal(folder, resume=resume, total=blocks)
         with kept_if_resumable(folder, blocks):
             progress = progress or Silent()
-            report = (
-                convert(task, checkpoint, folder, journal, progress=progress, ranks=ALONE)
-                if processes == 1
-                else _convert_together(task, progress)
-            )
+            if processes == 1:
+                with telling_of_full_memory(devices[0]):
+                    report = convert(
+                        task, checkpoint, folder, journal, progress=progress, ranks=ALONE
+                    )
+            else:
+                report = _convert_together(task, progress)
             folder.publish()
             return report
 
@@ -114,13 +116,13 @@ def _part(
         torch.cuda.set_device(device)
     ranks = Group(rank=rank, count=len(task.devices), device=device, meeting=meeting)
     checkpoint, folder = open_checkpoint(task.model), ResumableFolder(task.output)
-    if rank:
-        assist(task, checkpoint, folder, ranks=ranks)
-        return None
-    progress = cast(Progress, _Forwarder(tell))
-    return convert(
-        task, checkpoint, folder, Journal(folder.journal), progress=progress, ranks=ranks
-    )
+    with telling_of_full_memory(device):
+        if rank:
+            assist(task, checkpoint, folder, ranks=ranks)
+            return None
+        progress = cast(Progress, _Forwarder(tell))
+        journal = Journal(folder.journal)
+        return convert(task, checkpoint, folder, journal, progress=progress, ranks=ranks)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def test_repacks_without_loss_and_back(model, tmp_path) -> None:
     assert run(convert, second, third, "--format", "awq").exit_code == 0
     assert (first / "model.safetensors").read_bytes() == (third / "model.safetensors").read_bytes()
     assert_one_paragraph(run(convert, first, tmp_path / "d"), "awq", "--format")
+    page = ["--format", "compressed-tensors", "--report", tmp_path / "page.html"]
+    assert_one_paragraph(run(convert, first, tmp_path / "d", *page), "Leave --report out")
 
 
 def test_repacking_keeps_the_report(model, tmp_path) -> None:

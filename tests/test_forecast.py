@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from awqkit import QuantConfig, quantize
+from awqkit.block_timing import Timed, faster
 from awqkit.checkpoint import open_checkpoint
 from awqkit.config import Quality
 from awqkit.forecast import _sample as sample
@@ -68,6 +69,12 @@ def test_more_processes_take_less_time_for_rows_and_more_memory_in_all(checkpoin
     assert four.peak_bytes["memory"] == pytest.approx(rows + 4 * base, rel=0.1)
     # Timings of two runs differ, on a busy machine by much; four times the rows do so by more.
     assert four.seconds["moments"] < one.seconds["moments"]
+
+
+def test_the_faster_of_two_timings_counts_stage_by_stage() -> None:
+    calm = Timed({"moments": 1.0, "scales": 5.0}, {"evaluation": 1.0}, 0.2)
+    busy = Timed({"moments": 9.0, "scales": 2.0}, {"evaluation": 3.0}, 0.1)
+    assert faster(calm, busy) == Timed({"moments": 1.0, "scales": 2.0}, {"evaluation": 1.0}, 0.1)
 
 
 def test_few_rows_are_timed_as_they_are(checkpoint, monkeypatch) -> None:

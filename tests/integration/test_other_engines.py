@@ -22,56 +22,78 @@ from tests.tiny_models import EXPERT_FAMILIES, write_tiny_model
 ROOT = Path(__file__).parents[2]
 #: The last release that takes an asymmetric checkpoint on a default load; `make test` fetches it.
 OLDER = ROOT / ".cache" / "compressed-tensors-0.17.1"
+#: All models are loaded in one go, in the first of these tests.
+pytestmark = pytest.mark.timeout(900)
 SETTINGS = {"calib_samples": 8, "calib_seqlen": 32, "evaluate": False}
 
 
-def quantized(folder: Path, family: str, form: str, **overrides) -> Path:
+#: In compressed-tensors form: family, what its shape has besides, and --lm-head.
+FORMS = {
+    "llama with an int4 head": ("llama", {}, "int4"),
+    "mistral": ("mistral", {"sliding_window": 10}, "dense"),
+    "internlm2": ("internlm2", {"tie_word_embeddings": False}, "dense"),
+    "tied qwen2": ("qwen2", {"tie_word_embeddings": True}, "dense"),
+    "qwen3 with a dense down_proj": ("qwen3", {"intermediate_size": 192}, "dense"),
+    "phi3": ("phi3", {}, "dense"),
+    "gemma2 with an int4 head": ("gemma2", {"tie_word_embeddings": False}, "int4"),
+    "gemma3": ("gemma3", {"num_hidden_layers": 2, "layer_types": None}, "dense"),
+}
+#: Those that the older release is tried with.
+OLD_FORMS = ("llama with an int4 head", "mistral")
+
+
+def quantized(folder: Path, family: str, form: str, *, head: str = "dense", **overrides) -> Path:
     source = write_tiny_model(folder / "model", family, dtype=torch.bfloat16, **overrides)
-    config = QuantConfig(format=form, **SETTINGS)  # type: ignore[arg-type]
+    config = QuantConfig(format=form, lm_head=head, quality="fast", **SETTINGS)  # type: ignore[arg-type]
     quantize(source, folder / "int4", config, calib_dataset="self", device="cpu")
     return folder / "int4"
 
 
+def random_tokens() -> torch.Tensor:
+    return torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(0))
+
+
 def logits_by_transformers(
-    folder: Path, tokens: torch.Tensor, scratch: Path, mode: str, *, packages: Path | None = None
-) -> torch.Tensor:
-    """In a process of its own, so that another release of compressed-tensors can be used."""
-    torch.save(tokens, scratch / "tokens.pt")
+    folders: list[Path], mode: str, *, packages: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """By the names of their parents; in a process of its own, where another release can be used."""
     script = Path(__file__).parent / "transformers_logits.py"
-    paths = {"PYTHONPATH": str(packages)} if packages else {}
-    command = [sys.executable, str(script), str(folder), str(scratch / "tokens.pt")]
+    tokens = folders[0].parent / "tokens.pt"
+    torch.save(random_tokens(), tokens)
     result = subprocess.run(
-        [*command, str(scratch / "logits.pt"), mode],
-        env={**os.environ, **paths},
+        [sys.executable, str(script), mode, str(tokens), *map(str, folders)],
+        env={**os.environ, **({"PYTHONPATH": str(packages)} if packages else {})},
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(scratch / "logits.pt")
+    return {folder.parent.name: torch.load(folder.parent / "logits.pt") for folder in folders}
 
 
-def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_same_logits(folder: Path, expected: torch.Tensor) -> None:
+    actual = load(folder, device="cpu", dtype=torch.float32)(random_tokens())
     assert (actual - expected).norm() / expected.norm() < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("family", "overrides"),
-    [
-        ("llama", {}),
-        ("internlm2", {"tie_word_embeddings": False}),
-        ("qwen2", {"tie_word_embeddings": True}),
-        ("qwen3", {"intermediate_size": 192}),
-        ("phi3", {}),
-    ],
-    ids=["llama", "internlm2", "tied qwen2", "qwen3 with a dense down_proj", "phi3"],
-)
-def test_newest_compressed_tensors(tmp_path, family: str, overrides) -> None:
-    folder = quantized(tmp_path, family, "compressed-tensors", **overrides)
-    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(0))
-    theirs = logits_by_transformers(folder, tokens, tmp_path, "dequantize")
-    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), theirs)
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("compressed")
+    return {
+        name: quantized(root / name, family, "compressed-tensors", head=head, **overrides)
+        for name, (family, overrides, head) in FORMS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def logits_of_newest(compressed: dict[str, Path]) -> dict[str, torch.Tensor]:
+    return logits_by_transformers(list(compressed.values()), "dequantize")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_newest_compressed_tensors(compressed, logits_of_newest, form: str) -> None:
+    assert_same_logits(compressed[form], logits_of_newest[form])
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", *EXPERT_FAMILIES])
@@ -85,10 +107,9 @@ def test_dequantized_by_hand_under_the_names_that_are_written(tmp_path, family: 
         plain, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = oracle(tokens).logits
-    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), expected)
+        expected = oracle(random_tokens()).logits
+    assert_same_logits(folder, expected)
 
 
 def dequantized_by_hand(folder: Path, out: Path) -> Path:
@@ -110,12 +131,10 @@ def dequantized_by_hand(folder: Path, out: Path) -> Path:
 
 
 @pytest.mark.skipif(not OLDER.is_dir(), reason="make test fetches compressed-tensors 0.17.1")
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_older_compressed_tensors_by_default_load(tmp_path, family: str) -> None:
-    folder = quantized(tmp_path, family, "compressed-tensors")
-    tokens = torch.randint(3, 320, (2, 23), generator=torch.Generator().manual_seed(1))
-    theirs = logits_by_transformers(folder, tokens, tmp_path, "default", packages=OLDER)
-    assert_same_logits(load(folder, device="cpu", dtype=torch.float32)(tokens), theirs)
+def test_older_compressed_tensors_by_default_load(compressed) -> None:
+    folders = [compressed[name] for name in OLD_FORMS]
+    for name, theirs in logits_by_transformers(folders, "default", packages=OLDER).items():
+        assert_same_logits(compressed[name], theirs)
 
 
 @pytest.mark.parametrize("family", ["llama", "internlm2"])

@@ -20,7 +20,7 @@ import torch
 
 from awqkit import QuantConfig, quantize
 from awqkit import journal as journal_module
-from awqkit.errors import OutputError, ResumeError
+from awqkit.errors import OutputError, QuantizationError, ResumeError
 from awqkit.report import Report
 from awqkit.run import Run
 from tests.calibration.calibration_tokenizers import byte_tokenizer
@@ -289,6 +289,22 @@ def test_error_on_the_way_says_that_the_work_is_kept(model, tmp_path, text, monk
         quantize(model, tmp_path / "out", SMALL, calib_dataset=str(text), device="cpu")
     assert "1 of 3 blocks are done and kept" in " ".join(caught.value.__notes__)
     assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_full_memory_is_a_paragraph_and_the_work_is_kept(
+    model, tmp_path, text, monkeypatch, error
+) -> None:
+    stop_after(monkeypatch, 1, error)
+    with pytest.raises(QuantizationError, match=r"memory of cpu is full.*--batch-size") as caught:
+        quantize(model, tmp_path / "out", SMALL, calib_dataset=str(text), device="cpu")
+    assert "1 of 3 blocks are done and kept" in " ".join(caught.value.__notes__)
 
 
 def test_journal_holds_no_pickles(leftover) -> None:
