@@ -64,9 +64,7 @@ class PagedReader:
         self.decoder = decoder
         page_format = PageFormat.for_policy(decoder.config, quant_policy, decoder.dtype)
         self._pages = tuple(range(pages_for(seqlen)))
-        self._pool = PagePool(
-            page_format, len(self._pages), decoder.device, key_frame=key_frame
-        )
+        self._pool = PagePool(page_format, len(self._pages), decoder.device, key_frame=key_frame)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """ids int64 [T], a text from its beginning → [T, hidden] after the final norm."""

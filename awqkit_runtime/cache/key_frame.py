@@ -25,7 +25,7 @@ _ELEMENT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeyFrame:
-    """How keys are laid before they are stored; queries follow. As it stands, it changes nothing."""
+    """How keys are laid before they are stored, and queries with them; by default as they are."""
 
     #: m, float32 [layers, kv_heads, head_dim]; None: nothing is subtracted.
     mean: Tensor | None = None

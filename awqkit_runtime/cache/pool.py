@@ -61,9 +61,9 @@ class PagePool:
         return self.key_frame.queries(layer, q)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v [N, kv_heads, head_dim] at slots, int64 [N], as the pages hold them, in the frame.
+        """k and v [N, kv_heads, head_dim] at slots, int64 [N], as the pages hold them.
 
-        float32 from quantized pages, the model's dtype from dense ones.
+        Keys are in the frame. float32 from quantized pages, the model's dtype from dense ones.
         """
         k, v = self._pages.read(layer, slots).chunk(2, dim=1)
         return k, v

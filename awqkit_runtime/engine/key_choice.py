@@ -8,7 +8,7 @@ where it lowers the KL divergence from the first reading. Where too much is left
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,9 +96,8 @@ class _Trial:
 
     def choose(self) -> KeyChoice:
         trials = [KeyTrial(name="as they are", frame=PLAIN_FRAME, kl=self.divergence(PLAIN_FRAME))]
-        for name, part in self._parts():
-            best = min(trials, key=lambda trial: trial.kl)
-            frame = replace(best.frame, **part)
+        for name, with_part in self._parts():
+            frame = with_part(min(trials, key=lambda trial: trial.kl).frame)
             trials.append(KeyTrial(name=name, frame=frame, kl=self.divergence(frame)))
         return KeyChoice(trials=tuple(trials))
 
@@ -115,12 +114,14 @@ class _Trial:
         state = _StoredAttention(self._decoder, self._text, page_format, frame)
         return _divergence(self._decoder, self._reference, self._read(state))
 
-    def _parts(self) -> Iterator[tuple[str, dict[str, Tensor | bool]]]:
+    def _parts(self) -> Iterator[tuple[str, Callable[[KeyFrame], KeyFrame]]]:
+        """What a frame can have besides, in the order of trial."""
+        mean, scale = self._statistics.mean_key(), self._statistics.channel_scale()
         # A soft cap on the scores sees what a mean key takes from them.
         if self._decoder.config.attention_softcap is None:
-            yield "mean key", {"mean": self._statistics.mean_key()}
-        yield "rotation", {"rotated": True}
-        yield "channel scales", {"channel_scale": self._statistics.channel_scale()}
+            yield "mean key", lambda frame: replace(frame, mean=mean)
+        yield "rotation", lambda frame: replace(frame, rotated=True)
+        yield "channel scales", lambda frame: replace(frame, channel_scale=scale)
 
     @torch.inference_mode()
     def _read(self, state: AttentionState) -> Tensor:

@@ -1,4 +1,4 @@
-"""A short text that a model samples itself, to try things on before anyone has asked it anything."""
+"""A short text that a model samples itself, to try things on before it is asked anything."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def sample_text(decoder: Decoder) -> SampledText:
     for done in range(tokens - 1):
         spans = [
             SequenceSpan(
-                start=row, length=1, context=done, pages=tuple(range(row * pages, (row + 1) * pages))
+                start=row,
+                length=1,
+                context=done,
+                pages=tuple(range(row * pages, (row + 1) * pages)),
             )
             for row in range(_ROWS)
         ]
