@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,11 +23,11 @@ from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PageFormat
-from awqkit_runtime.config import QUANT_POLICIES, QuantPolicy
-from awqkit_runtime.engine.key_choice import choose_key_frame, key_frame_for
+from awqkit_runtime.config import QuantPolicy
+from awqkit_runtime.engine.key_choice import KeyChoice, choose_key_frame
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
-from awqkit_runtime.text_scores import PagedReader, score_text
+from awqkit_runtime.text_scores import PagedReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,8 @@ class Way:
 class Row:
     way: str
     kl: float
-    perplexity: float
+    #: Share of tokens whose likeliest successor stays the same.
+    same_likeliest: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,50 +82,41 @@ def parse_options() -> argparse.Namespace:
 def measure(model: Path, text: Path, *, tokens: int, seqlen: int) -> dict[str, object]:
     decoder = load_decoder(model, device="cpu")
     seqlen = min(seqlen, decoder.session_len)
-    ids = text_ids(model, text, tokens=tokens)
-    print(f"{model.name} on {len(ids)} tokens of {text.name}", flush=True)
-    check, ways = try_frames(decoder)
-    reference = PagedReader(decoder, quant_policy=0, seqlen=seqlen)
+    chunks = text_ids(model, text, tokens=tokens).split(seqlen)
+    count = sum(len(chunk) for chunk in chunks)
+    print(f"{model.name} on {count} tokens of {text.name}", flush=True)
+    start = time.perf_counter()
+    choice = choose_key_frame(decoder, PageFormat.for_policy(decoder.config, 4, decoder.dtype))
+    seconds = time.perf_counter() - start
+    reference = read(decoder, chunks, Way(name="0", policy=0, frame=PLAIN_FRAME))
     rows = []
-    for way in ways:
-        rows.append(score(way, decoder, reference, ids, seqlen))
-        print(f"  {way.name:28} KL {rows[-1].kl:.3e}  perplexity {rows[-1].perplexity:.3f}")
+    for way in ways(choice):
+        rows.append(score(way, read(decoder, chunks, way), reference))
+        print(f"  {rows[-1].way:46} KL {rows[-1].kl:.3e}", flush=True)
+    check = Check(
+        trials={trial.name: trial.kl for trial in choice.trials},
+        kept=list(parts(choice.best.frame)),
+        warning=choice.warning,
+        seconds=round(seconds, 2),
+    )
     print(f"  sampled text: {check}", flush=True)
     return {
         "model": model.name,
         "text": text.name,
-        "tokens": len(ids),
+        "tokens": count,
         "seqlen": seqlen,
         "rows": [asdict(row) for row in rows],
         "check": asdict(check),
     }
 
 
-def try_frames(decoder: Decoder) -> tuple[Check, list[Way]]:
-    page_format = PageFormat.for_policy(decoder.config, 4, decoder.dtype)
-    choice = choose_key_frame(decoder, page_format)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        start = time.perf_counter()
-        key_frame_for(decoder, page_format)
-        seconds = time.perf_counter() - start
-    best = choice.best.frame
-    check = Check(
-        trials={trial.name: trial.kl for trial in choice.trials},
-        kept=list(parts(best)),
-        warning=str(caught[0].message) if caught else None,
-        seconds=round(seconds, 2),
-    )
-    ways = [
-        Way(name=str(policy), policy=policy, frame=PLAIN_FRAME)
-        for policy in QUANT_POLICIES
-        if policy != 4
-    ]
+def ways(choice: KeyChoice) -> Iterator[Way]:
+    yield Way(name="8", policy=8, frame=PLAIN_FRAME)
+    yield Way(name="k8v4", policy="k8v4", frame=PLAIN_FRAME)
     for trial in choice.trials:
         name = f"4, keys with {' + '.join(parts(trial.frame)) or 'nothing'}"
-        chosen = ", chosen" if trial.frame is best else ""
-        ways.append(Way(name=name + chosen, policy=4, frame=trial.frame))
-    return check, ways
+        chosen = ", chosen" if trial is choice.best else ""
+        yield Way(name=name + chosen, policy=4, frame=trial.frame)
 
 
 def parts(frame: KeyFrame) -> Iterator[str]:
@@ -138,12 +129,17 @@ def parts(frame: KeyFrame) -> Iterator[str]:
 
 
 @torch.inference_mode()
-def score(way: Way, decoder: Decoder, reference: PagedReader, ids: Tensor, seqlen: int) -> Row:
-    reader = PagedReader(decoder, quant_policy=way.policy, seqlen=seqlen, key_frame=way.frame)
-    found = score_text(reader, ids, seqlen=seqlen, reference=reference)
-    if found.kl is None:
-        raise RuntimeError("there is a reference, so there is a divergence")
-    return Row(way=way.name, kl=found.kl, perplexity=found.perplexity)
+def read(decoder: Decoder, chunks: Sequence[Tensor], way: Way) -> Tensor:
+    """Log-probabilities, float32 [tokens, vocab]."""
+    longest = max(len(chunk) for chunk in chunks)
+    reader = PagedReader(decoder, quant_policy=way.policy, seqlen=longest, key_frame=way.frame)
+    return torch.cat([reader.log_probabilities(reader.hidden(chunk)) for chunk in chunks])
+
+
+def score(way: Way, logs: Tensor, reference: Tensor) -> Row:
+    terms = (reference.exp() * (reference - logs)).sum(-1)
+    agree = (reference.argmax(-1) == logs.argmax(-1)).float()
+    return Row(way=way.name, kl=float(terms.mean()), same_likeliest=float(agree.mean()))
 
 
 if __name__ == "__main__":

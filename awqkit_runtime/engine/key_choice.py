@@ -8,7 +8,7 @@ where it lowers the KL divergence from the first reading. Where too much is left
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,8 +23,8 @@ from awqkit_runtime.engine.sampled_text import SampledText, sample_text
 from awqkit_runtime.layers.attention import AttentionState, DenseAttention
 from awqkit_runtime.models.decoder import Decoder
 
-#: KL in nats per token from which 4-bit keys are called harmful. Rounding all weights of a small
-#: model to the nearest of 16 levels, which nobody would serve, costs 0.03 to 0.04.
+#: KL in nats per token above which an int4 cache is called harmful: what rounding all weights of
+#: small models to nearest costs, 0.012 to 0.037 (docs/quality.md), and nobody would serve that.
 HARMFUL_KL = 0.025
 #: Bytes of the float32 logits that are held at once.
 _LOGIT_BYTES = 2**26
@@ -41,13 +41,15 @@ class KeyTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyChoice:
-    """In the order in which they were tried; the first is of keys as they are."""
+    """What was tried, in that order: keys as they are first."""
 
     trials: tuple[KeyTrial, ...]
+    #: A sentence for the user where even the best frame does harm.
+    warning: str | None
 
     @property
     def best(self) -> KeyTrial:
-        return min(self.trials, key=lambda trial: trial.kl)
+        return _best(self.trials)
 
 
 def key_frame_for(decoder: Decoder, page_format: PageFormat) -> KeyFrame:
@@ -57,31 +59,37 @@ def key_frame_for(decoder: Decoder, page_format: PageFormat) -> KeyFrame:
     """
     if page_format.k_bits != 4:
         return PLAIN_FRAME
-    trial = _Trial(decoder, page_format)
-    best = trial.choose().best
-    if best.kl > HARMFUL_KL:
-        warnings.warn(_warning(best.kl, trial), stacklevel=2)
+    choice = choose_key_frame(decoder, page_format)
+    if choice.warning is not None:
+        warnings.warn(choice.warning, stacklevel=2)
     if decoder.device.type == "cuda":
         torch.cuda.empty_cache()  # What is free decides on the size of the cache.
-    return best.frame
+    return choice.best.frame
 
 
 def choose_key_frame(decoder: Decoder, page_format: PageFormat) -> KeyChoice:
-    """Tries frames for 4-bit keys; see the module."""
-    return _Trial(decoder, page_format).choose()
+    """Tries frames for 4-bit keys; see the module. NumericsError as above."""
+    trial = _Trial(decoder, page_format)
+    trials = trial.run()
+    kl = _best(trials).kl
+    return KeyChoice(trials=trials, warning=_warning(kl, trial) if kl > HARMFUL_KL else None)
+
+
+def _best(trials: Sequence[KeyTrial]) -> KeyTrial:
+    return min(trials, key=lambda trial: trial.kl)
 
 
 def _warning(kl: float, trial: _Trial) -> str:
     """Names the smallest cache that does no harm."""
     text = (
-        f"The keys of this model do not bear 4 bits: an int4 cache changes its predictions by "
-        f"{kl:.2g} nats per token of a text that it sampled itself, where {HARMFUL_KL:g} is much."
+        f"An int4 KV cache does this model harm: it changes the predictions by {kl:.2g} nats per "
+        f"token of a text that the model sampled itself, and more than {HARMFUL_KL:g} is too much."
     )
-    for policy, name in (("k8v4", "K8V4: 8-bit keys, 4-bit values"), (8, "int8")):
+    for policy, name in (("k8v4", "K8V4: keys in 8 bits, values in 4"), (8, "int8")):
         found = trial.divergence_under(policy)
         if found <= HARMFUL_KL:
             return f"{text} Use quant_policy {policy} ({name}), with which it is {found:.2g}."
-    return f"{text} Use quant_policy 0: it does not bear 8 bits either."
+    return f"{text} Use quant_policy 0: 8 bits harm it too."
 
 
 class _Trial:
@@ -94,12 +102,12 @@ class _Trial:
         self._statistics = KeyStatistics(decoder.config, self._text)
         self._reference = self._read(self._statistics)
 
-    def choose(self) -> KeyChoice:
+    def run(self) -> tuple[KeyTrial, ...]:
         trials = [KeyTrial(name="as they are", frame=PLAIN_FRAME, kl=self.divergence(PLAIN_FRAME))]
         for name, with_part in self._parts():
-            frame = with_part(min(trials, key=lambda trial: trial.kl).frame)
+            frame = with_part(_best(trials).frame)
             trials.append(KeyTrial(name=name, frame=frame, kl=self.divergence(frame)))
-        return KeyChoice(trials=tuple(trials))
+        return tuple(trials)
 
     def divergence(self, frame: KeyFrame) -> float:
         """KL in nats per token, with keys in this frame, from the reading as they are."""

@@ -18,8 +18,11 @@ def test_harm_by_4_bit_keys_is_told_in_one_sentence(
     capfd.readouterr()
     asyncio.run(_start_and_end(folder))
     lines = capfd.readouterr().err.splitlines()
-    [line] = [line for line in lines if "4 bits" in line]
-    assert line.startswith("Note: The keys of this model") and "quant_policy k8v4" in line
+    [line] = [line for line in lines if "int4" in line]
+    assert (
+        line.startswith("Note: An int4 KV cache does this model harm")
+        and "quant_policy k8v4" in line
+    )
     assert not any(".py" in line for line in lines)
 
 
