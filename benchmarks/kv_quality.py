@@ -52,7 +52,8 @@ class Check:
     trials: dict[str, float]
     kept: list[str]
     warning: str | None
-    seconds: float
+    #: Of one thread, if there is one.
+    processor_seconds: float
 
 
 def main() -> None:
@@ -85,9 +86,9 @@ def measure(model: Path, text: Path, *, tokens: int, seqlen: int) -> dict[str, o
     chunks = text_ids(model, text, tokens=tokens).split(seqlen)
     count = sum(len(chunk) for chunk in chunks)
     print(f"{model.name} on {count} tokens of {text.name}", flush=True)
-    start = time.perf_counter()
+    start = time.process_time()
     choice = choose_key_frame(decoder, PageFormat.for_policy(decoder.config, 4, decoder.dtype))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     reference = read(decoder, chunks, Way(name="0", policy=0, frame=PLAIN_FRAME))
     rows = []
     for way in ways(choice):
@@ -97,7 +98,7 @@ def measure(model: Path, text: Path, *, tokens: int, seqlen: int) -> dict[str, o
         trials={trial.name: trial.kl for trial in choice.trials},
         kept=list(parts(choice.best.frame)),
         warning=choice.warning,
-        seconds=round(seconds, 2),
+        processor_seconds=round(seconds, 2),
     )
     print(f"  sampled text: {check}", flush=True)
     return {
