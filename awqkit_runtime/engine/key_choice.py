@@ -2,7 +2,8 @@
 
 The model reads the text once with keys and values as they are, and once more for each thing to try,
 with what pages would give back. A mean key, the rotation, factors for the channels: each stays
-where it lowers the KL divergence from the first reading. Where too much is left, a warning says so.
+where it lowers the KL divergence from the first reading, and what did not is tried once more at the
+end. Where too much is left, a warning says so.
 """
 
 from __future__ import annotations
@@ -104,10 +105,22 @@ class _Trial:
 
     def run(self) -> tuple[KeyTrial, ...]:
         trials = [KeyTrial(name="as they are", frame=PLAIN_FRAME, kl=self.divergence(PLAIN_FRAME))]
-        for name, with_part in self._parts():
-            frame = with_part(_best(trials).frame)
-            trials.append(KeyTrial(name=name, frame=frame, kl=self.divergence(frame)))
+        parts = list(self._parts())
+        refused = [part for part in parts if not self._adds(trials, *part)]
+        for name, with_part in refused:
+            # What gave nothing at its turn may do so beside what came later.
+            if name != parts[-1][0]:
+                self._adds(trials, f"{name} again", with_part)
         return tuple(trials)
+
+    def _adds(
+        self, trials: list[KeyTrial], name: str, with_part: Callable[[KeyFrame], KeyFrame]
+    ) -> bool:
+        """Tries the best frame so far with one part more; whether that is better."""
+        best = _best(trials)
+        frame = with_part(best.frame)
+        trials.append(KeyTrial(name=name, frame=frame, kl=self.divergence(frame)))
+        return trials[-1].kl < best.kl
 
     def divergence(self, frame: KeyFrame) -> float:
         """KL in nats per token, with keys in this frame, from the reading as they are."""
