@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
@@ -51,11 +52,19 @@ class TextScore:
 class PagedReader:
     """Reads texts of up to seqlen tokens with a decoder, keys and values in pages of a policy."""
 
-    def __init__(self, decoder: Decoder, *, quant_policy: int | str, seqlen: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        quant_policy: int | str,
+        seqlen: int,
+        key_frame: KeyFrame = PLAIN_FRAME,
+    ) -> None:
+        """key_frame: how the pages lay keys."""
         self.decoder = decoder
         page_format = PageFormat.for_policy(decoder.config, quant_policy, decoder.dtype)
         self._pages = tuple(range(pages_for(seqlen)))
-        self._pool = PagePool(page_format, len(self._pages), decoder.device)
+        self._pool = PagePool(page_format, len(self._pages), decoder.device, key_frame=key_frame)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """ids int64 [T], a text from its beginning → [T, hidden] after the final norm."""

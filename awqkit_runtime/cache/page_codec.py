@@ -14,24 +14,54 @@ _EPSILON = torch.finfo(PARAM_DTYPE).smallest_normal * torch.finfo(PARAM_DTYPE).e
 _SCALE_MARGIN = 1.0 + torch.finfo(PARAM_DTYPE).eps
 
 
-def quantize_vectors(vectors: Tensor, max_codes: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_vectors(vectors: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes and parameters of vectors along the last dimension.
 
-    vectors: [..., heads, head_dim], any float dtype; max_codes: float32 [heads, 1], 255 or 15.
-    Returns codes, uint8 with vectors' shape, and params, float16 [..., heads, 2]: scale, minimum.
-    Codes are chosen for the stored FP16 parameters, so the error is at most scale/2, plus
-    |minimum|·2⁻¹¹ where rounding put the minimum above a value. Values whose minimum or range
-    FP16 cannot hold saturate.
+    vectors: [..., heads, head_dim], any float dtype; bits: 8 or 4. Returns codes, uint8 with
+    vectors' shape, and params, float16 [..., heads, 2]: scale, minimum. Values beyond FP16's range
+    saturate, and codes are chosen for the stored FP16 parameters.
+
+    8 bits span minimum and maximum: the error is at most scale/2, plus |minimum|·2⁻¹¹ where
+    rounding put the minimum above a value. 4 bits begin so, then take the line through the codes
+    that loses least: scale and minimum by least squares, and codes once more. The sum of squared
+    errors falls, by a tenth on normal numbers, while the largest one may grow.
     """
-    wide = vectors.float()
+    wide = vectors.float().clamp(-_LARGEST, _LARGEST)
+    top = 2**bits - 1
+    params = _spanning_params(wide, top)
+    codes = _nearest_codes(wide, *params, top)
+    if bits == 4:
+        params = _fitted_params(wide, codes, params[0])
+        codes = _nearest_codes(wide, *params, top)
+    return codes.to(torch.uint8), torch.cat(params, dim=-1)
+
+
+def _spanning_params(wide: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Scale and minimum, float16 [..., 1], of codes 0 … top from the minimum to the maximum."""
     low, high = torch.aminmax(wide, dim=-1, keepdim=True)
-    minimum = low.clamp_(-_LARGEST, _LARGEST).to(PARAM_DTYPE)
-    stored_minimum = minimum.float()
-    scale = ((high - stored_minimum) / max_codes).mul_(_SCALE_MARGIN).add_(_EPSILON)
-    scale = scale.clamp_(_EPSILON, _LARGEST).to(PARAM_DTYPE)
-    steps = (wide - stored_minimum).div_(scale.float()).round_()
-    codes = torch.minimum(steps, max_codes).clamp_(min=0.0).to(torch.uint8)
-    return codes, torch.cat((scale, minimum), dim=-1)
+    minimum = low.to(PARAM_DTYPE)
+    scale = ((high - minimum.float()) / top).mul_(_SCALE_MARGIN).add_(_EPSILON)
+    return scale.clamp_(_EPSILON, _LARGEST).to(PARAM_DTYPE), minimum
+
+
+def _fitted_params(wide: Tensor, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and minimum with the smallest Σ(x − code · scale − minimum)²; scale where all are one.
+
+    The minimum is the best one for the scale as FP16 holds it.
+    """
+    centre, mean = codes.mean(-1, keepdim=True), wide.mean(-1, keepdim=True)
+    offsets = codes - centre
+    spread = offsets.square().sum(-1, keepdim=True)
+    slope = (offsets * (wide - mean)).sum(-1, keepdim=True) / spread
+    fitted = torch.where(spread > 0, slope, scale.float()).clamp_(_EPSILON, _LARGEST)
+    stored = fitted.to(PARAM_DTYPE)
+    minimum = (mean - centre * stored.float()).clamp_(-_LARGEST, _LARGEST)
+    return stored, minimum.to(PARAM_DTYPE)
+
+
+def _nearest_codes(wide: Tensor, scale: Tensor, minimum: Tensor, top: int) -> Tensor:
+    """Float32 [..., head_dim]."""
+    return ((wide - minimum.float()) / scale.float()).round_().clamp_(0.0, float(top))
 
 
 def dequantize_vectors(codes: Tensor, params: Tensor) -> Tensor:

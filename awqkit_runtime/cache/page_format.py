@@ -7,8 +7,9 @@ array, [tokens, key heads then value heads, (scale, minimum)]:
 
     x = code · scale + minimum        scale = (max − min) / (2^bits − 1)
 
-over the head_dim elements, keys after rotary. Byte i of a 4-bit vector holds element i in its low
-nibble and element i + head_dim/2 in its high one.
+over the head_dim elements, keys after rotary; in 4 bits both are then fitted to the codes, and keys
+may lie in another frame (page_codec, key_frame). Byte i of a 4-bit vector holds element i in its
+low nibble and element i + head_dim/2 in its high one.
 """
 
 from __future__ import annotations

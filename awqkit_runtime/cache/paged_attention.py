@@ -93,6 +93,7 @@ class PagedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
         self._pool.append(layer, k, v, self._slots)
+        q = self._pool.queries(layer, q)
         groups = self._groups[self._config.window(layer)]
         if len(groups) == 1:
             return self._attend_group(layer, q, groups[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_codec import (
     dequantize_vectors,
     pack_codes,
@@ -26,8 +27,17 @@ class PagePool:
     cleared, so that on a CPU only those that were written to take real memory.
     """
 
-    def __init__(self, format: PageFormat, num_pages: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        format: PageFormat,
+        num_pages: int,
+        device: torch.device | str,
+        *,
+        key_frame: KeyFrame = PLAIN_FRAME,
+    ) -> None:
+        """key_frame: how the keys of every page are laid."""
         self.format = format
+        self.key_frame = key_frame
         self.num_pages = num_pages
         self.device = torch.device(device)
         slots = num_pages * PAGE_TOKENS
@@ -43,12 +53,17 @@ class PagePool:
 
     def append(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store k and v [T, kv_heads, head_dim] (keys after rotary) at slots, int64 [T]."""
+        k = self.key_frame.keys(layer, k)
         self._pages.write(layer, torch.cat((k, v), dim=1), slots)
+
+    def queries(self, layer: int, q: Tensor) -> Tensor:
+        """q [T, heads, head_dim] after rotary → as queries of the keys that gather() gives."""
+        return self.key_frame.queries(layer, q)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [N, kv_heads, head_dim] at slots, int64 [N], as the pages hold them.
 
-        float32 from quantized pages, the model's dtype from dense ones.
+        Keys are in the frame. float32 from quantized pages, the model's dtype from dense ones.
         """
         k, v = self._pages.read(layer, slots).chunk(2, dim=1)
         return k, v
@@ -86,19 +101,16 @@ class _QuantizedPages:
         self._codes = torch.empty(shape, dtype=torch.uint8, device=device).unbind(0)
         param_shape = (format.num_layers, slots, 2 * heads, PARAMS_PER_VECTOR)
         self._params = torch.empty(param_shape, dtype=PARAM_DTYPE, device=device).unbind(0)
-        bits = torch.tensor([format.k_bits, format.v_bits]).repeat_interleave(heads)
-        self._max_codes = (2.0**bits - 1.0).unsqueeze(-1).to(device)
 
     def write(self, layer: int, vectors: Tensor, slots: Tensor) -> None:
-        codes, params = quantize_vectors(vectors, self._max_codes)
-        runs = codes.split([heads for heads, _ in self._runs], dim=1)
-        packed = [
-            pack_codes(run, bits).flatten(1)
-            for run, (_, bits) in zip(runs, self._runs, strict=True)
-        ]
-        row = packed[0] if len(packed) == 1 else torch.cat(packed, dim=1)
-        self._codes[layer].index_copy_(0, slots, row)
-        self._params[layer].index_copy_(0, slots, params)
+        runs = vectors.split([heads for heads, _ in self._runs], dim=1)
+        packed, params = [], []
+        for run, (_, bits) in zip(runs, self._runs, strict=True):
+            codes, run_params = quantize_vectors(run, bits)
+            packed.append(pack_codes(codes, bits).flatten(1))
+            params.append(run_params)
+        self._codes[layer].index_copy_(0, slots, _joined(packed))
+        self._params[layer].index_copy_(0, slots, _joined(params))
 
     def read(self, layer: int, slots: Tensor) -> Tensor:
         packed = self._codes[layer].index_select(0, slots)
@@ -112,3 +124,8 @@ class _QuantizedPages:
         ):
             unpack_codes(run.unflatten(1, (heads, -1)), bits, out)
         return dequantize_vectors(vectors, params)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Along dimension 1; nothing is copied where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -55,6 +55,7 @@ class SteadyAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
         self._pool.append(layer, k[self._rows], v[self._rows], self._slots)
+        q = self._pool.queries(layer, q)
         out = torch.zeros_like(q)
         keys = self._keys[self._config.window(layer)]
         for place, slots in zip(self._places, keys, strict=True):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import re
 import sys
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -16,13 +14,13 @@ from typing import ParamSpec, TypeVar
 import click
 
 from awqkit_runtime.errors import AwqkitError
+from awqkit_runtime.notes import quiet_libraries
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: The shell's own code for a program that SIGINT ended.
 INTERRUPTED = 130
-_LOUD_LIBRARIES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
 
 def paragraph_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -54,19 +52,6 @@ def _as_typed(text: str) -> str:
         if name and option.startswith("--"):
             text = re.sub(rf"(?<!-)(?:{place})", option, text)
     return text
-
-
-def quiet_libraries() -> None:
-    """Keeps other libraries' advice to their developers off the user's screen."""
-    warnings.formatwarning = _as_note
-    warnings.filterwarnings("ignore", module=rf"({'|'.join(_LOUD_LIBRARIES)})\b")
-    for name in _LOUD_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _as_note(message: Warning | str, *place: object, **line: object) -> str:
-    """A warning as a sentence for the user, who has no use for the place in our source."""
-    return f"Note: {message}\n"
 
 
 def tolerate_narrow_encodings() -> None:

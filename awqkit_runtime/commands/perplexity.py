@@ -153,6 +153,8 @@ def _seqlen(checkpoints: list[Checkpoint], wanted: int | None) -> int:
 def _load(
     checkpoint: Checkpoint, name: str, quant_policy: int | str, seqlen: int, options: dict[str, Any]
 ) -> PagedReader:
+    from awqkit_runtime.cache.page_format import PageFormat
+    from awqkit_runtime.engine.key_choice import key_frame_for
     from awqkit_runtime.models.loader import load_decoder
     from awqkit_runtime.text_scores import PagedReader
 
@@ -164,7 +166,9 @@ def _load(
             dtype=options["dtype"],
             session_len=seqlen if stretched else None,
         )
-    return PagedReader(decoder, quant_policy=quant_policy, seqlen=seqlen)
+        page_format = PageFormat.for_policy(decoder.config, quant_policy, decoder.dtype)
+        key_frame = key_frame_for(decoder, page_format)
+    return PagedReader(decoder, quant_policy=quant_policy, seqlen=seqlen, key_frame=key_frame)
 
 
 def _score(

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from awqkit_runtime.cache.allocator import BlockAllocator
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
@@ -53,8 +54,10 @@ class Engine:
         *,
         stop_token_ids: Iterable[int] = (),
         grammars: GrammarCompiler | None = None,
+        key_frame: KeyFrame = PLAIN_FRAME,
     ) -> None:
-        """stop_token_ids: the model's own. grammars: for requests that bring one.
+        """stop_token_ids: the model's own. grammars: for requests that bring one. key_frame: how
+        the cache lays keys.
 
         OutOfMemoryError when no session fits the cache.
         """
@@ -73,7 +76,7 @@ class Engine:
             session_len=self.session_len,
             free_bytes=free_memory(decoder.device),
         )
-        pool = PagePool(page_format, num_pages, decoder.device)
+        pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
         self._runner = (SteadyRunner if config.deterministic else Runner)(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),

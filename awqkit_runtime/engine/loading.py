@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint
+from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
 from awqkit_runtime.engine.grammar import GrammarCompiler
+from awqkit_runtime.engine.key_choice import key_frame_for
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.models.loader import load_decoder
 
@@ -59,9 +61,10 @@ def read_model_text(checkpoint: Checkpoint) -> ModelText:
 
 
 def load_engine(path: str | Path, config: EngineConfig) -> tuple[Engine, ModelText]:
-    """Loads a model and makes its cache.
+    """Loads a model and makes its cache; with 4-bit keys the model first tries how to lay them.
 
-    CheckpointError, UnsupportedModelError, ConfigError or OutOfMemoryError where that cannot be.
+    CheckpointError, UnsupportedModelError, ConfigError, NumericsError or OutOfMemoryError where
+    that cannot be. A warning where 4-bit keys do harm.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
     text = read_model_text(checkpoint)
@@ -74,5 +77,13 @@ def load_engine(path: str | Path, config: EngineConfig) -> tuple[Engine, ModelTe
         if tokenizer is None
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
-    engine = Engine(decoder, tokenizer or NoText(), config, stop_token_ids=stops, grammars=grammars)
+    page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
+    engine = Engine(
+        decoder,
+        tokenizer or NoText(),
+        config,
+        stop_token_ids=stops,
+        grammars=grammars,
+        key_frame=key_frame_for(decoder, page_format),
+    )
     return engine, text

@@ -68,6 +68,7 @@ ARROWS = {
         "awqkit.checkpoint",
         "awqkit_runtime.engine",
         "awqkit_runtime.openmp",
+        "awqkit_runtime.notes",
         "awqkit_runtime.errors",
         "awqkit_runtime.config",
     },

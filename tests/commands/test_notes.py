@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_warning_is_one_sentence(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model", "mixtral")
     script = (
-        "from awqkit_runtime.commands.console import quiet_libraries; "
+        "from awqkit_runtime.notes import quiet_libraries; "
         "from awqkit_runtime.models.loader import load_decoder; quiet_libraries(); "
         f"load_decoder({str(folder)!r}, device='cpu')"
     )

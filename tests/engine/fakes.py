@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.paged_attention import PagedAttention
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine import engine as engine_module
@@ -82,6 +83,7 @@ def make_engine(
     pages: int | None = None,
     stop_token_ids: Sequence[int] = (),
     tokenizer: Any = None,
+    key_frame: KeyFrame = PLAIN_FRAME,
     **settings: Any,
 ) -> Engine:
     """pages: exactly so many, whatever the settings say."""
@@ -94,7 +96,16 @@ def make_engine(
             tokenizer or NumberTokenizer(),
             EngineConfig(**settings),
             stop_token_ids=stop_token_ids,
+            key_frame=key_frame,
         )
+
+
+def random_frame(config: DecoderConfig) -> KeyFrame:
+    """With a mean key, channel scales and the rotation."""
+    generator = torch.Generator().manual_seed(6)
+    shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+    mean, logs = torch.randn(2, *shape, generator=generator)
+    return KeyFrame(mean=mean, channel_scale=(logs / 2).exp(), rotated=True)
 
 
 def run_all(engine: Engine) -> list[RequestOutput]:

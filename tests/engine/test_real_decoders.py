@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.models.loader import load_decoder
-from tests.engine.fakes import generate, generate_alone, make_engine
+from tests.engine.fakes import generate, generate_alone, make_engine, random_frame
 from tests.engine.tokenizers_for_tests import shared_folder
 from tests.tiny_models import write_tiny_model
 
 POLICIES = [0, 8, 4, "k8v4"]
+FRAMED = "4, in another frame"
 PARAMS = SamplingParams(max_tokens=40)
 
 
@@ -35,19 +37,30 @@ def prompts() -> list[list[int]]:
     return found + [[*shared, rng.randrange(3, 300)] for _ in range(3)]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, FRAMED])
 def test_greedy_answers_do_not_depend_on_the_way(decoder: Any, policy: int | str) -> None:
-    alone = make_engine(decoder, quant_policy=policy, enable_prefix_caching=False)
+    frame = PLAIN_FRAME
+    if policy == FRAMED:
+        policy, frame = 4, random_frame(decoder.config)
+    alone = make_engine(decoder, quant_policy=policy, enable_prefix_caching=False, key_frame=frame)
     expected = [done.token_ids for done in generate_alone(alone, prompts(), PARAMS)]
     for settings in (
         {"max_batch_size": 16},
         {"max_batch_size": 2, "max_prefill_tokens": 50},
         {"pages": 5, "max_prefill_tokens": 33},
     ):
-        engine = make_engine(decoder, quant_policy=policy, **settings)
+        engine = make_engine(decoder, quant_policy=policy, key_frame=frame, **settings)
         assert [done.token_ids for done in generate(engine, prompts(), PARAMS)] == expected
         assert engine.stats().used_pages == 0
     assert engine.stats().preemptions > 0 and engine.stats().reused_tokens > 0
+
+
+def test_an_unquantized_cache_gives_the_same_tokens_in_any_frame(decoder: Any) -> None:
+    plain, framed = (
+        generate(make_engine(decoder, key_frame=frame), prompts()[:3], PARAMS)
+        for frame in (PLAIN_FRAME, random_frame(decoder.config))
+    )
+    assert [done.token_ids for done in framed] == [done.token_ids for done in plain]
 
 
 def test_unquantized_pages_give_the_greedy_tokens_of_the_whole_model(decoder: Any) -> None:

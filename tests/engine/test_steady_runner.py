@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME
 from awqkit_runtime.engine.request import Completion
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.steady_runner import _Token, pack_tiles
 from awqkit_runtime.models.loader import load_decoder
-from tests.engine.fakes import generate, generate_alone, make_engine
+from tests.engine.fakes import generate, generate_alone, make_engine, random_frame
 from tests.tiny_models import write_tiny_model
 
 #: Exact log-probabilities are more than the likeliest tokens would tell.
@@ -35,15 +36,22 @@ def exact(done: list[Completion]) -> list[tuple[Any, Any]]:
 def test_answers_are_the_same_to_the_last_bit(tmp_path: Path, family: str, policy: int) -> None:
     folder = write_tiny_model(tmp_path, family, seed=2)
     decoder = load_decoder(folder, device="cpu", dtype="float32")
+    frame = random_frame(decoder.config) if policy == 4 else PLAIN_FRAME
     alone = make_engine(
-        decoder, quant_policy=policy, enable_prefix_caching=False, deterministic=True
+        decoder,
+        quant_policy=policy,
+        enable_prefix_caching=False,
+        deterministic=True,
+        key_frame=frame,
     )
     expected = exact(generate_alone(alone, prompts(), PARAMS))
     for settings in (
         {"max_batch_size": 16},
         {"pages": 3, "max_batch_size": 3, "max_prefill_tokens": 33},
     ):
-        engine = make_engine(decoder, quant_policy=policy, deterministic=True, **settings)
+        engine = make_engine(
+            decoder, quant_policy=policy, deterministic=True, key_frame=frame, **settings
+        )
         assert exact(generate(engine, prompts(), PARAMS)) == expected
     assert engine.stats().preemptions > 0 and engine.stats().reused_tokens > 0
 

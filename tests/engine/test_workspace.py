@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from awqkit_runtime.bench import runs
 from awqkit_runtime.bench.runs import prepare_step
 from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import QuantPolicy
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.sampler import sample
@@ -19,6 +22,7 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.workspace import Workspace, workspace
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
+from tests.engine.fakes import random_frame
 from tests.tiny_models import write_tiny_model
 
 VOCAB = 2000
@@ -85,6 +89,20 @@ def test_a_step_stays_within_its_workspace(
     step()
     bound = planned(decoder, scenario).total
     assert bound / 3 < peak_bytes(step) <= bound
+
+
+@pytest.mark.parametrize(("batch", "new_tokens", "context"), [(1, 1024, 0), (16, 1, 1000)])
+def test_so_does_one_over_keys_in_another_frame(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, batch: int, new_tokens: int, context: int
+) -> None:
+    framed = partial(PagePool, key_frame=random_frame(decoder.config))
+    monkeypatch.setattr(runs, "PagePool", framed)
+    scenario = Scenario(
+        name="test", batch=batch, new_tokens=new_tokens, context=context, quant_policy=4
+    )
+    step = prepare_step(decoder, scenario)
+    peak, bound = peak_bytes(step), planned(decoder, scenario).total
+    assert bound / 3 < peak <= bound
 
 
 @pytest.mark.parametrize(

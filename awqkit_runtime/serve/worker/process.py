@@ -20,6 +20,7 @@ from awqkit_runtime.engine.loading import load_engine
 from awqkit_runtime.engine.request import RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import AwqkitError, NumericsError, RequestError
+from awqkit_runtime.notes import quiet_libraries
 from awqkit_runtime.serve.worker.mailbox import Mailbox
 from awqkit_runtime.serve.worker.messages import (
     Abort,
@@ -40,6 +41,7 @@ def main(descriptor: int) -> int:
     # The HTTP side decides when it is over; Ctrl-C and a supervisor's signal reach both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    quiet_libraries()
     mailbox = Mailbox(socket.socket(fileno=descriptor))
     start = mailbox.wait()
     if not isinstance(start, Start):
