@@ -29,6 +29,10 @@ class ServerError(AwqkitError):
     """A server that cannot be reached, refuses a request or breaks off an answer."""
 
 
+class StressError(AwqkitError):
+    """An engine under load did not keep what it promises."""
+
+
 class OutOfMemoryError(AwqkitError):
     """Weights, workspace or cache do not fit into the memory there is."""
 
@@ -43,6 +47,7 @@ __all__ = [
     "OutputError",
     "RequestError",
     "ServerError",
+    "StressError",
     "TextError",
     "UnsupportedModelError",
 ]

@@ -20,6 +20,7 @@ from awqkit_runtime.errors import OutOfMemoryError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.model_size import ModelSize
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
+from awqkit_runtime.models.loader import resolve_session_len
 from awqkit_runtime.units import human_bytes
 
 #: The standard deviation of weights, small enough for activations to stay finite.
@@ -28,9 +29,12 @@ _SPREAD = 0.02
 _CODE_SPREAD = 4.6
 
 
-def random_decoder(size: ModelSize, placement: Placement) -> Decoder:
+def random_decoder(
+    size: ModelSize, placement: Placement, *, session_len: int | None = None
+) -> Decoder:
     """4-bit where `size` says so. All layers hold the same numbers, each its own copy of them.
 
+    session_len: longest sequence that will run, None for the model's maximum.
     OutOfMemoryError where the weights do not fit into what is free.
     """
     _require_room(size.weights(placement), placement.device)
@@ -52,7 +56,7 @@ def random_decoder(size: ModelSize, placement: Placement) -> Decoder:
         for name in (EMBEDDING, FINAL_NORM, LM_HEAD)
         if name in shapes
     }
-    length = config.max_position_embeddings
+    length = resolve_session_len(config, session_len)
     return Decoder(config, layers, outer, placement, session_len=length)
 
 

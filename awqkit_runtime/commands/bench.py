@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from awqkit_runtime.bench.scenarios import SCENARIOS, default_scenarios
 from awqkit_runtime.commands import bench_report
+from awqkit_runtime.commands.bench_stress import run_stress, subject_options
 from awqkit_runtime.commands.console import paragraph_errors, working
 from awqkit_runtime.commands.options import loading_options
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from awqkit_runtime.models.decoder import Decoder
 
 _NAMES = [scenario.name for scenario in SCENARIOS]
 
@@ -38,6 +34,19 @@ _NAMES = [scenario.name for scenario in SCENARIOS]
     is_flag=True,
     help="Time a model of MODEL's shape with random weights; a config.json is enough, and "
     "--model-format awq makes them 4-bit.",
+)
+@click.option(
+    "--stress",
+    "requests",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Instead of timing, serve N random requests from a cache too small for them, and check "
+    "that every page comes back and every request ends.",
+)
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="With --stress: serve deterministically, and compare answers with an idle engine's.",
 )
 @click.option(
     "--max-prefill-tokens",
@@ -69,6 +78,8 @@ def bench(
     json_path: Path | None,
     *,
     show_list: bool,
+    requests: int | None,
+    deterministic: bool,
     **options: Any,
 ) -> None:
     """Time steps of the engine with MODEL: decoding, prompts, a quantized KV cache.
@@ -84,19 +95,25 @@ def bench(
         raise click.UsageError("Name the MODEL to time, or --list the scenarios.")
     if json_path is not None and json_path.is_dir():
         raise OutputError(f"--json {json_path} is a folder; name a file.")
-    _time_scenarios(model, names, seconds, json_path, options)
+    if requests is not None:
+        document = run_stress(model, requests, options, deterministic=deterministic)
+    elif deterministic:
+        raise click.UsageError("--deterministic belongs to --stress.")
+    else:
+        document = _time_scenarios(model, names, seconds, options)
+    if json_path is not None:
+        bench_report.write_document(json_path, document)
 
 
 def _time_scenarios(
-    model: str,
-    names: tuple[str, ...],
-    seconds: float,
-    json_path: Path | None,
-    options: dict[str, Any],
-) -> None:
+    model: str, names: tuple[str, ...], seconds: float, options: dict[str, Any]
+) -> dict[str, Any]:
     from awqkit_runtime.bench.runs import measure_speed, run_scenarios
+    from awqkit_runtime.bench.subject import load_subject
 
-    decoder, is_packed = _load(model, options)
+    with working(f"Loading {model}"):
+        subject = load_subject(model, **subject_options(options))
+    decoder = subject.decoder
     chosen = [scenario for scenario in SCENARIOS if scenario.name in names]
     chosen = chosen or [*default_scenarios(decoder.device.type)]
     step_tokens = options["max_prefill_tokens"]
@@ -105,34 +122,10 @@ def _time_scenarios(
     with working("Timing"):
         rows = list(
             run_scenarios(
-                decoder, is_packed, chosen, speed, seconds=seconds, step_tokens=step_tokens
+                decoder, subject.is_packed, chosen, speed, seconds=seconds, step_tokens=step_tokens
             )
         )
     bench_report.show_table(speed, rows)
-    if json_path is not None:
-        weights = "random" if options["random_weights"] else "checkpoint"
-        figures = bench_report.scenario_figures(
-            speed, rows, step_tokens=step_tokens, weights=weights
-        )
-        document = bench_report.as_document(model, decoder.device, figures)
-        bench_report.write_document(json_path, document)
-
-
-def _load(model: str, options: dict[str, Any]) -> tuple[Decoder, Callable[[str], bool]]:
-    """The decoder, and which of its linears are kept in 4 bits."""
-    from awqkit.checkpoint import open_checkpoint
-    from awqkit_runtime.bench.random_weights import random_decoder
-    from awqkit_runtime.config import resolve_device
-    from awqkit_runtime.model_size import read_model_size
-    from awqkit_runtime.models.loader import load_decoder, ready_placement
-
-    if options["random_weights"]:
-        size = read_model_size(model, options["model_format"])
-        device = resolve_device(options["device"])
-        with working("Drawing weights"):
-            placement = ready_placement(size.config, device, options["dtype"])
-            return random_decoder(size, placement), size.is_packed
-    checkpoint = open_checkpoint(model, model_format=options["model_format"])
-    with working(f"Loading {model}"):
-        decoder = load_decoder(checkpoint, device=options["device"], dtype=options["dtype"])
-    return decoder, checkpoint.is_quantized
+    weights = "random" if options["random_weights"] else "checkpoint"
+    figures = bench_report.scenario_figures(speed, rows, step_tokens=step_tokens, weights=weights)
+    return bench_report.as_document(model, decoder.device, figures)

@@ -35,10 +35,10 @@ class Scheduler:
     tokens and one to spare for every running sequence. When a decoding sequence finds no page,
     the last of the running ones gives its pages back and is computed again later; its tokens stay.
 
-    `running` and `waiting` are each in the order of `Request.turn`: by arrival, where a
-    priority counts as steps. All who wait grow older alike, so turns never change, and who comes much later does
-    not overtake. Nobody enters before who waits in front of him, and the first of those that run
-    can always go on; so every request ends.
+    `running` and `waiting` are each in the order of `Request.turn`: by arrival, where a priority
+    counts as steps. All who wait grow older alike, so turns never change, and who comes much later
+    does not overtake. Nobody enters before who waits in front of him, and the first of those that
+    run can always go on; so every request ends.
     """
 
     def __init__(

@@ -120,6 +120,23 @@ def test_the_list_needs_no_model() -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == [s.name for s in SCENARIOS]
 
 
+def test_stress_says_what_came_of_it(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stress.json"
+    result = bench(model, "--stress", "12", "--deterministic", "--json", out)
+    assert result.exit_code == 0, result.stderr
+    assert "12 requests" in result.stdout and "idle engine: 12 answers" in result.stdout
+    document = json.loads(out.read_text())
+    assert document["deterministic"] and document["stress"]["pages_not_back"] == 0
+    assert bench(model, "--deterministic").exit_code == 2
+
+
+def test_a_broken_promise_ends_with_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awqkit_runtime.bench.stress.longest_waits", lambda services: [(9, 8)])
+    result = bench(model, "--stress", "3")
+    assert result.exit_code == 1
+    assert "Request 0 took 9 steps, 8 were allowed." in result.stderr
+
+
 def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert bench().exit_code == 2
     assert bench(model, "--scenario", "batch-7").exit_code == 2
