@@ -15,8 +15,8 @@ from random import Random
 from awqkit_runtime.bench.stress_traffic import Order, draw_order
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.waits import Service, longest_waits
-from awqkit_runtime.cache.page_format import PageFormat, pages_for
-from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
+from awqkit_runtime.config import EngineConfig, TokenCount
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.request import Completion
 from awqkit_runtime.models.decoder import Decoder
@@ -105,10 +105,10 @@ def run_stress(subject: Subject, *, count: int, compare: int, seed: int = 0) -> 
 
 
 def _config(decoder: Decoder, *, deterministic: bool) -> EngineConfig:
-    page = PageFormat.for_policy(decoder.config, 0, decoder.dtype).bytes_per_page
+    pages = pages_for(decoder.session_len) + _SPARE_PAGES
     return EngineConfig(
         device=decoder.device,
-        cache_max_entry_count=(pages_for(decoder.session_len) + _SPARE_PAGES) * page,
+        cache_max_entry_count=TokenCount(pages * PAGE_TOKENS),
         max_batch_size=_BATCH,
         max_prefill_tokens=_STEP_TOKENS,
         deterministic=deterministic,

@@ -27,8 +27,8 @@ _SERVING_OPTIONS = (
         "--cache-max-entry-count",
         default=str(EngineConfig.cache_max_entry_count),
         show_default=True,
-        metavar="SHARE|SIZE",
-        help="KV cache: share of the memory free after the weights, or a size such as 8GiB.",
+        metavar="SHARE|SIZE|TOKENS",
+        help="KV cache: share of the memory free after the weights, or 8GiB, or 32768tok.",
     ),
     click.option(
         "--tp", type=click.IntRange(min=1), default=EngineConfig.tp, show_default=True,

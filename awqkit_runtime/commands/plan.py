@@ -62,8 +62,8 @@ def plan(
 
 def _plan_memory(model: str, memory: str | None, options: dict[str, Any], *, as_json: bool) -> None:
     from awqkit_runtime.commands import plan_report
+    from awqkit_runtime.engine.plan import plan_memory
     from awqkit_runtime.model_size import place, read_model_size
-    from awqkit_runtime.plan import plan_memory
     from awqkit_runtime.room import find_room
 
     engine = EngineConfig(**engine_settings(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,13 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
 from awqkit_runtime.engine.grammar import GrammarCompiler
+from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.models.loader import load_decoder
+from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.footprint import loaded_bytes
+from awqkit_runtime.models.loader import load_decoder, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,12 +64,37 @@ def read_model_text(checkpoint: Checkpoint) -> ModelText:
     )
 
 
-def load_engine(path: str | Path, config: EngineConfig) -> tuple[Engine, ModelText]:
-    """Loads a model and makes its cache.
+def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
+    """Where the memory that is free now will go; DoesNotFit, ConfigError where it is not enough."""
+    device = config.torch_device()
+    placement = Placement(
+        device=device,
+        dtype=resolve_dtype(checkpoint.config, config.dtype),
+        has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
+    )
+    return plan_memory(
+        checkpoint.config,
+        weights=loaded_bytes(checkpoint.config, checkpoint.is_quantized, placement),
+        memory=free_memory(device),
+        engine=config,
+        placement=placement,
+    )
+
+
+def load_engine(
+    path: str | Path,
+    config: EngineConfig,
+    *,
+    announce: Callable[[MemoryPlan], None] | None = None,
+) -> tuple[Engine, ModelText]:
+    """Loads a model and makes its cache. announce: is told of the plan before anything is loaded.
 
     CheckpointError, UnsupportedModelError, ConfigError or OutOfMemoryError where that cannot be.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
+    plan = plan_engine(checkpoint, config)
+    if announce is not None:
+        announce(plan)
     text = read_model_text(checkpoint)
     decoder = load_decoder(
         checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len

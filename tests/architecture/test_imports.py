@@ -25,6 +25,7 @@ ARROWS = {
     "awqkit": {"awqkit"},  # the pipeline and the commands stand on top
     "awqkit_runtime.errors": {"awqkit.checkpoint"},
     "awqkit_runtime.config": {"awqkit_runtime.errors", "awqkit.checkpoint"},
+    "awqkit_runtime.units": set(),
     "awqkit_runtime.kernels": {"awqkit.checkpoint", "awqkit_runtime.errors"},
     "awqkit_runtime.cache": {
         "awqkit.checkpoint",
@@ -56,6 +57,7 @@ ARROWS = {
         "awqkit_runtime.cache",
         "awqkit_runtime.errors",
         "awqkit_runtime.config",
+        "awqkit_runtime.units",
     },
     "awqkit_runtime.serve": {
         "awqkit.checkpoint",

@@ -11,11 +11,11 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy
 from awqkit_runtime.engine.engine import Engine
+from awqkit_runtime.engine.plan import DoesNotFit, MemoryPlan, plan_memory
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.footprint import loaded_bytes, packable
 from awqkit_runtime.models.loader import load_decoder
-from awqkit_runtime.plan import DoesNotFit, MemoryPlan, plan_memory
 from tests.engine.tokenizers_for_tests import byte_level_tokenizer
 from tests.tiny_models import write_tiny_model
 
@@ -86,6 +86,12 @@ def test_an_absolute_cache_and_a_short_session() -> None:
     found = plan(cache_max_entry_count="2GiB", session_len=1000, max_batch_size=4)
     assert (found.pages, found.sessions) == (256, 256 // 16)
     assert found.workspace.logits == 4 * 92544 * 40
+
+
+def test_a_cache_for_so_many_tokens() -> None:
+    assert plan(cache_max_entry_count="40000tok").tokens == 625 * 64 == 40_000
+    with pytest.raises(ConfigError, match="only"):
+        plan(cache_max_entry_count="200000tok")
 
 
 def test_on_a_cpu_no_more_than_all_sessions_need() -> None:
