@@ -109,7 +109,8 @@ class EngineConfig:
     #: Cache size: a share in (0, 1] of the memory that is free after the weights, an absolute size
     #: ("8GiB", or a whole number of bytes), or the tokens that it holds ("32768tok").
     cache_max_entry_count: float | int | str | TokenCount = 0.8
-    #: Tensor parallelism: number of devices.
+    #: Tensor parallelism: processes that share the model, each with a GPU of its own, or a share
+    #: of the CPU.
     tp: int = 1
     device: str | torch.device = "auto"
     #: "auto" is the dtype that the checkpoint names.
@@ -134,9 +135,10 @@ class EngineConfig:
         self._set("dtype", parse_dtype(self.dtype))
         self._set("device", parse_device(self.device))
         _require_positive("tp", self.tp)
-        if self.tp != 1:
+        if self.tp > 1 and self.deterministic:
             raise ConfigError(
-                f"tp is {self.tp}; this version runs a model on one device. Use tp=1."
+                f"tp is {self.tp}, but a deterministic engine runs on one device. Use tp=1, or "
+                "deterministic=False."
             )
         for name in ("session_len", "max_batch_size"):
             if getattr(self, name) is not None:

@@ -33,6 +33,10 @@ class StressError(AwqkitError):
     """An engine under load did not keep what it promises."""
 
 
+class RankError(AwqkitError):
+    """One of the processes that share a model is gone."""
+
+
 class OutOfMemoryError(AwqkitError):
     """Weights, workspace or cache do not fit into the memory there is."""
 
@@ -45,6 +49,7 @@ __all__ = [
     "NumericsError",
     "OutOfMemoryError",
     "OutputError",
+    "RankError",
     "RequestError",
     "ServerError",
     "StressError",

@@ -61,7 +61,7 @@ def test_a_size_beyond_the_free_memory_is_refused() -> None:
         ({"cache_max_entry_count": "nan"}, "cache_max_entry_count is 'nan'"),
         ({"cache_max_entry_count": "inf"}, "cache_max_entry_count is 'inf'"),
         ({"cache_max_entry_count": "much"}, "'much' is not a size"),
-        ({"tp": 2}, "Use tp=1"),
+        ({"tp": 2, "deterministic": True}, "Use tp=1"),
         ({"tp": 0}, "tp is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"dtype": torch.int8}, "dtype is torch.int8"),

@@ -7,34 +7,29 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from awqkit_runtime.bench.scenarios import Scenario
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
+from awqkit_runtime.bench.subject import Subject
+from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.runner import Runner
 from awqkit_runtime.engine.sampler import SampledToken, sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
-from awqkit_runtime.models.decoder import Decoder
-
-#: Pages that are filled at once.
-_FILLED_TOGETHER = 64
 
 
 def prepare_work(
-    decoder: Decoder, scenario: Scenario, step_tokens: int
+    subject: Subject, scenario: Scenario, step_tokens: int
 ) -> Callable[[], list[SampledToken]]:
     """A call that computes the scenario's new tokens and gives the next one of each sequence.
 
     It runs and samples, in steps of at most step_tokens new tokens or one of every sequence, and
     computes the same each time.
     """
+    decoder = subject.decoder
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
     pool = PagePool(page_format, scenario.pages, decoder.device)
-    if scenario.context:
-        _fill(pool)
     requests = list(_requests(scenario, decoder.config.vocab_size))
     steps = _steps(requests, scenario, max(step_tokens, scenario.batch))
-    runner = Runner(decoder, pool)
+    runner = subject.runner(pool, scenario.quant_policy)
 
     def compute() -> list[SampledToken]:
         found: list[SampledToken] = []
@@ -78,15 +73,3 @@ def _steps(requests: Sequence[Request], scenario: Scenario, step_tokens: int) ->
             steps[-1].append(Chunk(request=request, start=start, length=length, samples=ends))
             start, room = start + length, room - length
     return steps
-
-
-def _fill(pool: PagePool) -> None:
-    """Every page gets the same random keys and values."""
-    form = pool.format
-    shape = (PAGE_TOKENS, form.num_kv_heads, form.head_dim)
-    k, v = (torch.randn(shape, device=pool.device) for _ in range(2))
-    slots = torch.arange(pool.num_pages * PAGE_TOKENS, device=pool.device)
-    for layer in range(form.num_layers):
-        for some in slots.split(_FILLED_TOGETHER * PAGE_TOKENS):
-            copies = len(some) // PAGE_TOKENS
-            pool.append(layer, k.repeat(copies, 1, 1), v.repeat(copies, 1, 1), some)

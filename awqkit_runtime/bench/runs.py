@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -13,10 +13,12 @@ import torch
 from awqkit_runtime.bench.machine import multiply_rate, read_bandwidth
 from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.scenarios import Scenario, Work, work_of
+from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.parallel.loading import part_of_memory
 from awqkit_runtime.engine.workspace import workspace
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.units import human_bytes
@@ -69,8 +71,7 @@ def measure_speed(decoder: Decoder) -> Speed:
 
 
 def run_scenarios(
-    decoder: Decoder,
-    is_packed: Callable[[str], bool],
+    subject: Subject,
     scenarios: Sequence[Scenario],
     speed: Speed,
     *,
@@ -79,22 +80,23 @@ def run_scenarios(
 ) -> Iterator[Result | Skipped]:
     """Yield what came of each scenario, as it comes; they share `seconds` evenly.
 
-    is_packed: which linears of the decoder are kept in 4 bits. step_tokens: new tokens of one
-    step; prompts that are longer together take several.
+    step_tokens: new tokens of one step; prompts that are longer together take several. Where
+    ranks share the model, limits are those of a rank.
     """
+    decoder = subject.decoder
     deadline = time.perf_counter() + seconds
     for index, scenario in enumerate(scenarios):
         left = deadline - time.perf_counter()
         if decoder.device.type == "cuda":
             torch.cuda.empty_cache()  # What the last scenario took counts as free again.
-        work = work_of(scenario, decoder.config, is_packed, decoder.placement)
+        work = work_of(scenario, decoder.config, subject.is_packed, decoder.placement)
         limit, limited_by = speed.limit(work)
-        reason = _reason_to_skip(decoder, scenario, step_tokens) or _too_slow(limit, left)
+        reason = _reason_to_skip(subject, scenario, step_tokens) or _too_slow(limit, left)
         if reason:
             yield Skipped(scenario=scenario, reason=reason)
             continue
         share = left / (len(scenarios) - index)
-        times = _time(decoder, scenario, step_tokens, seconds=share)
+        times = _time(subject, scenario, step_tokens, seconds=share)
         yield Result(
             scenario=scenario,
             seconds=median(times),
@@ -105,13 +107,14 @@ def run_scenarios(
         )
 
 
-def _time(decoder: Decoder, scenario: Scenario, step_tokens: int, *, seconds: float) -> list[float]:
+def _time(subject: Subject, scenario: Scenario, step_tokens: int, *, seconds: float) -> list[float]:
     """Seconds of each call."""
-    call = prepare_work(decoder, scenario, step_tokens)
-    return time_calls(call, decoder.device, seconds=seconds)
+    call = prepare_work(subject, scenario, step_tokens)
+    return time_calls(call, subject.decoder.device, seconds=seconds)
 
 
-def _reason_to_skip(decoder: Decoder, scenario: Scenario, step_tokens: int) -> str | None:
+def _reason_to_skip(subject: Subject, scenario: Scenario, step_tokens: int) -> str | None:
+    decoder = subject.decoder
     if scenario.session_len > decoder.session_len:
         return f"{scenario.session_len} tokens, the model takes {decoder.session_len}"
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
@@ -123,7 +126,7 @@ def _reason_to_skip(decoder: Decoder, scenario: Scenario, step_tokens: int) -> s
         session_len=scenario.session_len,
     )
     needed = scenario.pages * page_format.bytes_per_page + step.total
-    free = free_memory(decoder.device)
+    free = part_of_memory(free_memory(decoder.device), decoder.device, subject.ranks)
     if needed > free:
         return f"takes {human_bytes(needed)}, {human_bytes(free)} are free"
     return None

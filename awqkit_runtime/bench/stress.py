@@ -19,7 +19,6 @@ from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
 from awqkit_runtime.config import EngineConfig, TokenCount
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.request import Completion
-from awqkit_runtime.models.decoder import Decoder
 
 #: Tokens of the longest request; a model may take fewer.
 SESSION_LEN = 300
@@ -70,7 +69,7 @@ def run_stress(subject: Subject, *, count: int, compare: int, seed: int = 0) -> 
 
     They are deterministic where something is compared.
     """
-    config = _config(subject.decoder, deterministic=compare > 0)
+    config = _config(subject, deterministic=compare > 0)
     rng = Random(seed)
     engine = subject.engine(config)
     start = time.perf_counter()
@@ -104,7 +103,8 @@ def run_stress(subject: Subject, *, count: int, compare: int, seed: int = 0) -> 
     )
 
 
-def _config(decoder: Decoder, *, deterministic: bool) -> EngineConfig:
+def _config(subject: Subject, *, deterministic: bool) -> EngineConfig:
+    decoder = subject.decoder
     pages = pages_for(decoder.session_len) + _SPARE_PAGES
     return EngineConfig(
         device=decoder.device,
@@ -112,6 +112,7 @@ def _config(decoder: Decoder, *, deterministic: bool) -> EngineConfig:
         max_batch_size=_BATCH,
         max_prefill_tokens=_STEP_TOKENS,
         deterministic=deterministic,
+        tp=subject.ranks,
     )
 
 

@@ -9,9 +9,9 @@ import click
 
 from awqkit_runtime.bench.scenarios import SCENARIOS, default_scenarios
 from awqkit_runtime.commands import bench_report
-from awqkit_runtime.commands.bench_stress import run_stress, subject_options
+from awqkit_runtime.commands.bench_stress import run_stress
 from awqkit_runtime.commands.console import paragraph_errors, working
-from awqkit_runtime.commands.options import loading_options
+from awqkit_runtime.commands.options import engine_settings, loading_options, tp_option
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import OutputError
 
@@ -69,6 +69,7 @@ _NAMES = [scenario.name for scenario in SCENARIOS]
     metavar="FILE",
     help="Write the figures, with machine, commit and command.",
 )
+@tp_option
 @loading_options
 @paragraph_errors
 def bench(
@@ -111,8 +112,9 @@ def _time_scenarios(
     from awqkit_runtime.bench.runs import measure_speed, run_scenarios
     from awqkit_runtime.bench.subject import load_subject
 
+    config = EngineConfig(**engine_settings(options))
     with working(f"Loading {model}"):
-        subject = load_subject(model, **subject_options(options))
+        subject = load_subject(model, config, random_weights=options["random_weights"])
     decoder = subject.decoder
     chosen = [scenario for scenario in SCENARIOS if scenario.name in names]
     chosen = chosen or [*default_scenarios(decoder.device.type)]
@@ -120,12 +122,10 @@ def _time_scenarios(
     with working("Measuring the machine"):
         speed = measure_speed(decoder)
     with working("Timing"):
-        rows = list(
-            run_scenarios(
-                decoder, subject.is_packed, chosen, speed, seconds=seconds, step_tokens=step_tokens
-            )
-        )
+        rows = list(run_scenarios(subject, chosen, speed, seconds=seconds, step_tokens=step_tokens))
     bench_report.show_table(speed, rows)
     weights = "random" if options["random_weights"] else "checkpoint"
-    figures = bench_report.scenario_figures(speed, rows, step_tokens=step_tokens, weights=weights)
+    figures = bench_report.scenario_figures(
+        speed, rows, step_tokens=step_tokens, weights=weights, ranks=subject.ranks
+    )
     return bench_report.as_document(model, decoder.device, figures)

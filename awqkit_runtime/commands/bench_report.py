@@ -77,13 +77,14 @@ def as_document(model: str, device: torch.device, figures: dict[str, Any]) -> di
 
 
 def scenario_figures(
-    speed: Speed, rows: list[Result | Skipped], *, step_tokens: int, weights: str
+    speed: Speed, rows: list[Result | Skipped], *, step_tokens: int, weights: str, ranks: int
 ) -> dict[str, Any]:
     """weights: "checkpoint" or "random"."""
     from awqkit_runtime.bench.runs import Skipped
 
     return {
         "weights": weights,
+        "tp": ranks,
         "max_prefill_tokens": step_tokens,
         "bandwidth_gb_per_s": speed.bandwidth / 1e9,
         "giga_operations_per_s": speed.multiply_rate / 1e9,

@@ -9,19 +9,15 @@ import click
 
 from awqkit_runtime.commands.bench_report import as_document
 from awqkit_runtime.commands.console import working
+from awqkit_runtime.commands.options import engine_settings
+from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import StressError
 
 if TYPE_CHECKING:
     from awqkit_runtime.bench.stress import StressReport
 
-_SUBJECT_OPTIONS = ("model_format", "device", "dtype", "random_weights")
 #: Answers that are asked for again.
 _COMPARED = 200
-
-
-def subject_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's options those that say what model is run."""
-    return {name: options[name] for name in _SUBJECT_OPTIONS}
 
 
 def run_stress(
@@ -31,8 +27,14 @@ def run_stress(
     from awqkit_runtime.bench import stress
     from awqkit_runtime.bench.subject import load_subject
 
+    config = EngineConfig(**engine_settings(options), deterministic=deterministic)
     with working(f"Loading {model}"):
-        subject = load_subject(model, session_len=stress.SESSION_LEN, **subject_options(options))
+        subject = load_subject(
+            model,
+            config,
+            random_weights=options["random_weights"],
+            longest=stress.SESSION_LEN,
+        )
     with working(f"Serving {requests:,} requests"):
         report = stress.run_stress(
             subject, count=requests, compare=_COMPARED if deterministic else 0

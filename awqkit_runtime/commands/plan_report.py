@@ -59,13 +59,13 @@ def _alternative(
     lacking = None
     try:
         plan = plan_memory(
-            size.config, weights=weights, memory=memory, engine=engine, placement=placement
+            size.local, weights=weights, memory=memory, engine=engine, placement=placement
         )
     except DoesNotFit as error:
         lacking = error.lacking
     except ConfigError:
         lacking = "no such cache"
-    page_format = PageFormat.for_policy(size.config, engine.policy, placement.dtype)
+    page_format = PageFormat.for_policy(size.local, engine.policy, placement.dtype)
     return Alternative(
         form=size.form,
         quant_policy=engine.policy,
@@ -77,11 +77,12 @@ def _alternative(
 
 
 def show_comparison(
-    alternatives: Sequence[Alternative], room: Room, session_len: int, dtype: str
+    alternatives: Sequence[Alternative], room: Room, session_len: int, dtype: str, ranks: int
 ) -> None:
     """Print how many tokens and sessions fit with each form and policy."""
     where = f"{human_bytes(room.memory)} ({room.origin}, {room.device.type})"
-    title = f"What fits into {where}, in sessions of {session_len:,} tokens"
+    each = "" if ranks == 1 else f" on each of {ranks} ranks"
+    title = f"What fits into {where}{each}, in sessions of {session_len:,} tokens"
     table = _table(title)
     for column in ("weights", "size", "policy", "a token", "cache", "tokens", "sessions"):
         table.add_column(column, justify="left" if column == "weights" else "right", no_wrap=True)

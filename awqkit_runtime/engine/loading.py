@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
 from awqkit_runtime.engine.grammar import GrammarCompiler
 from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.parallel.loading import load_shared, part_of_memory
+from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
@@ -65,17 +68,21 @@ def read_model_text(checkpoint: Checkpoint) -> ModelText:
 
 
 def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
-    """Where the memory that is free now will go; DoesNotFit, ConfigError where it is not enough."""
+    """Where the memory that is free now will go, of each rank where several share the model.
+
+    DoesNotFit, ConfigError where it is not enough.
+    """
     device = config.torch_device()
+    local = shard_config(checkpoint.config, config.tp)
     placement = Placement(
         device=device,
-        dtype=resolve_dtype(checkpoint.config, config.dtype),
+        dtype=resolve_dtype(local, config.dtype),
         has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
     )
     return plan_memory(
-        checkpoint.config,
-        weights=loaded_bytes(checkpoint.config, checkpoint.is_quantized, placement),
-        memory=free_memory(device),
+        local,
+        weights=loaded_bytes(local, checkpoint.is_quantized, placement),
+        memory=part_of_memory(free_memory(device), device, config.tp),
         engine=config,
         placement=placement,
     )
@@ -96,14 +103,25 @@ def load_engine(
     if announce is not None:
         announce(plan)
     text = read_model_text(checkpoint)
-    decoder = load_decoder(
-        checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
-    )
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None
         if tokenizer is None
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
-    engine = Engine(decoder, tokenizer or NoText(), config, stop_token_ids=stops, grammars=grammars)
-    return engine, text
+    around = partial(
+        Engine,
+        tokenizer=tokenizer or NoText(),
+        config=config,
+        stop_token_ids=stops,
+        grammars=grammars,
+    )
+    if config.tp > 1:
+        shared = load_shared(checkpoint, config)
+        new_runner = partial(shared.new_runner, quant_policy=config.policy)
+        engine = around(shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
+        return engine, text
+    decoder = load_decoder(
+        checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
+    )
+    return around(decoder), text

@@ -57,6 +57,7 @@ ARROWS = {
         "awqkit_runtime.cache",
         "awqkit_runtime.errors",
         "awqkit_runtime.config",
+        "awqkit_runtime.openmp",
         "awqkit_runtime.units",
     },
     "awqkit_runtime.serve": {

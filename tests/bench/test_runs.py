@@ -17,6 +17,7 @@ from awqkit_runtime.bench.runs import (
     run_scenarios,
 )
 from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
 from awqkit_runtime.config import QUANT_POLICIES, QuantPolicy
 from awqkit_runtime.engine.runner import Runner
@@ -33,10 +34,14 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_decoder(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
+def subject(decoder: Decoder) -> Subject:
+    return Subject(decoder=decoder, is_packed=lambda name: False)
+
+
 def run(
     decoder: Decoder, *scenarios: Scenario, speed: Speed = FAST, seconds: float = 1.0
 ) -> list[Result | Skipped]:
-    return list(run_scenarios(decoder, lambda name: False, scenarios, speed, seconds=seconds))
+    return list(run_scenarios(subject(decoder), scenarios, speed, seconds=seconds))
 
 
 @pytest.mark.parametrize("policy", QUANT_POLICIES)
@@ -44,7 +49,7 @@ def test_a_call_gives_the_next_token_of_each_sequence(
     decoder: Decoder, policy: QuantPolicy
 ) -> None:
     scenario = Scenario(name="test", batch=3, new_tokens=2, context=70, quant_policy=policy)
-    call = prepare_work(decoder, scenario, 100)
+    call = prepare_work(subject(decoder), scenario, 100)
     tokens = [token.token_id for token in call()]
     assert len(tokens) == 3
     assert tokens == [token.token_id for token in call()]
@@ -62,10 +67,10 @@ def test_prompts_are_read_in_steps_as_the_engine_does(
 
     monkeypatch.setattr(Runner, "run", noted)
     scenario = Scenario(name="test", batch=2, new_tokens=70, context=0)
-    at_once = prepare_work(decoder, scenario, 1000)()
+    at_once = prepare_work(subject(decoder), scenario, 1000)()
     assert steps == [[(0, 0, 70, True), (1, 0, 70, True)]]
     steps.clear()
-    split = prepare_work(decoder, scenario, 50)()
+    split = prepare_work(subject(decoder), scenario, 50)()
     assert steps == [
         [(0, 0, 50, False)],
         [(0, 50, 20, True), (1, 0, 30, False)],

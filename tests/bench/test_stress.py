@@ -19,7 +19,7 @@ from tests.engine.fakes import OneLayerDecoder, make_engine
 
 def stress(count: int, *, compare: int = 0, seed: int = 0, session_len: int = 160) -> StressReport:
     decoder: Any = OneLayerDecoder(session_len=session_len)
-    subject = Subject(decoder=decoder, is_packed=lambda name: False, text=None)
+    subject = Subject(decoder=decoder, is_packed=lambda name: False)
     return run_stress(subject, count=count, compare=compare, seed=seed)
 
 

@@ -20,7 +20,7 @@ from awqkit_runtime.engine.loading import load_engine
 from awqkit_runtime.engine.plan import MemoryPlan
 from awqkit_runtime.engine.request import RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.errors import AwqkitError, NumericsError, RequestError
+from awqkit_runtime.errors import AwqkitError, NumericsError, RankError, RequestError
 from awqkit_runtime.serve.worker.mailbox import Mailbox
 from awqkit_runtime.serve.worker.messages import (
     Abort,
@@ -59,7 +59,11 @@ def main(descriptor: int) -> int:
             total_pages=stats.total_pages,
         )
     )
-    Worker(engine, mailbox).serve()
+    try:
+        Worker(engine, mailbox).serve()
+    except RankError as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     return 0
 
 
