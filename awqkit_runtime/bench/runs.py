@@ -17,8 +17,7 @@ from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
-from awqkit_runtime.engine.memory import free_memory
-from awqkit_runtime.engine.parallel.loading import part_of_memory
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
 from awqkit_runtime.engine.workspace import workspace
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.units import human_bytes

@@ -13,8 +13,8 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
 from awqkit_runtime.engine.grammar import GrammarCompiler
-from awqkit_runtime.engine.memory import free_memory
-from awqkit_runtime.engine.parallel.loading import load_shared, part_of_memory
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
+from awqkit_runtime.engine.parallel.loading import load_shared
 from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams

@@ -23,6 +23,11 @@ def free_memory(device: torch.device) -> int:
     return min(bounds)
 
 
+def part_of_memory(free: int, device: torch.device, ranks: int) -> int:
+    """Bytes of `free` that one rank may use: of a CPU's memory all of them have their part."""
+    return free // ranks if device.type == "cpu" else free
+
+
 def cache_pages(
     config: EngineConfig,
     page_format: PageFormat,

@@ -137,10 +137,25 @@ def test_a_broken_promise_ends_with_an_error(model: Path, monkeypatch: pytest.Mo
     assert "Request 0 took 9 steps, 8 were allowed." in result.stderr
 
 
+@pytest.mark.slow
+def test_two_ranks_are_timed_and_stressed(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    arguments = ("--scenario", "batch-1", "--seconds", "5", "--json", out)
+    result = bench(model, "--tp", "2", *arguments)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(out.read_text())
+    assert document["tp"] == 2 and document["results"][0]["ms"] > 0
+    result = bench(model, "--tp", "2", "--stress", "30")
+    assert result.exit_code == 0 and "30 requests" in result.stdout
+
+
 def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert bench().exit_code == 2
     assert bench(model, "--scenario", "batch-7").exit_code == 2
     assert bench(model, "--seconds", "0").exit_code == 2
+    random = bench(model, "--random-weights", "--tp", "2")
+    assert random.exit_code == 1 and "--tp is 2" in random.stderr
+    assert bench(model, "--stress", "3", "--tp", "2", "--deterministic").exit_code == 1
     assert bench(tmp_path / "missing").exit_code == 1
     folder = bench(model, "--json", tmp_path)
     assert folder.exit_code == 1 and "is a folder" in folder.stderr

@@ -10,7 +10,7 @@ import torch
 from awqkit.checkpoint import Checkpoint
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig, QuantPolicy
-from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
 from awqkit_runtime.engine.parallel.decoder import load_share
 from awqkit_runtime.engine.parallel.runner import LeadingRunner
 from awqkit_runtime.engine.parallel.shares import Share, require_shares
@@ -75,8 +75,3 @@ def first_device(config: EngineConfig) -> torch.device:
     """Rank 0's."""
     device = config.torch_device()
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
-
-
-def part_of_memory(free: int, device: torch.device, ranks: int) -> int:
-    """Bytes of `free` that one rank may use: of a CPU's memory all of them have their part."""
-    return free // ranks if device.type == "cpu" else free
