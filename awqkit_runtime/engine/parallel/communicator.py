@@ -16,6 +16,11 @@ LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(seconds=120)
 
 
+def arrival_key(rank: int) -> str:
+    """Under which a rank that is about to connect leaves word in the store."""
+    return f"rank {rank} is here"
+
+
 class Communicator:
     """Connects a rank with the others, which connect at the same time through the same store.
 

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from typing import BinaryIO
 
 import torch
@@ -21,7 +22,12 @@ from awqkit.checkpoint import open_checkpoint
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.memory import free_memory
-from awqkit_runtime.engine.parallel.communicator import LOOPBACK, PATIENCE, Communicator
+from awqkit_runtime.engine.parallel.communicator import (
+    LOOPBACK,
+    PATIENCE,
+    Communicator,
+    arrival_key,
+)
 from awqkit_runtime.engine.parallel.decoder import load_share
 from awqkit_runtime.engine.parallel.messages import Assignment, NewCache, read_assignment, receive
 from awqkit_runtime.engine.parallel.noise import fill_with_noise
@@ -29,6 +35,8 @@ from awqkit_runtime.engine.parallel.shares import Share
 from awqkit_runtime.engine.runner import Runner, StepInputs
 from awqkit_runtime.errors import AwqkitError
 from awqkit_runtime.models.decoder import Decoder
+
+_SECONDS_TO_LISTEN = 1.0
 
 Messages = queue.SimpleQueue[NewCache | StepInputs]
 
@@ -44,6 +52,10 @@ def main() -> int:
     except AwqkitError as error:
         print(f"Rank {assignment.rank}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except RuntimeError:
+        # Where the reason is that rank 0 is gone, the listener ends the process meanwhile.
+        time.sleep(_SECONDS_TO_LISTEN)
+        raise
     return 0
 
 
@@ -59,6 +71,7 @@ def _load(assignment: Assignment) -> Decoder:
     share = Share(rank=assignment.rank, ranks=assignment.ranks)
     device = torch.device(assignment.device)
     store = dist.TCPStore(LOOPBACK, assignment.port, timeout=PATIENCE)
+    store.set(arrival_key(share.rank), "")
     communicator = Communicator(store, share, device)
     decoder = load_share(
         open_checkpoint(assignment.model, model_format=assignment.model_format),

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,7 +15,12 @@ import torch
 import torch.distributed as dist
 
 from awqkit_runtime.config import EngineConfig
-from awqkit_runtime.engine.parallel.communicator import LOOPBACK, PATIENCE, Communicator
+from awqkit_runtime.engine.parallel.communicator import (
+    LOOPBACK,
+    PATIENCE,
+    Communicator,
+    arrival_key,
+)
 from awqkit_runtime.engine.parallel.messages import Assignment, NewCache, encode, send_assignment
 from awqkit_runtime.engine.parallel.shares import Share
 from awqkit_runtime.engine.runner import StepInputs
@@ -61,6 +67,7 @@ class Team:
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
         torch.set_num_threads(threads)
         try:
+            self._await(store)
             self._communicator = Communicator(store, Share(rank=0, ranks=self.ranks), device)
         except RuntimeError as error:
             self.raise_if_ended(error)
@@ -76,6 +83,17 @@ class Team:
     def pids(self) -> list[int]:
         """Of ranks 1, 2, …"""
         return [process.pid for process in self._processes]
+
+    def _await(self, store: dist.Store) -> None:
+        """Returns when all are about to connect; RuntimeError when one has ended, or none comes."""
+        deadline = time.monotonic() + PATIENCE.total_seconds()
+        expected = [arrival_key(rank) for rank in range(1, self.ranks)]
+        while not store.check(expected):
+            if any(process.poll() is not None for process in self._processes):
+                raise RuntimeError("a rank has ended before it was there")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not all of the {self.ranks} ranks came within {PATIENCE}")
+            time.sleep(0.02)
 
     def tell(self, message: NewCache | StepInputs) -> None:
         """RankError when a rank is gone."""
@@ -110,10 +128,8 @@ class Team:
             return
         self._closing = True
         for process in self._processes:
-            try:
+            with suppress(OSError):  # Gone already, and what was left to write with it.
                 _input(process).close()
-            except OSError:  # It is gone already, and what was left to write with it.
-                continue
         _wait(self._processes)
         torch.set_num_threads(self._threads)
 
@@ -145,7 +161,8 @@ def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", "awqkit_runtime.engine.parallel.follower"], stdin=subprocess.PIPE
     )
-    send_assignment(_input(process), assignment)
+    with suppress(OSError):  # Of a process that has ended already, as its code will tell.
+        send_assignment(_input(process), assignment)
     return process
 
 

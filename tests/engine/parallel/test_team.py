@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,15 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     send_assignment(process.stdin, replace(ASSIGNMENT, port=store.port))
     process.stdin.close()
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_rank_that_cannot_load_ends_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, not when the time for which ranks wait for each other is over."""
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RankError, match="Rank 1 of 2 has ended with code 1"):
+        load_engine(folder, EngineConfig(device="cpu", tp=2))
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
