@@ -24,8 +24,19 @@ DTYPES: dict[str, torch.dtype] = {
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", re.IGNORECASE)
+_TOKENS = re.compile(r"\s*(\d+)\s*tok(ens)?\s*", re.IGNORECASE)
 #: A smaller absolute cache is a mistyped unit, not a wish.
 _SMALLEST_CACHE = 2**16
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """A size in tokens of all sequences together; written as 32768tok."""
+
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens}tok"
 
 
 def parse_size(text: str) -> int:
@@ -95,10 +106,11 @@ class EngineConfig:
 
     #: 0: cache in the model's dtype; 8: int8; 4: int4; "k8v4": int8 keys and int4 values.
     quant_policy: int | str = 0
-    #: Cache size: a share in (0, 1] of the memory that is free after the weights,
-    #: or an absolute size ("8GiB", or a whole number of bytes).
-    cache_max_entry_count: float | int | str = 0.8
-    #: Tensor parallelism: number of devices.
+    #: Cache size: a share in (0, 1] of the memory that is free after the weights, an absolute size
+    #: ("8GiB", or a whole number of bytes), or the tokens that it holds ("32768tok").
+    cache_max_entry_count: float | int | str | TokenCount = 0.8
+    #: Tensor parallelism: processes that share the model, each with a GPU of its own, or a share
+    #: of the CPU.
     tp: int = 1
     device: str | torch.device = "auto"
     #: "auto" is the dtype that the checkpoint names.
@@ -123,9 +135,10 @@ class EngineConfig:
         self._set("dtype", parse_dtype(self.dtype))
         self._set("device", parse_device(self.device))
         _require_positive("tp", self.tp)
-        if self.tp != 1:
+        if self.tp > 1 and self.deterministic:
             raise ConfigError(
-                f"tp is {self.tp}; this version runs a model on one device. Use tp=1."
+                f"tp is {self.tp}, but a deterministic engine runs on one device. Use tp=1, or "
+                "deterministic=False."
             )
         for name in ("session_len", "max_batch_size"):
             if getattr(self, name) is not None:
@@ -157,21 +170,29 @@ class EngineConfig:
             return self.max_batch_size
         return 128 if device.type == "cuda" else 16
 
-    def cache_bytes(self, free_bytes: int) -> int:
+    @property
+    def cache_size(self) -> float | int | TokenCount:
+        """cache_max_entry_count, normalised: a share, bytes or tokens."""
+        return cast(float | int | TokenCount, self.cache_max_entry_count)
+
+    def cache_bytes(self, free_bytes: int, *, page_tokens: int, page_bytes: int) -> int:
         """Bytes that the cache may take where free_bytes are free after loading the weights.
 
-        ConfigError when an absolute size asks for more than there is.
+        The cache has pages of page_tokens tokens and page_bytes bytes; tokens are asked for in
+        whole ones. ConfigError when an absolute size asks for more than there is.
         """
-        size = self.cache_max_entry_count
+        size = self.cache_size
         if isinstance(size, float):
             return int(free_bytes * size)
-        if int(size) > free_bytes:
+        if isinstance(size, TokenCount):
+            size = -(-size.tokens // page_tokens) * page_bytes
+        if size > free_bytes:
             raise ConfigError(
-                f"cache_max_entry_count asks for {int(size) / 2**30:.2f} GiB, but only "
+                f"cache_max_entry_count asks for {size / 2**30:.2f} GiB, but only "
                 f"{free_bytes / 2**30:.2f} GiB are free after the weights; ask for less, "
                 "or give a share such as 0.8."
             )
-        return int(size)
+        return size
 
 
 def _require_positive(name: str, value: object) -> None:
@@ -179,20 +200,27 @@ def _require_positive(name: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number from 1 on.")
 
 
-def _parse_cache_size(value: object) -> float | int:
-    """A share as float, an absolute size in bytes as int."""
+def _parse_cache_size(value: object) -> float | int | TokenCount:
+    """A share as float, an absolute size in bytes as int, or tokens."""
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = parse_size(value)  # type: ignore[arg-type]
+        tokens = _TOKENS.fullmatch(value)
+        value = TokenCount(int(tokens[1])) if tokens else _share_or_bytes(value)
+    if isinstance(value, TokenCount) and value.tokens > 0:
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         if 0 < value <= 1:
             return float(value)
         if _SMALLEST_CACHE <= value < math.inf and value == int(value):
             return int(value)
     raise ConfigError(
-        f"cache_max_entry_count is {value!r}; it must be a share in (0, 1] of the memory that is "
-        f"free after the weights, or an absolute size such as '8GiB', of at least "
-        f"{_SMALLEST_CACHE} bytes."
+        f"cache_max_entry_count is {str(value)!r}; it must be a share in (0, 1] of the memory that "
+        f"is free after the weights, a size such as '8GiB', of at least {_SMALLEST_CACHE} bytes, "
+        "or a number of tokens such as '32768tok'."
     )
+
+
+def _share_or_bytes(text: str) -> float | int:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_size(text)

@@ -29,6 +29,14 @@ class ServerError(AwqkitError):
     """A server that cannot be reached, refuses a request or breaks off an answer."""
 
 
+class StressError(AwqkitError):
+    """An engine under load did not keep what it promises."""
+
+
+class RankError(AwqkitError):
+    """One of the processes that share a model is gone."""
+
+
 class OutOfMemoryError(AwqkitError):
     """Weights, workspace or cache do not fit into the memory there is."""
 
@@ -41,8 +49,10 @@ __all__ = [
     "NumericsError",
     "OutOfMemoryError",
     "OutputError",
+    "RankError",
     "RequestError",
     "ServerError",
+    "StressError",
     "TextError",
     "UnsupportedModelError",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.config import EngineConfig, TokenCount
 from awqkit_runtime.engine.dispatcher import Dispatcher
 from awqkit_runtime.engine.engine import EngineStats
 from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.plan import MemoryPlan
 from awqkit_runtime.engine.request import Completion, RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import RequestError
@@ -39,7 +40,7 @@ class LLM:
         path: str | Path,
         *,
         quant_policy: int | str = EngineConfig.quant_policy,
-        cache_max_entry_count: float | int | str = EngineConfig.cache_max_entry_count,
+        cache_max_entry_count: float | int | str | TokenCount = EngineConfig.cache_max_entry_count,
         tp: int = EngineConfig.tp,
         device: str | torch.device = EngineConfig.device,
         dtype: str | torch.dtype = EngineConfig.dtype,
@@ -50,7 +51,9 @@ class LLM:
         model_format: str = EngineConfig.model_format,
         deterministic: bool = EngineConfig.deterministic,
         seed: int | None = EngineConfig.seed,
+        announce: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
+        """announce: is told where the memory will go, before anything is loaded."""
         self.config = EngineConfig(
             quant_policy=quant_policy,
             cache_max_entry_count=cache_max_entry_count,
@@ -65,7 +68,7 @@ class LLM:
             deterministic=deterministic,
             seed=seed,
         )
-        engine, self._text = load_engine(path, self.config)
+        engine, self._text = load_engine(path, self.config, announce=announce)
         #: What chat() uses where the caller says nothing.
         self.chat_defaults = self._text.chat_defaults
         self._dispatcher: Dispatcher | None = Dispatcher(engine)

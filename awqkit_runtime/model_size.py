@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from awqkit.checkpoint.hub import resolve_source
 from awqkit.checkpoint.json_file import read_json_object
 from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.footprint import loaded_bytes, packable
 from awqkit_runtime.models.loader import resolve_dtype
@@ -32,16 +33,22 @@ class ModelSize:
     is_packed: Callable[[str], bool]
     #: From config.json alone, as there are no weights.
     estimated: bool
+    #: Processes that share it.
+    ranks: int = 1
+
+    @property
+    def local(self) -> DecoderConfig:
+        """The decoder that each rank runs; ConfigError where so many cannot share the model."""
+        return shard_config(self.config, self.ranks)
 
     def weights(self, placement: Placement) -> int:
-        """Bytes of the loaded weights."""
-        return loaded_bytes(self.config, self.is_packed, placement)
+        """Bytes of the loaded weights, of one rank."""
+        return loaded_bytes(self.local, self.is_packed, placement)
 
     def other_form(self) -> ModelSize:
         """The same model quantized, or as it was before."""
-        if self.form == "int4":
-            return _size_of(self.config, "dense")
-        return _size_of(self.config, "int4")
+        other: WeightForm = "dense" if self.form == "int4" else "int4"
+        return replace(_size_of(self.config, other), ranks=self.ranks)
 
 
 def read_model_size(source: str | Path, model_format: str = "auto") -> ModelSize:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from awqkit_runtime.config import EngineConfig, parse_size
-from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
 from awqkit_runtime.errors import ConfigError
 
 #: Less than this is a mistyped unit.
@@ -25,14 +25,15 @@ class Room:
 
 
 def find_room(memory: str | None, engine: EngineConfig) -> Room:
-    """What is free on the engine's device, or the memory of a card that need not be here.
+    """What a rank has of the memory free on its device, or that of a card that need not be here.
 
     memory: such as "24GiB"; the device is then a GPU unless the engine's settings name another.
     ConfigError for a size that makes no sense, or a device that this machine lacks.
     """
     if memory is None:
         device = engine.torch_device()
-        return Room(memory=free_memory(device), device=device, origin="free on this machine now")
+        free = part_of_memory(free_memory(device), device, engine.tp)
+        return Room(memory=free, device=device, origin="free on this machine now")
     size = parse_size(memory)
     if size < _SMALLEST_MEMORY:
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from awqkit_runtime.config import EngineConfig, parse_size, resolve_device
+from awqkit_runtime.config import EngineConfig, TokenCount, parse_size, resolve_device
 from awqkit_runtime.errors import AwqkitError, ConfigError
 
 GIB = 2**30
@@ -31,15 +31,21 @@ def test_policies_are_normalised(given: Any, policy: Any) -> None:
         ("500 MB", GIB, 500_000_000),
         ("1.5gib", 2 * GIB, 3 * GIB // 2),
         (2**20, GIB, 2**20),
+        ("6400tok", GIB, 100_000),
+        ("65 Tokens", GIB, 2_000),
+        (TokenCount(64), GIB, 1_000),
     ],
 )
 def test_the_cache_takes_a_share_or_a_size(given: Any, free: int, expected: int) -> None:
-    assert EngineConfig(cache_max_entry_count=given).cache_bytes(free) == expected
+    config = EngineConfig(cache_max_entry_count=given)
+    assert config.cache_bytes(free, page_tokens=64, page_bytes=1000) == expected
 
 
 def test_a_size_beyond_the_free_memory_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"8\.00 GiB, but only 2\.00 GiB are free"):
-        EngineConfig(cache_max_entry_count="8GiB").cache_bytes(2 * GIB)
+        EngineConfig(cache_max_entry_count="8GiB").cache_bytes(
+            2 * GIB, page_tokens=64, page_bytes=1000
+        )
 
 
 @pytest.mark.parametrize(
@@ -48,13 +54,14 @@ def test_a_size_beyond_the_free_memory_is_refused() -> None:
         ({"quant_policy": 5}, "quant_policy is 5"),
         ({"quant_policy": True}, "quant_policy is True"),
         ({"quant_policy": 8.0}, "quant_policy is 8.0"),
-        ({"cache_max_entry_count": 0}, "cache_max_entry_count is 0"),
-        ({"cache_max_entry_count": 1.5}, "cache_max_entry_count is 1.5"),
-        ({"cache_max_entry_count": "8"}, "such as '8GiB'"),
-        ({"cache_max_entry_count": "nan"}, "cache_max_entry_count is nan"),
-        ({"cache_max_entry_count": "inf"}, "cache_max_entry_count is inf"),
+        ({"cache_max_entry_count": 0}, "cache_max_entry_count is '0'"),
+        ({"cache_max_entry_count": 1.5}, "cache_max_entry_count is '1.5'"),
+        ({"cache_max_entry_count": "8"}, "such as '32768tok'"),
+        ({"cache_max_entry_count": "0tok"}, "cache_max_entry_count is '0tok'"),
+        ({"cache_max_entry_count": "nan"}, "cache_max_entry_count is 'nan'"),
+        ({"cache_max_entry_count": "inf"}, "cache_max_entry_count is 'inf'"),
         ({"cache_max_entry_count": "much"}, "'much' is not a size"),
-        ({"tp": 2}, "Use tp=1"),
+        ({"tp": 2, "deterministic": True}, "Use tp=1"),
         ({"tp": 0}, "tp is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"dtype": torch.int8}, "dtype is torch.int8"),

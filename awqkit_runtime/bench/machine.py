@@ -11,25 +11,26 @@ import torch
 
 from awqkit_runtime.bench.timing import time_calls
 
-#: More than any processor's caches.
-_READ_BYTES = 2**28
-_MATRIX = 2048
-_ROWS = 512
+#: More than the caches of any processor, and of any GPU.
+_READ_BYTES = {"cpu": 2**28, "cuda": 2**32}
+#: Rows of one factor of a product, and rows and columns of the other: what keeps either busy.
+_PRODUCT = {"cpu": (512, 2048), "cuda": (8192, 8192)}
 _SECONDS = 1.0
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second that a sum over a large array reads, at its best."""
-    array = torch.ones(_READ_BYTES // 4, device=device)
+    array = torch.ones(_READ_BYTES[device.type] // 4, device=device)
     return array.nbytes / min(time_calls(array.sum, device, seconds=_SECONDS))
 
 
 def multiply_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Multiplications and adds per second of torch's matrix product, at its best."""
-    rows = torch.ones(_ROWS, _MATRIX, device=device, dtype=dtype)
-    matrix = torch.ones(_MATRIX, _MATRIX, device=device, dtype=dtype)
+    height, width = _PRODUCT[device.type]
+    rows = torch.randn(height, width, device=device, dtype=dtype)
+    matrix = torch.randn(width, width, device=device, dtype=dtype)
     best = min(time_calls(lambda: rows @ matrix, device, seconds=_SECONDS))
-    return 2 * _ROWS * _MATRIX**2 / best
+    return 2 * height * width**2 / best
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:

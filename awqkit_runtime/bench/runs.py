@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -11,15 +11,13 @@ from typing import Literal
 import torch
 
 from awqkit_runtime.bench.machine import multiply_rate, read_bandwidth
+from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.scenarios import Scenario, Work, work_of
+from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
-from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.engine.memory import free_memory
-from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.runner import Runner
-from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
 from awqkit_runtime.engine.workspace import workspace
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.units import human_bytes
@@ -63,36 +61,41 @@ class Skipped:
 
 
 def measure_speed(decoder: Decoder) -> Speed:
-    """Of the decoder's device, multiplying in the type of its activations."""
+    """Of the decoder's device, multiplying in the faster of its activations' type and BF16."""
+    dtypes = {decoder.placement.activation_dtype, torch.bfloat16}
     return Speed(
         bandwidth=read_bandwidth(decoder.device),
-        multiply_rate=multiply_rate(decoder.device, decoder.placement.activation_dtype),
+        multiply_rate=max(multiply_rate(decoder.device, dtype) for dtype in dtypes),
     )
 
 
 def run_scenarios(
-    decoder: Decoder,
-    is_packed: Callable[[str], bool],
+    subject: Subject,
     scenarios: Sequence[Scenario],
     speed: Speed,
     *,
     seconds: float,
+    step_tokens: int = EngineConfig.max_prefill_tokens,
 ) -> Iterator[Result | Skipped]:
     """Yield what came of each scenario, as it comes; they share `seconds` evenly.
 
-    is_packed: which linears of the decoder are kept in 4 bits.
+    step_tokens: new tokens of one step; prompts that are longer together take several. Where
+    ranks share the model, limits are those of a rank.
     """
+    decoder = subject.decoder
     deadline = time.perf_counter() + seconds
     for index, scenario in enumerate(scenarios):
         left = deadline - time.perf_counter()
-        work = work_of(scenario, decoder.config, is_packed, decoder.placement)
+        if decoder.device.type == "cuda":
+            torch.cuda.empty_cache()  # What the last scenario took counts as free again.
+        work = work_of(scenario, decoder.config, subject.is_packed, decoder.placement)
         limit, limited_by = speed.limit(work)
-        reason = _reason_to_skip(decoder, scenario) or _too_slow(limit, left)
+        reason = _reason_to_skip(subject, scenario, step_tokens) or _too_slow(limit, left)
         if reason:
             yield Skipped(scenario=scenario, reason=reason)
             continue
-        step = prepare_step(decoder, scenario)
-        times = time_calls(step, decoder.device, seconds=left / (len(scenarios) - index))
+        share = left / (len(scenarios) - index)
+        times = _time(subject, scenario, step_tokens, seconds=share)
         yield Result(
             scenario=scenario,
             seconds=median(times),
@@ -103,58 +106,26 @@ def run_scenarios(
         )
 
 
-def prepare_step(decoder: Decoder, scenario: Scenario) -> Callable[[], torch.Tensor]:
-    """A call that computes the scenario's step: random tokens over random keys and values."""
-    page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
-    pool = PagePool(page_format, scenario.pages, decoder.device)
-    _fill(pool)
-    generator = torch.Generator().manual_seed(0)
-    per_sequence = pages_for(scenario.session_len)
-    chunks = []
-    for number in range(scenario.batch):
-        tokens = torch.randint(
-            decoder.config.vocab_size, (scenario.session_len,), generator=generator
-        )
-        request = Request(
-            request_id=number,
-            prompt_token_ids=tuple(tokens.tolist()),
-            params=SamplingParams(),
-            seed=0,
-            stop_token_ids=frozenset(),
-            max_output=1,
-        )
-        request.pages = list(range(number * per_sequence, (number + 1) * per_sequence))
-        chunks.append(
-            Chunk(request=request, start=scenario.context, length=scenario.new_tokens, samples=True)
-        )
-    runner = Runner(decoder, pool)
-    return lambda: runner.run(chunks)
+def _time(subject: Subject, scenario: Scenario, step_tokens: int, *, seconds: float) -> list[float]:
+    """Seconds of each call."""
+    call = prepare_work(subject, scenario, step_tokens)
+    return time_calls(call, subject.decoder.device, seconds=seconds)
 
 
-def _fill(pool: PagePool) -> None:
-    """Every page gets the same random keys and values."""
-    format = pool.format
-    shape = (PAGE_TOKENS, format.num_kv_heads, format.head_dim)
-    k, v = (torch.randn(shape, device=pool.device) for _ in range(2))
-    offsets = torch.arange(PAGE_TOKENS, device=pool.device)
-    for layer in range(format.num_layers):
-        for page in range(pool.num_pages):
-            pool.append(layer, k, v, page * PAGE_TOKENS + offsets)
-
-
-def _reason_to_skip(decoder: Decoder, scenario: Scenario) -> str | None:
+def _reason_to_skip(subject: Subject, scenario: Scenario, step_tokens: int) -> str | None:
+    decoder = subject.decoder
     if scenario.session_len > decoder.session_len:
         return f"{scenario.session_len} tokens, the model takes {decoder.session_len}"
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
     step = workspace(
         decoder.config,
         decoder.placement,
-        step_tokens=scenario.batch * scenario.new_tokens,
+        step_tokens=max(step_tokens, scenario.batch),
         max_batch_size=scenario.batch,
         session_len=scenario.session_len,
     )
     needed = scenario.pages * page_format.bytes_per_page + step.total
-    free = free_memory(decoder.device)
+    free = part_of_memory(free_memory(decoder.device), decoder.device, subject.ranks)
     if needed > free:
         return f"takes {human_bytes(needed)}, {human_bytes(free)} are free"
     return None

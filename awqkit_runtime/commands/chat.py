@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from awqkit_runtime.commands.console import note, paragraph_errors, say, working
+from awqkit_runtime.commands.console import note, note_plan, paragraph_errors, say, working
 from awqkit_runtime.commands.conversation import converse
 from awqkit_runtime.commands.options import (
     engine_options,
@@ -37,7 +37,7 @@ def chat(model: str, system: str | None, **options: Any) -> None:
 
     sampling_params(options)
     with working(f"Loading {model}"):
-        llm = LLM(model, **engine_settings(options))
+        llm = LLM(model, **engine_settings(options), announce=note_plan)
     with llm:
         conversation = LocalConversation(llm, sampling_params(options, llm.chat_defaults), system)
         note(f"{model}: {llm.session_len} tokens of context. /help lists the commands.")

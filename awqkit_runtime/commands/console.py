@@ -9,12 +9,15 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
 from awqkit_runtime.errors import AwqkitError
 from awqkit_runtime.notes import quiet_libraries
+
+if TYPE_CHECKING:
+    from awqkit_runtime.engine.plan import MemoryPlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +76,11 @@ def working(text: str) -> Iterator[None]:
 def note(text: str) -> None:
     """Something that the user should know beside the answer."""
     click.secho(text, err=True, dim=True)
+
+
+def note_plan(plan: MemoryPlan) -> None:
+    """Where the memory will go, in a line."""
+    note(plan.line)
 
 
 def say(piece: str) -> None:

@@ -22,18 +22,23 @@ quant_policy_option = click.option(
     help="KV cache: 0 in the model's dtype, 8 int8, 4 int4, k8v4 int8 keys and int4 values.",
 )
 
+tp_option = click.option(
+    "--tp",
+    type=click.IntRange(min=1),
+    default=EngineConfig.tp,
+    show_default=True,
+    help="Processes that share the model, each with its own GPU or its part of the CPU.",
+)
+
 _SERVING_OPTIONS = (
     click.option(
         "--cache-max-entry-count",
         default=str(EngineConfig.cache_max_entry_count),
         show_default=True,
-        metavar="SHARE|SIZE",
-        help="KV cache: share of the memory free after the weights, or a size such as 8GiB.",
+        metavar="SHARE|SIZE|TOKENS",
+        help="KV cache: share of the memory free after the weights, or 8GiB, or 32768tok.",
     ),
-    click.option(
-        "--tp", type=click.IntRange(min=1), default=EngineConfig.tp, show_default=True,
-        help="Number of devices.",
-    ),
+    tp_option,
     click.option(
         "--session-len", type=click.IntRange(min=1),
         help="Tokens of prompt and answer together; without it what the model was made for.",

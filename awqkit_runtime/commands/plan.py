@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -62,21 +63,21 @@ def plan(
 
 def _plan_memory(model: str, memory: str | None, options: dict[str, Any], *, as_json: bool) -> None:
     from awqkit_runtime.commands import plan_report
+    from awqkit_runtime.engine.plan import plan_memory
     from awqkit_runtime.model_size import place, read_model_size
-    from awqkit_runtime.plan import plan_memory
     from awqkit_runtime.room import find_room
 
     engine = EngineConfig(**engine_settings(options))
     room = find_room(memory, engine)
-    size = read_model_size(model, engine.model_format)
+    size = replace(read_model_size(model, engine.model_format), ranks=engine.tp)
     placement = place(size.config, engine, room.device)
     comparison = plan_report.compare(size, room.memory, engine, placement)
     dtype = str(placement.dtype).removeprefix("torch.")
     if not as_json:
         session_len = engine.session_len or size.config.max_position_embeddings
-        plan_report.show_comparison(comparison, room, session_len, dtype)
+        plan_report.show_comparison(comparison, room, session_len, dtype, engine.tp)
     chosen = plan_memory(
-        size.config,
+        size.local,
         weights=size.weights(placement),
         memory=room.memory,
         engine=engine,

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.commands.console import note
-from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy
+from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy, TokenCount
+from awqkit_runtime.engine.plan import DoesNotFit, MemoryPlan, plan_memory
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.model_size import ModelSize, WeightForm
 from awqkit_runtime.models.loader import resolve_session_len
-from awqkit_runtime.plan import DoesNotFit, MemoryPlan, plan_memory
 from awqkit_runtime.room import Room
 from awqkit_runtime.units import human_bytes
 
@@ -59,13 +59,13 @@ def _alternative(
     lacking = None
     try:
         plan = plan_memory(
-            size.config, weights=weights, memory=memory, engine=engine, placement=placement
+            size.local, weights=weights, memory=memory, engine=engine, placement=placement
         )
     except DoesNotFit as error:
         lacking = error.lacking
     except ConfigError:
         lacking = "no such cache"
-    page_format = PageFormat.for_policy(size.config, engine.policy, placement.dtype)
+    page_format = PageFormat.for_policy(size.local, engine.policy, placement.dtype)
     return Alternative(
         form=size.form,
         quant_policy=engine.policy,
@@ -77,11 +77,12 @@ def _alternative(
 
 
 def show_comparison(
-    alternatives: Sequence[Alternative], room: Room, session_len: int, dtype: str
+    alternatives: Sequence[Alternative], room: Room, session_len: int, dtype: str, ranks: int
 ) -> None:
     """Print how many tokens and sessions fit with each form and policy."""
     where = f"{human_bytes(room.memory)} ({room.origin}, {room.device.type})"
-    title = f"What fits into {where}, in sessions of {session_len:,} tokens"
+    each = "" if ranks == 1 else f" on each of {ranks} ranks"
+    title = f"What fits into {where}{each}, in sessions of {session_len:,} tokens"
     table = _table(title)
     for column in ("weights", "size", "policy", "a token", "cache", "tokens", "sessions"):
         table.add_column(column, justify="left" if column == "weights" else "right", no_wrap=True)
@@ -126,8 +127,7 @@ def show_plan(plan: MemoryPlan, size: ModelSize, room: Room, dtype: str) -> None
 
 def _steps(plan: MemoryPlan, size: ModelSize, room: Room) -> list[tuple[str, int, str]]:
     source = "estimated from config.json" if size.estimated else "from the files"
-    share = plan.cache_max_entry_count
-    asked = f"{share:g} of what is free" if isinstance(share, float) else human_bytes(share)
+    asked = describe_cache_size(plan.cache_size)
     if room.device.type == "cpu" and plan.sessions == plan.max_batch_size:
         asked = f"{plan.max_batch_size} sessions, the most at once"
     step = f"a step of {plan.step_tokens:,} new tokens"
@@ -140,6 +140,13 @@ def _steps(plan: MemoryPlan, size: ModelSize, room: Room) -> list[tuple[str, int
         ("− logits", plan.workspace.logits, f"and sampling, {plan.max_batch_size} at once"),
         ("= left over", plan.left, ""),
     ]
+
+
+def describe_cache_size(size: float | int | TokenCount) -> str:
+    """What was asked for, in words."""
+    if isinstance(size, TokenCount):
+        return f"{size.tokens:,} tokens"
+    return f"{size:g} of what is free" if isinstance(size, float) else human_bytes(size)
 
 
 def _summary(plan: MemoryPlan) -> str:
@@ -172,4 +179,7 @@ def as_document(
 
 def _figures(plan: MemoryPlan) -> dict[str, Any]:
     derived = ("free", "left", "tokens", "sessions", "session_bytes")
-    return asdict(plan) | {name: getattr(plan, name) for name in derived}
+    size = plan.cache_size
+    asked = str(size) if isinstance(size, TokenCount) else size
+    given = asdict(replace(plan, cache_size=0)) | {"cache_size": asked}
+    return given | {name: getattr(plan, name) for name in derived}

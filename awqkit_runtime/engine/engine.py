@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -55,10 +55,14 @@ class Engine:
         stop_token_ids: Iterable[int] = (),
         grammars: GrammarCompiler | None = None,
         key_frame: KeyFrame = PLAIN_FRAME,
+        new_runner: Callable[[DecoderModel, PagePool], Runner | SteadyRunner] | None = None,
+        free_bytes: int | None = None,
     ) -> None:
         """stop_token_ids: the model's own. grammars: for requests that bring one. key_frame: how
         the cache lays keys.
 
+        new_runner: what computes the steps, None for what the config asks for. free_bytes: what
+        the cache gets its share of, None for what is free on the decoder's device.
         OutOfMemoryError when no session fits the cache.
         """
         self.config = config
@@ -74,10 +78,11 @@ class Engine:
             page_format,
             device=decoder.device,
             session_len=self.session_len,
-            free_bytes=free_memory(decoder.device),
+            free_bytes=free_memory(decoder.device) if free_bytes is None else free_bytes,
         )
         pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
-        self._runner = (SteadyRunner if config.deterministic else Runner)(decoder, pool)
+        new_runner = new_runner or (SteadyRunner if config.deterministic else Runner)
+        self._runner = new_runner(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,15 @@ from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
 from awqkit_runtime.engine.grammar import GrammarCompiler
 from awqkit_runtime.engine.key_choice import key_frame_for
+from awqkit_runtime.engine.memory import free_memory, part_of_memory
+from awqkit_runtime.engine.parallel.loading import load_shared
+from awqkit_runtime.engine.parallel.shares import shard_config
+from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.models.loader import load_decoder
+from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.footprint import loaded_bytes
+from awqkit_runtime.models.loader import load_decoder, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,30 +69,65 @@ def read_model_text(checkpoint: Checkpoint) -> ModelText:
     )
 
 
-def load_engine(path: str | Path, config: EngineConfig) -> tuple[Engine, ModelText]:
+def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
+    """Where the memory that is free now will go, of each rank where several share the model.
+
+    DoesNotFit, ConfigError where it is not enough.
+    """
+    device = config.torch_device()
+    local = shard_config(checkpoint.config, config.tp)
+    placement = Placement(
+        device=device,
+        dtype=resolve_dtype(local, config.dtype),
+        has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
+    )
+    return plan_memory(
+        local,
+        weights=loaded_bytes(local, checkpoint.is_quantized, placement),
+        memory=part_of_memory(free_memory(device), device, config.tp),
+        engine=config,
+        placement=placement,
+    )
+
+
+def load_engine(
+    path: str | Path,
+    config: EngineConfig,
+    *,
+    announce: Callable[[MemoryPlan], None] | None = None,
+) -> tuple[Engine, ModelText]:
     """Loads a model and makes its cache; with 4-bit keys the model first tries how to lay them.
+
+    announce: is told of the plan before anything is loaded.
 
     CheckpointError, UnsupportedModelError, ConfigError, NumericsError or OutOfMemoryError where
     that cannot be. A warning where 4-bit keys do harm.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
+    plan = plan_engine(checkpoint, config)
+    if announce is not None:
+        announce(plan)
     text = read_model_text(checkpoint)
-    decoder = load_decoder(
-        checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
-    )
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None
         if tokenizer is None
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
-    page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
-    engine = Engine(
-        decoder,
-        tokenizer or NoText(),
-        config,
+    around = partial(
+        Engine,
+        tokenizer=tokenizer or NoText(),
+        config=config,
         stop_token_ids=stops,
         grammars=grammars,
-        key_frame=key_frame_for(decoder, page_format),
     )
-    return engine, text
+    if config.tp > 1:
+        shared = load_shared(checkpoint, config)
+        new_runner = partial(shared.new_runner, quant_policy=config.policy)
+        engine = around(shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
+        return engine, text
+    decoder = load_decoder(
+        checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
+    )
+    page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
+    return around(decoder, key_frame=key_frame_for(decoder, page_format)), text

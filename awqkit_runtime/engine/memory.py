@@ -23,6 +23,11 @@ def free_memory(device: torch.device) -> int:
     return min(bounds)
 
 
+def part_of_memory(free: int, device: torch.device, ranks: int) -> int:
+    """Bytes of `free` that one rank may use: of a CPU's memory all of them have their part."""
+    return free // ranks if device.type == "cpu" else free
+
+
 def cache_pages(
     config: EngineConfig,
     page_format: PageFormat,
@@ -36,14 +41,15 @@ def cache_pages(
     On CPU, where others want the memory too, no more than max_batch_size full sessions need.
     OutOfMemoryError when that does not hold a single session.
     """
-    budget = config.cache_bytes(free_bytes)
-    pages = budget // page_format.bytes_per_page
+    page_bytes = page_format.bytes_per_page
+    budget = config.cache_bytes(free_bytes, page_tokens=PAGE_TOKENS, page_bytes=page_bytes)
+    pages = budget // page_bytes
     session = pages_for(session_len)
     if pages < session:
         fitting = pages * PAGE_TOKENS
         raise OutOfMemoryError(
             f"The cache may take {_mib(budget)}, but one session of {session_len} tokens needs "
-            f"{_mib(session * page_format.bytes_per_page)}. Set session_len lower (up to "
+            f"{_mib(session * page_bytes)}. Set session_len lower (up to "
             f"{fitting} fits), choose quant_policy 8 or 4, or raise cache_max_entry_count."
         )
     if device.type == "cuda":

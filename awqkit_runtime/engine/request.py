@@ -8,6 +8,9 @@ from typing import Literal
 from awqkit_runtime.engine.grammar import Constraint
 from awqkit_runtime.engine.sampling_params import SamplingParams
 
+#: A request of one priority more is served as if it had arrived so many steps earlier.
+PRIORITY_STEPS = 100
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 #: Token id -> log-probability, likeliest first; always holds the chosen token.
 TokenLogprobs = dict[int, float]
@@ -65,6 +68,8 @@ class Request:
     #: Where the answer stands in its grammar.
     constraint: Constraint | None = None
 
+    #: Steps of the scheduler before it was queued.
+    arrived: int = 0
     output_token_ids: list[int] = field(default_factory=list)
     output_logprobs: list[TokenLogprobs] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
@@ -75,6 +80,11 @@ class Request:
     #: Tokens of the prompt that the cache held when the request entered.
     reused_tokens: int = 0
     finish_reason: FinishReason | None = None
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Whose is smaller is served first: the step of arrival, earlier by the priority."""
+        return self.arrived - PRIORITY_STEPS * self.params.priority, self.request_id
 
     @property
     def num_tokens(self) -> int:

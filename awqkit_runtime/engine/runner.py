@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -32,6 +33,15 @@ class DecoderModel(Protocol):
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """The new tokens of a step, sequence by sequence, and where each sequence's pages are."""
+
+    token_ids: list[int]
+    positions: list[int]
+    spans: list[SequenceSpan]
+
+
 class Runner:
     """Runs a decoder over chunks whose keys and values live in the pages of a pool."""
 
@@ -45,19 +55,34 @@ class Runner:
 
         NumericsError when they are not finite.
         """
-        hidden = self._hidden(chunks)
+        hidden = self.hidden(step_inputs(chunks))
         ends = accumulate(chunk.length for chunk in chunks)
         rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         if not rows:
             return hidden.new_empty((0, self.decoder.config.vocab_size), dtype=torch.float32)
         return require_finite(self.decoder.logits(hidden[rows]), self.decoder)
 
-    def _hidden(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Of every token of the chunks, [tokens, hidden]."""
-        tokens = [token for c in chunks for token in c.request.tokens(c.start, c.start + c.length)]
-        positions = [position for c in chunks for position in range(c.start, c.start + c.length)]
-        ends = list(accumulate(chunk.length for chunk in chunks))
-        spans = [
+    @torch.inference_mode()
+    def hidden(self, inputs: StepInputs) -> Tensor:
+        """Of every token of the step, [tokens, hidden]."""
+        state = PagedAttention(self.pool, inputs.spans, config=self.decoder.config)
+        device = self.decoder.device
+        return self.decoder.hidden(
+            torch.tensor(inputs.token_ids, device=device),
+            torch.tensor(inputs.positions, device=device),
+            state,
+        )
+
+
+def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
+    """What the decoder gets for these chunks."""
+    ends = accumulate(chunk.length for chunk in chunks)
+    return StepInputs(
+        token_ids=[
+            token for c in chunks for token in c.request.tokens(c.start, c.start + c.length)
+        ],
+        positions=[position for c in chunks for position in range(c.start, c.start + c.length)],
+        spans=[
             SequenceSpan(
                 start=end - chunk.length,
                 length=chunk.length,
@@ -65,12 +90,8 @@ class Runner:
                 pages=tuple(chunk.request.pages),
             )
             for chunk, end in zip(chunks, ends, strict=True)
-        ]
-        state = PagedAttention(self.pool, spans, config=self.decoder.config)
-        device = self.decoder.device
-        return self.decoder.hidden(
-            torch.tensor(tokens, device=device), torch.tensor(positions, device=device), state
-        )
+        ],
+    )
 
 
 def require_finite(logits: Tensor, decoder: DecoderModel) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a request asks of the sampler; the meaning of each number is in sampler.py."""
+"""What a request asks of the engine; the meaning of each number is in sampler.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from awqkit_runtime.errors import RequestError
 GREEDY_BELOW = 1e-5
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 100.0
+MAX_PRIORITY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class SamplingParams:
     grammar: Grammar | None = None
     #: Leave special tokens out of the text.
     skip_special_tokens: bool = True
+    #: A higher one is served first, -100…100; who waits grows older, so no one waits for ever.
+    priority: int = 0
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -75,6 +78,7 @@ class SamplingParams:
         _number("frequency_penalty", self.frequency_penalty, low=-2, high=2)
         _whole("top_k", self.top_k, low=-1)
         _whole("min_tokens", self.min_tokens, low=0)
+        _whole("priority", self.priority, low=-MAX_PRIORITY, high=MAX_PRIORITY)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, low=1)
             if self.min_tokens > self.max_tokens:

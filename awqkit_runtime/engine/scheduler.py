@@ -5,12 +5,15 @@ Pure decisions over requests and page numbers: no tensors, no clock, no I/O.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
+from operator import attrgetter
 
 from awqkit_runtime.cache.allocator import BlockAllocator
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.errors import RequestError
+
+_TURN = attrgetter("turn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +28,17 @@ class Chunk:
 
 
 class Scheduler:
-    """Continuous batching, first come first served.
+    """Continuous batching, first come first served among requests of one priority.
 
     Each step shares `max_step_tokens` between sequences that decode (first) and prompts, which
     are split where they do not fit. A request enters when there are pages for all its known
     tokens and one to spare for every running sequence. When a decoding sequence finds no page,
-    the latest request gives its pages back and is computed again later; its tokens stay.
-    `running` followed by `waiting` is always in order of arrival, so the first request can always
-    go on, and every request ends.
+    the last of the running ones gives its pages back and is computed again later; its tokens stay.
+
+    `running` and `waiting` are each in the order of `Request.turn`: by arrival, where a priority
+    counts as steps. All who wait grow older alike, so turns never change, and who comes much later
+    does not overtake. Nobody enters before who waits in front of him, and the first of those that
+    run can always go on; so every request ends.
     """
 
     def __init__(
@@ -50,8 +56,10 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.prefix_caching = prefix_caching
         self.running: list[Request] = []
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []
         self.requests: dict[int, Request] = {}
+        #: schedule() was called so often.
+        self.steps = 0
         self.preemptions = 0
         #: Tokens that entering requests brought, and those of them that the cache already held.
         self.admitted_tokens = 0
@@ -81,8 +89,9 @@ class Scheduler:
         return self.capacity - prompt_length
 
     def add(self, request: Request) -> None:
+        request.arrived = self.steps
         self.requests[request.request_id] = request
-        self.waiting.append(request)
+        insort(self.waiting, request, key=_TURN)
 
     def remove(self, request: Request) -> None:
         """Takes a request out, finished or not, and frees its pages."""
@@ -95,6 +104,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's work; empty only when there are no requests."""
+        self.steps += 1
         chunks: list[Chunk] = []
         budget = self.max_step_tokens
         decoding = [request for request in self.running if request.num_pending == 1]
@@ -107,8 +117,11 @@ class Scheduler:
             if budget > 0:
                 chunks.append(_chunk(request, budget))
                 budget -= chunks[-1].length
-        while self.waiting and budget > 0 and self._admit(self.waiting[0]):
-            chunks.append(_chunk(self.running[-1], budget))
+        while self.waiting and budget > 0:
+            request = self.waiting[0]
+            if not self._admit(request):
+                break
+            chunks.append(_chunk(request, budget))
             budget -= chunks[-1].length
         return chunks
 
@@ -143,12 +156,12 @@ class Scheduler:
             self.allocator.num_pages, page_tokens=self.allocator.page_tokens
         )
         self.running = []
-        self.waiting = deque(self.requests[number] for number in sorted(self.requests))
+        self.waiting = sorted(self.requests.values(), key=_TURN)
         for request in self.waiting:
             _forget_pages(request)
 
     def _grow(self, request: Request) -> bool:
-        """Gets the page for one more token, if need be from the latest requests."""
+        """Gets the page for one more token, if need be from those that run after this one."""
         if len(request.pages) >= self.allocator.pages_for(request.num_tokens):
             return True
         while self.allocator.available < 1:
@@ -174,7 +187,7 @@ class Scheduler:
             request.reused_tokens = request.num_computed
         self.admitted_tokens += len(tokens)
         self.reused_tokens += request.num_computed
-        self.running.append(self.waiting.popleft())
+        insort(self.running, self.waiting.pop(0), key=_TURN)
         return True
 
     def _reuse(self, request: Request, tokens: list[int]) -> None:
@@ -200,7 +213,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
         self._free_pages(request)
-        self.waiting.appendleft(request)
+        insort(self.waiting, request, key=_TURN)
         self.preemptions += 1
 
     def _free_pages(self, request: Request) -> None:

@@ -48,21 +48,32 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    placement = Placement(
-        device=placed_on,
-        dtype=resolve_dtype(config, dtype),
-        has_cuda_kernels=placed_on.type == "cuda" and cuda_kernels_usable(placed_on),
-        fusions=fusions,
-    )
-    say_what_runs_in_torch(config, placement)
-    if placement.uses_cuda_kernels:
-        compile_fixed(placed_on)
+    placement = ready_placement(config, placed_on, dtype, fusions)
     layers = [
         DecoderLayer(config, layer, block, placement)
         for layer, block in enumerate(read_layers(checkpoint, placed_on))
     ]
     outer = read_outer(checkpoint, placed_on)
     return Decoder(config, layers, outer, placement, session_len=length)
+
+
+def ready_placement(
+    config: DecoderConfig,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    fusions: Fusions = _ALL_FUSIONS,
+) -> Placement:
+    """Where a model will run, its fixed kernels compiled; warns of what will run slowly."""
+    placement = Placement(
+        device=device,
+        dtype=resolve_dtype(config, dtype),
+        has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
+        fusions=fusions,
+    )
+    say_what_runs_in_torch(config, placement)
+    if placement.uses_cuda_kernels:
+        compile_fixed(device)
+    return placement
 
 
 def resolve_session_len(config: DecoderConfig, session_len: int | None) -> int:

@@ -27,5 +27,5 @@ def say_what_runs_in_torch(config: DecoderConfig, placement: Placement) -> None:
         warnings.warn(
             f"There is no kernel yet for parts of this model: {'; '.join(parts)}. They run in "
             "plain torch, with the same results but slower.",
-            stacklevel=3,
+            stacklevel=4,
         )

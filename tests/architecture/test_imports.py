@@ -32,6 +32,7 @@ ARROWS = {
     "awqkit": {"awqkit"},  # the pipeline and the commands stand on top
     "awqkit_runtime.errors": {"awqkit.checkpoint"},
     "awqkit_runtime.config": {"awqkit_runtime.errors", "awqkit.checkpoint"},
+    "awqkit_runtime.units": set(),
     "awqkit_runtime.kernels": {"awqkit.checkpoint", "awqkit_runtime.errors"},
     "awqkit_runtime.cache": {
         "awqkit.checkpoint",
@@ -63,6 +64,8 @@ ARROWS = {
         "awqkit_runtime.cache",
         "awqkit_runtime.errors",
         "awqkit_runtime.config",
+        "awqkit_runtime.openmp",
+        "awqkit_runtime.units",
     },
     "awqkit_runtime.serve": {
         "awqkit.checkpoint",

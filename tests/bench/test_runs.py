@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.runs import (
     Result,
     Skipped,
     Speed,
     measure_speed,
-    prepare_step,
     run_scenarios,
 )
 from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
 from awqkit_runtime.config import QUANT_POLICIES, QuantPolicy
+from awqkit_runtime.engine.runner import Runner
+from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
 from tests.tiny_models import write_tiny_model
@@ -30,22 +34,49 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_decoder(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
+def subject(decoder: Decoder) -> Subject:
+    return Subject(decoder=decoder, is_packed=lambda name: False)
+
+
 def run(
     decoder: Decoder, *scenarios: Scenario, speed: Speed = FAST, seconds: float = 1.0
 ) -> list[Result | Skipped]:
-    return list(run_scenarios(decoder, lambda name: False, scenarios, speed, seconds=seconds))
+    return list(run_scenarios(subject(decoder), scenarios, speed, seconds=seconds))
 
 
 @pytest.mark.parametrize("policy", QUANT_POLICIES)
-def test_a_step_gives_a_row_of_logits_for_each_sequence(
+def test_a_call_gives_the_next_token_of_each_sequence(
     decoder: Decoder, policy: QuantPolicy
 ) -> None:
-    step = prepare_step(
-        decoder, Scenario(name="test", batch=3, new_tokens=2, context=70, quant_policy=policy)
-    )
-    logits = step()
-    assert logits.shape == (3, decoder.config.vocab_size)
-    assert torch.equal(logits, step())
+    scenario = Scenario(name="test", batch=3, new_tokens=2, context=70, quant_policy=policy)
+    call = prepare_work(subject(decoder), scenario, 100)
+    tokens = [token.token_id for token in call()]
+    assert len(tokens) == 3
+    assert tokens == [token.token_id for token in call()]
+
+
+def test_prompts_are_read_in_steps_as_the_engine_does(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    run = Runner.run
+
+    def noted(self: Runner, chunks: Sequence[Chunk]) -> torch.Tensor:
+        steps.append([(c.request.request_id, c.start, c.length, c.samples) for c in chunks])
+        return run(self, chunks)
+
+    monkeypatch.setattr(Runner, "run", noted)
+    scenario = Scenario(name="test", batch=2, new_tokens=70, context=0)
+    at_once = prepare_work(subject(decoder), scenario, 1000)()
+    assert steps == [[(0, 0, 70, True), (1, 0, 70, True)]]
+    steps.clear()
+    split = prepare_work(subject(decoder), scenario, 50)()
+    assert steps == [
+        [(0, 0, 50, False)],
+        [(0, 50, 20, True), (1, 0, 30, False)],
+        [(1, 30, 40, True)],
+    ]
+    assert [token.token_id for token in split] == [token.token_id for token in at_once]
 
 
 def test_results_are_medians_with_their_limit(decoder: Decoder) -> None:
@@ -82,7 +113,8 @@ def test_time_is_bounded_and_every_call_counted() -> None:
     assert len(time_calls(lambda: time.sleep(0.02), torch.device("cpu"), seconds=0.001)) == 1
 
 
-def test_the_machine_is_measured(decoder: Decoder) -> None:
+def test_the_machine_is_measured(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awqkit_runtime.bench.machine._SECONDS", 0.05)
     speed = measure_speed(decoder)
     assert 1e8 < speed.bandwidth < 1e13
     assert 1e8 < speed.multiply_rate < 1e15

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit_runtime.bench.scenarios import SCENARIOS, Scenario, work_of
+from awqkit_runtime.bench.scenarios import (
+    CPU_SCENARIOS,
+    GPU_SCENARIOS,
+    SCENARIOS,
+    Scenario,
+    default_scenarios,
+    work_of,
+)
 from awqkit_runtime.layers.placement import Placement
 
 CONFIG = DecoderConfig(
@@ -65,6 +72,26 @@ def test_a_quantized_cache_moves_fewer_bytes() -> None:
 def test_names_are_unique_and_pages_enough() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
     assert Scenario(name="test", batch=2, new_tokens=1, context=64).pages == 4
+
+
+def test_the_table_of_a_gpu_and_the_short_one_of_a_cpu() -> None:
+    assert [scenario.name for scenario in default_scenarios("cuda")] == [
+        "batch-1",
+        "batch-8",
+        "batch-32",
+        "batch-128",
+        "batch-256",
+        "batch-1-context-15000",
+        "batch-16-context-8000",
+        "batch-16-context-8000-int8",
+        "batch-16-context-8000-int4",
+        "prefill-2048",
+        "prefill-8192",
+        "prefill-16x2048",
+    ]
+    assert default_scenarios("cpu") == CPU_SCENARIOS
+    assert {*GPU_SCENARIOS, *CPU_SCENARIOS} == {*SCENARIOS}
+    assert all(s.batch * s.session_len < 16000 for s in CPU_SCENARIOS)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
-from awqkit_runtime.bench.scenarios import SCENARIOS
+from awqkit_runtime.bench.random_weights import random_decoder
+from awqkit_runtime.bench.scenarios import CPU_SCENARIOS, SCENARIOS
 from awqkit_runtime.cli import main
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.model_size import read_model_size
+from awqkit_runtime.models.loader import LanguageModel
+from tests.models.test_footprint import measured_bytes
 from tests.tiny_models import write_tiny_model
 
 
@@ -22,7 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the machine in no time."""
     monkeypatch.setattr("awqkit_runtime.bench.machine._SECONDS", 0.01)
-    monkeypatch.setattr("awqkit_runtime.bench.machine._READ_BYTES", 2**20)
+    monkeypatch.setattr("awqkit_runtime.bench.machine._READ_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr("awqkit_runtime.bench.machine._PRODUCT", {"cpu": (64, 64)})
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -31,18 +39,18 @@ def bench(*arguments: str | Path) -> Result:
 
 def test_rows_and_figures(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "figures.json"
-    names = ("--scenario", "decode-1", "--scenario", "prefill-512")
+    names = ("--scenario", "batch-1", "--scenario", "prefill-512")
     result = bench(model, *names, "--seconds", "1", "--json", out)
     assert result.exit_code == 0, result.stderr
-    assert "decode-1" in result.stdout and "GB/s" in result.stdout
+    assert "batch-1" in result.stdout and "GB/s" in result.stdout
     assert "Skipped prefill-512: 512 tokens, the model takes 256." in result.stdout
     document = json.loads(out.read_text())
     assert {"command", "commit", "machine", "model"} <= set(document)
     assert {"processor", "threads", "torch", "python"} <= set(document["machine"])
     assert document["bandwidth_gb_per_s"] > 0 and list(document["skipped"]) == ["prefill-512"]
     (row,) = document["results"]
-    assert row["scenario"]["name"] == "decode-1"
-    assert row["tokens_per_s"] == pytest.approx(1000 / row["ms_per_step"])
+    assert row["scenario"]["name"] == "batch-1"
+    assert row["tokens_per_s"] == pytest.approx(1000 / row["ms"])
     limits = (
         row["bytes"] / document["bandwidth_gb_per_s"],
         row["operations"] / document["giga_operations_per_s"],
@@ -50,11 +58,60 @@ def test_rows_and_figures(model: Path, tmp_path: Path) -> None:
     assert row["limit_ms"] == pytest.approx(max(limits) / 1e6)
 
 
-def test_all_scenarios_run_or_say_why_not(model: Path) -> None:
+def test_all_scenarios_of_a_cpu_run_or_say_why_not(model: Path) -> None:
     result = bench(model, "--seconds", "2", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.stderr
-    for scenario in SCENARIOS:
+    for scenario in CPU_SCENARIOS:
         assert scenario.name in result.stdout
+
+
+def test_what_is_too_large_for_model_and_memory_is_skipped(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awqkit_runtime.bench.runs.free_memory", lambda device: 10 * 2**20)
+    names = ("--scenario", "batch-256", "--scenario", "batch-16-context-8000-int4")
+    result = bench(model, *names, "--seconds", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "Skipped batch-256: takes" in result.stdout
+    assert "Skipped batch-16-context-8000-int4: 8001 tokens" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("family", "form"), [("internlm2", "hf"), ("gemma2", "awq"), ("qwen2_moe", "awq")]
+)
+def test_a_config_alone_is_enough_for_random_weights(
+    tmp_path: Path, family: str, form: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(write_tiny_model(tmp_path / "full", family), folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    out = tmp_path / "figures.json"
+    arguments = ("--scenario", "batch-1", "--seconds", "1", "--json", out)
+    result = bench(folder, "--random-weights", "--model-format", form, *arguments)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(out.read_text())
+    assert document["weights"] == "random" and document["results"][0]["ms"] > 0
+    without = bench(folder, *arguments)
+    assert without.exit_code == 1 and without.stderr.startswith("Error: ")
+
+
+def test_random_weights_are_as_large_as_the_real_ones(tmp_path: Path) -> None:
+    size = read_model_size(write_tiny_model(tmp_path)).other_form()
+    placement = Placement(device=torch.device("cpu"), dtype=torch.bfloat16)
+    decoder = random_decoder(size, placement)
+    assert measured_bytes(decoder) == size.weights(placement)
+    ids = torch.arange(20)[None]
+    assert LanguageModel(decoder)(ids).isfinite().all()
+
+
+def test_random_weights_that_do_not_fit_are_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awqkit_runtime.bench.random_weights.free_memory", lambda device: 1000)
+    result = bench(model, "--random-weights")
+    assert result.exit_code == 1
+    assert "1000 B are free" in result.stderr and "--model-format=awq" in result.stderr
 
 
 def test_the_list_needs_no_model() -> None:
@@ -63,10 +120,42 @@ def test_the_list_needs_no_model() -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == [s.name for s in SCENARIOS]
 
 
+def test_stress_says_what_came_of_it(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stress.json"
+    result = bench(model, "--stress", "12", "--deterministic", "--json", out)
+    assert result.exit_code == 0, result.stderr
+    assert "12 requests" in result.stdout and "idle engine: 12 answers" in result.stdout
+    document = json.loads(out.read_text())
+    assert document["deterministic"] and document["stress"]["pages_not_back"] == 0
+    assert bench(model, "--deterministic").exit_code == 2
+
+
+def test_a_broken_promise_ends_with_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awqkit_runtime.bench.stress.longest_waits", lambda services: [(9, 8)])
+    result = bench(model, "--stress", "3")
+    assert result.exit_code == 1
+    assert "Request 0 took 9 steps, 8 were allowed." in result.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_are_timed_and_stressed(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    arguments = ("--scenario", "batch-1", "--seconds", "5", "--json", out)
+    result = bench(model, "--tp", "2", *arguments)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(out.read_text())
+    assert document["tp"] == 2 and document["results"][0]["ms"] > 0
+    result = bench(model, "--tp", "2", "--stress", "30")
+    assert result.exit_code == 0 and "30 requests" in result.stdout
+
+
 def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert bench().exit_code == 2
-    assert bench(model, "--scenario", "decode-7").exit_code == 2
+    assert bench(model, "--scenario", "batch-7").exit_code == 2
     assert bench(model, "--seconds", "0").exit_code == 2
+    random = bench(model, "--random-weights", "--tp", "2")
+    assert random.exit_code == 1 and "--tp is 2" in random.stderr
+    assert bench(model, "--stress", "3", "--tp", "2", "--deterministic").exit_code == 1
     assert bench(tmp_path / "missing").exit_code == 1
     folder = bench(model, "--json", tmp_path)
     assert folder.exit_code == 1 and "is a folder" in folder.stderr

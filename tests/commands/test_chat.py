@@ -57,6 +57,7 @@ def test_reset_forgets_and_exit_leaves(model: Path) -> None:
     (expected,) = answers(model, "Hello", max_tokens=9)
     assert result.stdout == f"{expected}\n{expected}\n"
     assert "new conversation" in result.stderr
+    assert result.stderr.startswith("Memory: ") and " for a cache of " in result.stderr
 
 
 def test_help_and_unknown_commands_but_not_paths(model: Path) -> None:

@@ -75,6 +75,17 @@ def test_rows_for_every_form_and_policy(config_only: Path) -> None:
     assert all(int4 > dense for dense, int4 in zip(tokens[:4], tokens[4:], strict=True))
 
 
+def test_a_plan_for_each_of_two_ranks(config_only: Path) -> None:
+    whole = figures(config_only, "--memory", "24GiB", "--session-len", "4096")
+    half = figures(config_only, "--memory", "24GiB", "--session-len", "4096", "--tp", "2")
+    shared = 2 * 32 * 218_103_808
+    assert whole["plan"]["weights"] - half["plan"]["weights"] == shared // 2
+    assert half["plan"]["bytes_per_token"] * 2 == whole["plan"]["bytes_per_token"]
+    shown = plan(config_only, "--memory", "24GiB", "--tp", "2")
+    assert "on each of 2" in shown.stdout
+    assert "--tp is 3" in plan(config_only, "--memory", "24GiB", "--tp", "3").stderr
+
+
 def test_int4_from_the_config_or_from_the_option(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     plain = write_config(tmp_path / "a")

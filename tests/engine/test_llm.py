@@ -172,7 +172,9 @@ def test_a_folder_without_tokenizer_serves_token_ids(tmp_path: Path) -> None:
 
 def test_settings_are_those_of_the_engines_config() -> None:
     parameters = inspect.signature(LLM).parameters
-    settings = {name: p.default for name, p in parameters.items() if name != "path"}
+    settings = {
+        name: p.default for name, p in parameters.items() if name not in ("path", "announce")
+    }
     assert settings == {
         name: field.default for name, field in EngineConfig.__dataclass_fields__.items()
     }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awqkit_runtime.cache.allocator import BlockAllocator
-from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.request import PRIORITY_STEPS, Request
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk, Scheduler
 from awqkit_runtime.errors import RequestError
@@ -30,13 +30,18 @@ def make(
 
 
 def add(
-    scheduler: Scheduler, number: int, length: int, *, tokens: list[int] | None = None
+    scheduler: Scheduler,
+    number: int,
+    length: int,
+    *,
+    tokens: list[int] | None = None,
+    priority: int = 0,
 ) -> Request:
     prompt = tokens or [1000 * number + i for i in range(length)]
     request = Request(
         request_id=number,
         prompt_token_ids=tuple(prompt),
-        params=SamplingParams(),
+        params=SamplingParams(priority=priority),
         seed=0,
         stop_token_ids=frozenset(),
         max_output=scheduler.room_after(len(prompt)),
@@ -208,6 +213,49 @@ def test_recovery_of_a_sound_state_keeps_what_is_computed() -> None:
     assert shape(scheduler.schedule()) == [(0, 6, 1)], "no token came: the last one runs again"
 
 
+def test_the_more_urgent_enters_first_and_equals_in_order() -> None:
+    scheduler = make(batch=1)
+    for number, priority in enumerate([0, 0, 2, 1, 2]):
+        add(scheduler, number, 3, priority=priority)
+    entered = []
+    while scheduler.requests:
+        scheduler.schedule()
+        entered += [request.request_id for request in scheduler.running]
+        scheduler.remove(scheduler.running[0])
+    assert entered == [2, 4, 3, 0, 1]
+
+
+def test_who_runs_is_not_pushed_out_by_who_is_more_urgent() -> None:
+    scheduler = make(batch=1)
+    first = add(scheduler, 0, 3)
+    scheduler.schedule()
+    urgent = add(scheduler, 1, 3, priority=5)
+    scheduler.schedule()
+    assert (scheduler.running, scheduler.waiting) == ([first], [urgent])
+
+
+def test_the_least_urgent_gives_way_and_waits_behind_the_more_urgent() -> None:
+    scheduler = make(pages=4, reuse=False)
+    early, urgent = add(scheduler, 0, 4), add(scheduler, 1, 4, priority=1)
+    while early in scheduler.running or not early.output_token_ids:
+        compute(scheduler, scheduler.schedule())
+    late = add(scheduler, 2, 4, priority=1)
+    assert scheduler.preemptions == 1 and scheduler.running == [urgent]
+    assert scheduler.waiting == [late, early]
+
+
+def test_who_waits_long_enough_is_no_longer_overtaken() -> None:
+    scheduler = make(batch=1)
+    running, waiting = add(scheduler, 0, 3), add(scheduler, 1, 3)
+    for _ in range(PRIORITY_STEPS):
+        scheduler.schedule()
+    add(scheduler, 2, 3, priority=2)
+    add(scheduler, 3, 3, priority=1)
+    scheduler.remove(running)
+    order = [request.request_id for request in scheduler.waiting]
+    assert order == [2, 1, 3] and waiting.arrived == 0
+
+
 def storm(seed: int, *, arrivals: int) -> None:
     """Random traffic on a cache that is too small for it: all ends, and nothing leaks."""
     rng = random.Random(seed)
@@ -221,7 +269,8 @@ def storm(seed: int, *, arrivals: int) -> None:
     while arrived < arrivals or scheduler.requests:
         if arrived < arrivals and rng.random() < 0.4:
             prompt = [rng.randrange(2) for _ in range(rng.randrange(1, scheduler.capacity))]
-            request = add(scheduler, arrived, 0, tokens=prompt)
+            urgency = rng.randrange(-2, 3)
+            request = add(scheduler, arrived, 0, tokens=prompt, priority=urgency)
             goals[arrived] = rng.randrange(1, request.max_output + 1)
             arrived += 1
         if scheduler.requests and rng.random() < 0.05:
@@ -230,8 +279,10 @@ def storm(seed: int, *, arrivals: int) -> None:
         assert bool(chunks) == bool(scheduler.requests)
         assert sum(chunk.length for chunk in chunks) <= budget
         assert len(scheduler.running) <= scheduler.max_batch_size
-        order = [request.request_id for request in (*scheduler.running, *scheduler.waiting)]
-        assert order == sorted(scheduler.requests)
+        placed = [*scheduler.running, *scheduler.waiting]
+        assert sorted(request.request_id for request in placed) == sorted(scheduler.requests)
+        for queue in (scheduler.running, scheduler.waiting):
+            assert queue == sorted(queue, key=lambda request: request.turn)
         compute(scheduler, chunks)
         assert scheduler.allocator.is_sound([request.pages for request in scheduler.running])
         for request in list(scheduler.requests.values()):

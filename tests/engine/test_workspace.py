@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from awqkit_runtime.bench import runs
-from awqkit_runtime.bench.runs import prepare_step
+from awqkit_runtime.bench import prepared
+from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import QuantPolicy
 from awqkit_runtime.engine.request import Request
@@ -65,6 +66,11 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return peak
 
 
+def one_step(decoder: Decoder, scenario: Scenario) -> Callable[[], object]:
+    subject = Subject(decoder=decoder, is_packed=lambda name: False)
+    return prepare_work(subject, scenario, scenario.batch * scenario.new_tokens)
+
+
 def planned(decoder: Decoder, scenario: Scenario) -> Workspace:
     return workspace(
         decoder.config,
@@ -85,7 +91,7 @@ def test_a_step_stays_within_its_workspace(
     scenario = Scenario(
         name="test", batch=batch, new_tokens=new_tokens, context=context, quant_policy=policy
     )
-    step = prepare_step(decoder, scenario)
+    step = one_step(decoder, scenario)
     step()
     bound = planned(decoder, scenario).total
     assert bound / 3 < peak_bytes(step) <= bound
@@ -96,11 +102,12 @@ def test_so_does_one_over_keys_in_another_frame(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, batch: int, new_tokens: int, context: int
 ) -> None:
     framed = partial(PagePool, key_frame=random_frame(decoder.config))
-    monkeypatch.setattr(runs, "PagePool", framed)
+    monkeypatch.setattr(prepared, "PagePool", framed)
     scenario = Scenario(
         name="test", batch=batch, new_tokens=new_tokens, context=context, quant_policy=4
     )
-    step = prepare_step(decoder, scenario)
+    step = one_step(decoder, scenario)
+    step()
     peak, bound = peak_bytes(step), planned(decoder, scenario).total
     assert bound / 3 < peak <= bound
 
@@ -124,7 +131,7 @@ def test_so_does_one_of_a_model_with(
 ) -> None:
     decoder = wide_decoder(tmp_path, family, **overrides)
     scenario = Scenario(name="test", batch=batch, new_tokens=new_tokens, context=context)
-    peak = peak_bytes(prepare_step(decoder, scenario))
+    peak = peak_bytes(one_step(decoder, scenario))
     bound = planned(decoder, scenario).total
     assert bound / 3 < peak <= bound
 

@@ -17,9 +17,10 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.grammar import Grammar
 from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.plan import MemoryPlan
 from awqkit_runtime.engine.request import RequestOutput
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.errors import AwqkitError, NumericsError, RequestError
+from awqkit_runtime.errors import AwqkitError, NumericsError, RankError, RequestError
 from awqkit_runtime.notes import quiet_libraries
 from awqkit_runtime.serve.worker.mailbox import Mailbox
 from awqkit_runtime.serve.worker.messages import (
@@ -47,7 +48,7 @@ def main(descriptor: int) -> int:
     if not isinstance(start, Start):
         raise TypeError(f"expected Start, got {type(start).__name__}")
     try:
-        engine, text = load_engine(start.model, EngineConfig(**start.config))
+        engine, text = load_engine(start.model, EngineConfig(**start.config), announce=_announce)
     except AwqkitError as error:
         mailbox.send(Failed(message=str(error), exit_code=error.exit_code))
         return error.exit_code
@@ -60,8 +61,17 @@ def main(descriptor: int) -> int:
             total_pages=stats.total_pages,
         )
     )
-    Worker(engine, mailbox).serve()
+    try:
+        Worker(engine, mailbox).serve()
+    except RankError as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     return 0
+
+
+def _announce(plan: MemoryPlan) -> None:
+    """To standard error, which both processes share."""
+    print(plan.line, file=sys.stderr, flush=True)
 
 
 class Worker:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
-from awqkit_runtime.config import EngineConfig, QuantPolicy
+from awqkit_runtime.config import EngineConfig, QuantPolicy, TokenCount
 from awqkit_runtime.engine.memory import cache_pages
 from awqkit_runtime.engine.workspace import Workspace, workspace
 from awqkit_runtime.errors import OutOfMemoryError
@@ -36,7 +36,7 @@ class MemoryPlan:
     memory: int
     weights: int
     quant_policy: QuantPolicy
-    cache_max_entry_count: float | int
+    cache_size: float | int | TokenCount
     #: New tokens of the largest step.
     step_tokens: int
     max_batch_size: int
@@ -66,6 +66,16 @@ class MemoryPlan:
     def sessions(self) -> int:
         """Sessions of full length that the cache holds."""
         return self.pages // pages_for(self.session_len)
+
+    @property
+    def line(self) -> str:
+        """The plan in a line."""
+        step = "fits besides" if self.left >= 0 else "may not fit besides"
+        return (
+            f"Memory: {human_bytes(self.memory)} free, {human_bytes(self.weights)} for weights, "
+            f"{human_bytes(self.cache)} for a cache of {self.tokens:,} tokens; the largest step, "
+            f"{human_bytes(self.workspace.total)}, {step}."
+        )
 
     @property
     def session_bytes(self) -> int:
@@ -104,7 +114,7 @@ def plan_memory(
         memory=memory,
         weights=weights,
         quant_policy=engine.policy,
-        cache_max_entry_count=engine.cache_max_entry_count,  # type: ignore[arg-type]
+        cache_size=engine.cache_size,
         step_tokens=step_tokens,
         max_batch_size=max_batch_size,
         session_len=session_len,

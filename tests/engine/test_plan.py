@@ -11,11 +11,12 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.config import QUANT_POLICIES, EngineConfig, QuantPolicy
 from awqkit_runtime.engine.engine import Engine
+from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.plan import DoesNotFit, MemoryPlan, plan_memory
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.footprint import loaded_bytes, packable
 from awqkit_runtime.models.loader import load_decoder
-from awqkit_runtime.plan import DoesNotFit, MemoryPlan, plan_memory
 from tests.engine.tokenizers_for_tests import byte_level_tokenizer
 from tests.tiny_models import write_tiny_model
 
@@ -88,6 +89,12 @@ def test_an_absolute_cache_and_a_short_session() -> None:
     assert found.workspace.logits == 4 * 92544 * 40
 
 
+def test_a_cache_for_so_many_tokens() -> None:
+    assert plan(cache_max_entry_count="40000tok").tokens == 625 * 64 == 40_000
+    with pytest.raises(ConfigError, match="only"):
+        plan(cache_max_entry_count="200000tok")
+
+
 def test_on_a_cpu_no_more_than_all_sessions_need() -> None:
     settings = {"session_len": 100, "max_batch_size": 3}
     assert plan(placement=CPU, **settings).pages == 3 * 2
@@ -140,3 +147,27 @@ def test_the_engine_allocates_what_the_plan_says(
     )
     assert found.pages == engine.stats().total_pages
     assert found.cache == found.pages * PAGE_TOKENS * found.bytes_per_token
+
+
+def test_the_plan_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loading(Exception):
+        pass
+
+    def load(*args: object, **settings: object) -> None:
+        assert told
+        raise Loading
+
+    told: list[MemoryPlan] = []
+    monkeypatch.setattr("awqkit_runtime.engine.loading.load_decoder", load)
+    folder = write_tiny_model(tmp_path, max_position_embeddings=64)
+    config = EngineConfig(device="cpu", cache_max_entry_count="128tok", max_batch_size=3)
+    with pytest.raises(Loading):
+        load_engine(folder, config, announce=told.append)
+    assert told[0].tokens == 128 and told[0].left > 0
+    assert "for a cache of 128 tokens" in told[0].line and "fits besides" in told[0].line
+    assert "may not fit besides" in plan(cache_max_entry_count=1.0).line
+    monkeypatch.setattr("awqkit_runtime.engine.loading.free_memory", lambda device: 1000)
+    with pytest.raises(DoesNotFit, match="weights alone"):
+        load_engine(folder, config)

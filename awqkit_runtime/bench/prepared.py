@@ -1,0 +1,75 @@
+"""A scenario made ready: sequences with random tokens over a cache of random keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from awqkit_runtime.bench.scenarios import Scenario
+from awqkit_runtime.bench.subject import Subject
+from awqkit_runtime.cache.page_format import PageFormat, pages_for
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.sampler import SampledToken, sample
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.scheduler import Chunk
+
+
+def prepare_work(
+    subject: Subject, scenario: Scenario, step_tokens: int
+) -> Callable[[], list[SampledToken]]:
+    """A call that computes the scenario's new tokens and gives the next one of each sequence.
+
+    It runs and samples, in steps of at most step_tokens new tokens or one of every sequence, and
+    computes the same each time.
+    """
+    decoder = subject.decoder
+    page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
+    pool = PagePool(page_format, scenario.pages, decoder.device)
+    requests = list(_requests(scenario, decoder.config.vocab_size))
+    steps = _steps(requests, scenario, max(step_tokens, scenario.batch))
+    runner = subject.runner(pool, scenario.quant_policy)
+
+    def compute() -> list[SampledToken]:
+        found: list[SampledToken] = []
+        for chunks in steps:
+            logits = runner.run(chunks)
+            found += sample(logits, [chunk.request for chunk in chunks if chunk.samples])
+        return found
+
+    return compute
+
+
+def _requests(scenario: Scenario, vocab_size: int) -> Iterator[Request]:
+    generator = torch.Generator().manual_seed(0)
+    per_sequence = pages_for(scenario.session_len)
+    for number in range(scenario.batch):
+        tokens = torch.randint(vocab_size, (scenario.session_len,), generator=generator)
+        request = Request(
+            request_id=number,
+            prompt_token_ids=tuple(tokens.tolist()),
+            params=SamplingParams(),
+            seed=0,
+            stop_token_ids=frozenset(),
+            max_output=1,
+        )
+        request.pages = list(range(number * per_sequence, (number + 1) * per_sequence))
+        yield request
+
+
+def _steps(requests: Sequence[Request], scenario: Scenario, step_tokens: int) -> list[list[Chunk]]:
+    """Chunks of all sequences in order, as the scheduler fills steps with them."""
+    steps: list[list[Chunk]] = [[]]
+    room = step_tokens
+    for request in requests:
+        start = scenario.context
+        while start < scenario.session_len:
+            if room == 0:
+                steps.append([])
+                room = step_tokens
+            length = min(room, scenario.session_len - start)
+            ends = start + length == scenario.session_len
+            steps[-1].append(Chunk(request=request, start=start, length=length, samples=ends))
+            start, room = start + length, room - length
+    return steps

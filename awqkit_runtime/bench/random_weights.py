@@ -1,0 +1,98 @@
+"""A decoder of a given shape with random weights: as fast as a trained one, and as large."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit.checkpoint import DecoderConfig, QuantizedWeight
+from awqkit.checkpoint.canonical import (
+    EMBEDDING,
+    FINAL_NORM,
+    LM_HEAD,
+    canonical_shapes,
+    layer_prefix,
+    layer_shapes,
+)
+from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
+from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.errors import OutOfMemoryError
+from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.model_size import ModelSize
+from awqkit_runtime.models.decoder import Decoder, DecoderLayer
+from awqkit_runtime.models.loader import resolve_session_len
+from awqkit_runtime.units import human_bytes
+
+#: The standard deviation of weights, small enough for activations to stay finite.
+_SPREAD = 0.02
+#: That of codes drawn evenly from 0…15.
+_CODE_SPREAD = 4.6
+
+
+def random_decoder(
+    size: ModelSize, placement: Placement, *, session_len: int | None = None
+) -> Decoder:
+    """4-bit where `size` says so. All layers hold the same numbers, each its own copy of them.
+
+    session_len: longest sequence that will run, None for the model's maximum.
+    OutOfMemoryError where the weights do not fit into what is free.
+    """
+    _require_room(size.weights(placement), placement.device)
+    config = size.config
+    generator = torch.Generator().manual_seed(0)
+    layers: list[DecoderLayer] = []
+    drawn: dict[tuple[str, tuple[int, ...]], Tensor | QuantizedWeight] = {}
+    for layer in range(config.num_layers):
+        block: dict[str, Tensor | QuantizedWeight] = {}
+        for name, shape in layer_shapes(config, layer).items():
+            packed = len(shape) == 2 and size.is_packed(layer_prefix(layer) + name)
+            if (name, shape) not in drawn:
+                drawn[name, shape] = _draw(name, shape, generator, config, packed=packed)
+            block[name] = _copy(drawn[name, shape])
+        layers.append(DecoderLayer(config, layer, block, placement))
+    shapes = canonical_shapes(config)
+    outer = {
+        name: _draw(name, shapes[name], generator, config, packed=False)
+        for name in (EMBEDDING, FINAL_NORM, LM_HEAD)
+        if name in shapes
+    }
+    length = resolve_session_len(config, session_len)
+    return Decoder(config, layers, outer, placement, session_len=length)
+
+
+def _require_room(weights: int, device: torch.device) -> None:
+    free = free_memory(device)
+    if weights > free:
+        raise OutOfMemoryError(
+            f"Random weights of this shape take {human_bytes(weights)}, {human_bytes(free)} are "
+            "free. Choose a smaller shape, or 4-bit weights with model_format=awq."
+        )
+
+
+def _draw(
+    name: str,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    config: DecoderConfig,
+    *,
+    packed: bool,
+) -> Tensor | QuantizedWeight:
+    """Norms do nothing but normalise, biases nothing at all."""
+    if len(shape) == 1:
+        scales = name.endswith("norm.weight") and not config.norm_unit_offset
+        return torch.ones(shape) if scales else torch.zeros(shape)
+    if not packed:
+        # In BF16 at once: of a large vocabulary float32 would take gigabytes.
+        return torch.empty(shape, dtype=torch.bfloat16).normal_(0, _SPREAD, generator=generator)
+    groups = (shape[0], shape[1] // GROUP_SIZE)
+    codes = torch.randint(MAX_CODE + 1, shape, generator=generator, dtype=torch.uint8)
+    return QuantizedWeight(
+        codes=codes,
+        scales=torch.full(groups, _SPREAD / _CODE_SPREAD, dtype=torch.float16),
+        zeros=torch.full(groups, (MAX_CODE + 1) // 2, dtype=torch.uint8),
+    )
+
+
+def _copy(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
+    """4-bit weights are packed anew for each layer; dense ones might be shared."""
+    return weight.clone() if isinstance(weight, Tensor) else weight
