@@ -97,9 +97,9 @@ def test_sampling_options_reach_the_sampler(model: Path) -> None:
     [
         (["/no/such/folder"], 1, "There is no such folder"),
         (
-            ["MODEL", "--tp", "2"],
+            ["MODEL", "--tp", "3"],
             1,
-            "--tp is 2; this version runs a model on one device. Use --tp=1",
+            "--tp is 3, but 4 attention heads and 2 key-value heads cannot be shared evenly",
         ),
         (["MODEL", "--cache-max-entry-count", "lots"], 1, "is not a size"),
         (["MODEL", "--session-len", "1000"], 1, "--session-len is 1000"),

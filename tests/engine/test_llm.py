@@ -183,7 +183,8 @@ def test_settings_are_those_of_the_engines_config() -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"tp": 2}, ConfigError),
+        ({"tp": 3}, ConfigError),
+        ({"tp": 2, "deterministic": True}, ConfigError),
         ({"quant_policy": 3}, ConfigError),
         ({"session_len": 513}, ConfigError),
         ({"model_format": "awq"}, CheckpointError),
