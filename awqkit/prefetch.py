@@ -17,7 +17,11 @@ class BlockReader:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
         self._device = device
-        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._thread = (
+            ThreadPoolExecutor(1, initializer=_choose_gpu, initargs=(device,))
+            if device.type == "cuda"
+            else None
+        )
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}
 
     def read(self, layer: int) -> dict[str, Tensor]:
@@ -44,3 +48,9 @@ class BlockReader:
         if self._thread is None:
             return tensors
         return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+
+def _choose_gpu(device: torch.device) -> None:
+    """A new thread takes the first GPU for its own, and with it some of that one's memory."""
+    if device.index is not None:
+        torch.cuda.set_device(device)

@@ -18,6 +18,7 @@ CONFIG = QuantConfig(calib_samples=6, calib_seqlen=32, batch_size=2)
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch) -> None:
     monkeypatch.setattr("awqkit.forecast.ROW_SECONDS", 0.02)
+    monkeypatch.setattr("awqkit.forecast.SECONDS_TO_TIME_AGAIN", 0.0)
 
 
 @pytest.fixture(scope="module")
