@@ -17,6 +17,7 @@ from awqkit_runtime.serve.protocol.chat import (
     Message,
     ToolMessage,
 )
+from awqkit_runtime.serve.protocol.formats import json_grammar
 from awqkit_runtime.serve.protocol.tools import NamedTool, Tool, ToolCall
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.tools.forced import forced_call
@@ -30,7 +31,13 @@ class Conversation:
     tools: list[dict[str, Any]] | None
     #: How calls are to be found in the answer; None where there can be none.
     reads: ToolFormat | None
-    grammar: Grammar | None
+    #: Fields of the request with what they demand; the last one's the whole answer must match.
+    forms: list[tuple[str, Grammar]]
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match."""
+        return self.forms[-1][1] if self.forms else None
 
 
 def read_conversation(body: ChatRequest, service: Service) -> Conversation:
@@ -52,7 +59,7 @@ def read_conversation(body: ChatRequest, service: Service) -> Conversation:
         messages=messages,
         tools=tools if tools and format is not None and format.template_knows_tools else None,
         reads=format if offered else None,
-        grammar=_grammar(body, offered, service),
+        forms=_forms(body, offered, service),
     )
 
 
@@ -86,10 +93,12 @@ def _template_call(call: ToolCall) -> dict[str, Any]:
     return call.model_dump() | {"function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _grammar(body: ChatRequest, offered: Sequence[Tool], service: Service) -> Grammar | None:
+def _forms(
+    body: ChatRequest, offered: Sequence[Tool], service: Service
+) -> list[tuple[str, Grammar]]:
     grammar = body.constraint()
     if not offered:
-        return grammar
+        return [] if grammar is None else [(body.form_field, grammar)]
     if grammar is not None:
         raise invalid(
             "tools and response_format, regex or grammar exclude each other: a call would break "
@@ -97,8 +106,18 @@ def _grammar(body: ChatRequest, offered: Sequence[Tool], service: Service) -> Gr
             param="tools",
         )
     if body.tool_choice in (None, "auto") or service.tool_format is None:
-        return None
-    return _forced(body, offered, service.tool_format, service)
+        return []
+    return [*_schemas(offered), ("tools", _forced(body, offered, service.tool_format, service))]
+
+
+def _schemas(offered: Sequence[Tool]) -> list[tuple[str, Grammar]]:
+    """Of each tool by itself, so that an error can say which one is wrong."""
+    names = [f"tools.{number}.function.parameters" for number in range(len(offered))]
+    return [
+        (name, json_grammar(tool.function.parameters, param=name))
+        for name, tool in zip(names, offered, strict=True)
+        if tool.function.parameters
+    ]
 
 
 def _forced(
