@@ -178,14 +178,22 @@ class EngineClient:
         self._writer.write(encode_frame(message))
 
     async def _sort(self) -> None:
-        """Hands out what comes, until the process ends."""
-        while (message := await _receive(self._reader)) is not None:
-            if isinstance(message, Step):
-                self.stats = message.stats
-                for piece in message.pieces:
-                    self._deliver(piece)
-            elif isinstance(message, Refused):
-                self._refuse(message)
+        """Hands out what comes, until the process ends, or says what is no message."""
+        try:
+            while (message := await _receive(self._reader)) is not None:
+                self._hand_out(message)
+        finally:
+            self._end()
+
+    def _hand_out(self, message: FromEngine) -> None:
+        if isinstance(message, Step):
+            self.stats = message.stats
+            for piece in message.pieces:
+                self._deliver(piece)
+        elif isinstance(message, Refused):
+            self._refuse(message)
+
+    def _end(self) -> None:
         self.gone.set()
         self._open.clear()
         for answer in self._answers.values():
