@@ -65,6 +65,20 @@ def test_the_docs_need_no_network(narrow: Server) -> None:
     assert "swagger-ui" in page and "//" not in page.replace("<!--", "").split("<script>")[0]
     assert "/v1/chat/completions" in narrow.get("/openapi.json").json()["paths"]
     assert len(narrow.get("/docs-assets/swagger-ui-bundle.js").content) > 500_000
+    assert narrow.get("/openapi.json").json()["security"] == [{"key": []}]
+
+
+def test_what_the_docs_offer_to_send_is_answered(narrow: Server) -> None:
+    paths = narrow.get("/openapi.json").json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"):
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert narrow.post(path, content["example"], headers=key(narrow)).status_code == 200, path
+
+
+def test_heads_are_answered_for_who_watches(narrow: Server) -> None:
+    for path in ("/health", "/"):
+        response = httpx.head(f"{narrow.url}{path}")
+        assert response.status_code == 200 and response.content == b""
 
 
 def test_bodies_and_choices_are_bounded(narrow: Server) -> None:
@@ -142,6 +156,11 @@ def test_hidden_docs_origins_and_a_second_signal() -> None:
         assert allowed.headers["access-control-allow-origin"] == "http://page.example"
         other = server.get("/v1/models", headers={"origin": "http://other.example"})
         assert "access-control-allow-origin" not in other.headers
+        asked = {"access-control-request-method": "POST", "origin": "http://page.example"}
+        asked["access-control-request-headers"] = "authorization,content-type,x-stainless-os"
+        flight = httpx.options(f"{server.url}/v1/chat/completions", headers=asked)
+        assert flight.status_code == 200
+        assert "x-stainless-os" in flight.headers["access-control-allow-headers"]
         # And a model whose template knows no tools.
         tool = {"type": "function", "function": {"name": "f"}}
         refused = server.post("/v1/chat/completions", chat_body(tools=[tool]))
