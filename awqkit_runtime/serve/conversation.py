@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from awqkit_runtime.serve.protocol.chat import (
 from awqkit_runtime.serve.protocol.formats import json_grammar
 from awqkit_runtime.serve.protocol.tools import NamedTool, Tool, ToolCall
 from awqkit_runtime.serve.service import Service
-from awqkit_runtime.serve.tools.forced import forced_call
 from awqkit_runtime.serve.tools.formats import ToolFormat
+from awqkit_runtime.serve.tools.grammars import forced_call, free_calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,9 @@ def read_conversation(body: ChatRequest, service: Service) -> Conversation:
     """ApiError for tools that the model does not know or that clash with other fields."""
     offered = body.offered_tools
     messages = [template_message(message) for message in body.messages]
-    tools = [tool.model_dump(exclude_none=True) for tool in offered]
+    tools = [
+        tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in offered
+    ]
     format = service.tool_format
     if offered and format is None:
         raise invalid(
@@ -105,9 +108,11 @@ def _forms(
             "the form. Set tool_choice to none.",
             param="tools",
         )
-    if body.tool_choice in (None, "auto") or service.tool_format is None:
+    free = body.tool_choice in (None, "auto")
+    if service.tool_format is None or (free and not any(t.function.strict for t in offered)):
         return []
-    return [*_schemas(offered), ("tools", _forced(body, offered, service.tool_format, service))]
+    calls = _free if free else _forced
+    return [*_schemas(offered), ("tools", calls(body, offered, service.tool_format, service))]
 
 
 def _schemas(offered: Sequence[Tool]) -> list[tuple[str, Grammar]]:
@@ -125,13 +130,33 @@ def _forced(
 ) -> Grammar:
     choice = body.tool_choice
     wanted = choice.function.name if isinstance(choice, NamedTool) else None
-    functions = [tool.function.model_dump(exclude_none=True) for tool in offered]
-    chosen = [one for one in functions if wanted in (None, one["name"])]
+    chosen = [one for one in _functions(offered) if wanted in (None, one["name"])]
     if not chosen:
         raise invalid(f"tool_choice names {wanted!r}, which is not in tools.", param="tool_choice")
-    tokenizer = service.encoder.text.tokenizer
-    special = [] if tokenizer is None else tokenizer.all_special_tokens
+    with _short_enough():
+        return forced_call(format, chosen, service.encoder.text.added_tokens)
+
+
+def _free(
+    body: ChatRequest, offered: Sequence[Tool], format: ToolFormat, service: Service
+) -> Grammar:
+    text = service.encoder.text
+    many = body.parallel_tool_calls is not False
+    stops = text.stop_token_ids
+    with _short_enough():
+        return free_calls(
+            format, _functions(offered), text.added_tokens, many=many, stop_token_ids=stops
+        )
+
+
+def _functions(offered: Sequence[Tool]) -> list[dict[str, Any]]:
+    return [tool.function.model_dump(exclude_none=True) for tool in offered]
+
+
+@contextmanager
+def _short_enough() -> Iterator[None]:
+    """ApiError for tools that make too long a grammar."""
     try:
-        return forced_call(format, chosen, special)
+        yield
     except RequestError as error:
         raise invalid(str(error), param="tools") from error

@@ -33,7 +33,10 @@ from awqkit_runtime.serve.worker.messages import (
 _LEAVING_SECONDS = 5.0
 
 _GRAMMAR_FAILED = ApiError(
-    400, "The grammar grew too complex while the answer was made; simplify it.", code="grammar"
+    400,
+    "The answer could not be held to its grammar to the end: it grew too complex, or demands the "
+    "text of a special token. Simplify it.",
+    code="grammar",
 )
 
 
