@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import pytest
 from tests.free_port import free_port
 from tests.scripted_server import Script, scripted_server
 
-pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the page in")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the page in"),
+    # Not imported: it takes seconds, and another process needs it.
+    pytest.mark.skipif(find_spec("gradio") is None, reason="no Gradio to make the page with"),
+]
 ROOT = Path(__file__).parents[2]
 MESSAGE = "#message textarea"
 
