@@ -103,7 +103,7 @@ class Server:
         self._ready.set()
 
 
-def eventually(condition: Callable[[], bool], *, within: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], *, within: float = 60.0) -> None:
     """Fails unless the condition comes to hold."""
     end = time.monotonic() + within
     while not condition():

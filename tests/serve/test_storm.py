@@ -16,6 +16,9 @@ import pytest
 
 from tests.serve.servers import DEMO, LONG, Listener, Server, chat_body, eventually
 
+#: Seconds until every client knows that the engine is dead: tenths where nothing else runs.
+SOON = 2.0
+
 OPENINGS = ["Once upon a time", "The sea", "Dear friend,", "In the house", "Who are you?", "No"]
 
 
@@ -133,16 +136,15 @@ def test_a_killed_engine_ends_every_request_and_then_the_server(steady: Server) 
         )
     )
     waiting.start()
-    assert all(listener.started.wait(30) for listener in listeners)
+    assert all(listener.started.wait(60) for listener in listeners)
     eventually(lambda: server.figures()["awqkit_open"] == 7)
     server.engine.kill()
     killed = time.monotonic()
-    assert all(listener.ended.wait(10) for listener in listeners)
-    waiting.join(10)
-    assert time.monotonic() - killed < 2
+    assert all(listener.ended.wait(60) for listener in listeners)
+    waiting.join(60)
+    assert time.monotonic() - killed < SOON
     assert all(one.events[-1]["error"]["code"] == "engine_stopped" for one in listeners)
     assert whole == [503]
     assert server.get("/health").status_code == 503
     assert server.post("/v1/chat/completions", chat_body()).status_code == 503
-    assert server.process.wait(15) == 1
-    assert time.monotonic() - killed < 10
+    assert server.process.wait(60) == 1
