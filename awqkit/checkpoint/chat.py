@@ -36,6 +36,11 @@ def render_chat(
     text = render_chat_text(
         tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
     )
+    return encode_rendered(tokenizer, text)
+
+
+def encode_rendered(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The ids of what render_chat_text gave."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -18,9 +18,11 @@ from awqkit.checkpoint import QuantizedWeight
 from awqkit.tuning.blocks import Stored, TunedBlocks
 from awqkit.tuning.divergence import Readout, divergence, divergence_gradient
 
-#: Passes over the rows; tokens in a step, at least one row.
+#: Passes over the rows; tokens in a step, at most, but at least one row. Of few rows, fewer a step,
+#: so that there are that many steps: the first ones do harm that the later ones make good.
 EPOCHS = 2
 STEP_TOKENS = 4096
+LEAST_STEPS = 112
 #: How far all steps together move a value whose gradient never turns, in codes. Given so, and not a
 #: step, it means the same for few rows and many.
 TRAVEL = 0.8
@@ -70,12 +72,13 @@ def tune(
     device = readout.head.device
     size = max(1, STEP_TOKENS // search.embedded.shape[1])
     rows = len(search.embedded)
-    rates = _rates(EPOCHS * -(-rows // size))
+    a_step = max(1, min(size, rows * EPOCHS // LEAST_STEPS))
+    rates = _rates(EPOCHS * -(-rows // a_step))
     generator = torch.Generator().manual_seed(seed)
     history, best, count = [_judge(model, readout, judge, size)], 0, 0
     kept = _codes(model, len(blocks))
     for epoch in range(1, EPOCHS + 1):
-        for chosen in torch.randperm(rows, generator=generator).split(size):
+        for chosen in torch.randperm(rows, generator=generator).split(a_step):
             entering = model.remember(search.embedded[chosen].to(device))
             original = search.original[chosen].to(device)
             gradient = divergence_gradient(readout, entering[-1], original)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
-from contextlib import ExitStack
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from awqkit_runtime.commands.console import note, paragraph_errors
 from awqkit_runtime.commands.options import engine_arguments, engine_options
-from awqkit_runtime.errors import ConfigError
+from awqkit_runtime.errors import ConfigError, ServerError
 from awqkit_runtime.remote import RemoteModel
 
 if TYPE_CHECKING:
     import gradio
 
+    from awqkit_runtime.webui.own_server import OwnServer
+
 SERVER_NAME = "127.0.0.1"
 SERVER_PORT = 6006
+_LOOK_SECONDS = 1.0
 
 
 @click.command()
@@ -56,10 +62,17 @@ def webui(
     For a MODEL the page starts a server of its own; the engine options are for that one.
     """  # fmt: skip
     _require_gradio()
+    _require_port(server_name, server_port)
+    # Unwinds what was begun, the page's own server above all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
-        url = server if is_url(server) else stack.enter_context(_own_server(server, options))
+        if is_url(server):
+            url, alive = server, _always
+        else:
+            own = stack.enter_context(_own_server(server, options))
+            url, alive = own.url, own.alive
         remote = RemoteModel(url, api_key=api_key, model=model_name)
-        _serve_until_stopped(remote, server_name, server_port)
+        _show(remote, server_name, server_port, alive)
 
 
 def is_url(text: str) -> bool:
@@ -67,7 +80,11 @@ def is_url(text: str) -> bool:
     return "://" in text or re.fullmatch(r"[\w.-]+:\d+(/.*)?", text) is not None
 
 
-def _own_server(model: str, options: dict[str, Any]) -> Any:
+def _always() -> bool:
+    return True
+
+
+def _own_server(model: str, options: dict[str, Any]) -> AbstractContextManager[OwnServer]:
     from awqkit_runtime.webui.own_server import own_server
 
     return own_server(model, engine_arguments(options))
@@ -84,18 +101,38 @@ def _require_gradio() -> None:
         ) from error
 
 
-def _serve_until_stopped(remote: RemoteModel, server_name: str, server_port: int) -> None:
-    """Ctrl-C and SIGTERM close the page."""
+def _require_port(server_name: str, server_port: int) -> None:
+    """ConfigError for an address that cannot be had, before a model is loaded for its page."""
+    family = socket.AF_INET6 if ":" in server_name else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server_name, server_port))
+        except OSError as error:
+            raise _no_port(server_name, server_port, error) from error
+
+
+def _no_port(server_name: str, server_port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"The page cannot listen on {server_name}:{server_port}: {error}. "
+        "--server-port takes another port."
+    )
+
+
+def _show(
+    remote: RemoteModel, server_name: str, server_port: int, alive: Callable[[], bool]
+) -> None:
+    """The page, until Ctrl-C or SIGTERM; ServerError when its own server has ended."""
     from awqkit_runtime.webui.page import chat_page
 
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     page = chat_page(remote)
     _launch(page, server_name, server_port)
     shown = "127.0.0.1" if server_name == "0.0.0.0" else server_name
     note(f"{remote.name}: http://{shown}:{server_port} (Ctrl-C stops)")
     try:
-        stopped.wait()
+        while alive():
+            time.sleep(_LOOK_SECONDS)
+        raise ServerError("The page's server has ended; its reason stands above.")
     finally:
         page.close(verbose=False)
 
@@ -113,7 +150,4 @@ def _launch(page: gradio.Blocks, server_name: str, server_port: int) -> None:
             footer_links=[],
         )
     except OSError as error:
-        raise ConfigError(
-            f"The page cannot listen on {server_name}:{server_port}: {error}. "
-            "--server-port takes another port."
-        ) from error
+        raise _no_port(server_name, server_port, error) from error

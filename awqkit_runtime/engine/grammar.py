@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
+_NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
 
 #: Characters; a schema in the wild has a few thousand.
 MAX_GRAMMAR_LENGTH = 2**17
+#: Compiled ones that are kept: requests come with the same few schemas again and again.
+_KEPT_GRAMMARS = 16
 #: Optional whitespace is where small models lose themselves, so JSON comes in Python's style.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -48,8 +52,8 @@ class Grammar:
             )
         if len(self.text) > MAX_GRAMMAR_LENGTH:
             raise RequestError(
-                f"The {self.kind} has {len(self.text)} characters; at most {MAX_GRAMMAR_LENGTH} "
-                "are taken."
+                f"The {_NAMES[self.kind]} has {len(self.text)} characters; at most "
+                f"{MAX_GRAMMAR_LENGTH} are taken."
             )
 
 
@@ -79,6 +83,10 @@ class Constraint:
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
 
+    def fork(self) -> Constraint:
+        """Another answer that stands where this one does."""
+        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+
 
 class GrammarCompiler:
     """Makes constraints for one model; its vocabulary is prepared when the first one is wanted."""
@@ -90,9 +98,13 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._stop_token_ids = sorted(stop_token_ids)
         self._prepared: LLTokenizer | None = None
+        self._start = lru_cache(_KEPT_GRAMMARS)(self._compile)
 
     def compile(self, grammar: Grammar) -> Constraint:
         """RequestError for a grammar that the library cannot use."""
+        return self._start(grammar).fork()
+
+    def _compile(self, grammar: Grammar) -> Constraint:
         matchers = _matchers()
         matcher = matchers(self._vocabulary(), _compiled(grammar), log_level=0)
         if matcher.is_error():
@@ -142,4 +154,4 @@ def _compiled(grammar: Grammar) -> str:
 
 
 def _refusal(grammar: Grammar, reason: str) -> RequestError:
-    return RequestError(f"This {grammar.kind} cannot be used: {reason.strip()}")
+    return RequestError(f"This {_NAMES[grammar.kind]} cannot be used: {reason.strip()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,11 @@ class ModelText:
     stop_token_ids: tuple[int, ...]
     #: For conversations: what the model's generation_config.json asks for.
     chat_defaults: SamplingParams
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of tokens that stand for themselves, whatever text is around them."""
+        return {} if self.tokenizer is None else dict(self.tokenizer.get_added_vocab())
 
     @property
     def has_chat_template(self) -> bool:

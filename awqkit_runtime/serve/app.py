@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from awqkit_runtime.serve.auth import RequireKey
 from awqkit_runtime.serve.config import ServeConfig
+from awqkit_runtime.serve.description import describe
 from awqkit_runtime.serve.errors import install_handlers
 from awqkit_runtime.serve.limits import LimitBody
 from awqkit_runtime.serve.routes import chat, completions, responses, server, tokenize
@@ -44,6 +45,7 @@ def create_app(service: Service) -> ASGIApp:
     install_handlers(app)
     if not config.hide_docs:
         _add_docs(app)
+        describe(app, service)
     return _guarded(app, config)
 
 
@@ -53,7 +55,7 @@ def _add_docs(app: FastAPI) -> None:
     folder = Path(fastapi_offline.__file__).parent / "static"
     app.mount(ASSETS_PATH, StaticFiles(directory=folder))
 
-    @app.get(DOCS_PATH, include_in_schema=False)
+    @app.api_route(DOCS_PATH, methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> HTMLResponse:
         script, style, icon = ASSETS
         return get_swagger_ui_html(
@@ -76,6 +78,7 @@ def _guarded(app: ASGIApp, config: ServeConfig) -> ASGIApp:
             app,
             allow_origins=config.allow_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type"),
+            # OpenAI's client for browsers sends a dozen of its own.
+            allow_headers=("*",),
         )
     return app

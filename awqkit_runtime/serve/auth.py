@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from awqkit_runtime.serve.errors import ApiError
+from awqkit_runtime.serve.refusal import refuse_unread
 
 _SCHEME = b"bearer "
 
@@ -21,7 +23,7 @@ class RequireKey:
 
     def __init__(self, app: ASGIApp, *, keys: Collection[str], open_paths: Collection[str]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._digests = [_digest(key.encode()) for key in keys]
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,13 +36,21 @@ class RequireKey:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
+        await refuse_unread(error, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
-        """Whether one of the keys came; every key is compared, so that time tells nothing."""
+        """Whether one of the keys came.
+
+        Every key is compared, and by its digest, so that time tells neither which one is near
+        nor how long they are.
+        """
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) != 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:
             return False
         token = given[0][len(_SCHEME) :].strip()
-        matches = [hmac.compare_digest(token, key) for key in self._keys]
+        matches = [hmac.compare_digest(_digest(token), known) for known in self._digests]
         return any(matches)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

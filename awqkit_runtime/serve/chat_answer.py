@@ -18,7 +18,7 @@ from awqkit_runtime.serve.protocol.chat import (
     ChunkChoice,
     Delta,
 )
-from awqkit_runtime.serve.protocol.sampling import Usage
+from awqkit_runtime.serve.protocol.sampling import Usage, wants_usage
 from awqkit_runtime.serve.protocol.tools import CalledFunction, ToolCall, ToolCallDelta
 from awqkit_runtime.serve.token_texts import TokenTexts
 from awqkit_runtime.serve.tools.formats import ToolFormat
@@ -102,9 +102,8 @@ class ChatAnswer:
             if choice.finish_reason is not None:
                 rest = self._logprobs(choice) if choice.tokens else None
                 yield self._chunk(piece.choice, Delta(), rest, choice.finish_reason)
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield self._frame([], usage=self._job.usage())
+        if wants_usage(self._body.stream_options):
+            yield self._frame([], self._job.usage())
 
     def _whole_choice(self, index: int, choice: _Choice) -> ChatChoice:
         calls = {"tool_calls": choice.calls} if choice.calls else {}
@@ -139,14 +138,15 @@ class ChatAnswer:
             [ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)]
         )
 
-    def _frame(self, choices: list[ChunkChoice], **more: Usage) -> ChatChunk:
+    def _frame(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
+        counted = {"usage": usage} if wants_usage(self._body.stream_options) else {}
         return ChatChunk(
             id=self._id,
             object="chat.completion.chunk",
             created=self._job.created,
             model=self._body.model,
             choices=choices,
-            **more,
+            **counted,
         )
 
 

@@ -13,6 +13,7 @@ from awqkit_runtime.serve.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
+from awqkit_runtime.serve.protocol.sampling import Usage, wants_usage
 from awqkit_runtime.serve.token_texts import TokenTexts
 
 
@@ -48,10 +49,12 @@ class CompletionAnswer:
             choice.logprobs += piece.logprobs or []
             choice.finish_reason = piece.finish_reason
         told = [self._told(index, choice) for index, choice in enumerate(choices)]
-        return self._frame(told, with_usage=True)
+        return self._frame(told, usage=self._job.usage())
 
     async def chunks(self) -> AsyncGenerator[CompletionBody]:
         """Pieces as they come, and at the end one that counts tokens, where it is wanted."""
+        counts = wants_usage(self._body.stream_options)
+        uncounted: dict[str, None] = {"usage": None} if counts else {}
         choices = [_Choice(text=echo) for echo in self._echoes]
         async for piece in self._job.pieces():
             choice = choices[piece.choice]
@@ -60,11 +63,10 @@ class CompletionAnswer:
             choice.logprobs += piece.logprobs or []
             choice.finish_reason = piece.finish_reason
             if choice.text or piece.finish_reason is not None:
-                yield self._frame([self._told(piece.choice, choice)])
+                yield self._frame([self._told(piece.choice, choice)], **uncounted)
                 choice.text = ""
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield self._frame([], with_usage=True)
+        if counts:
+            yield self._frame([], usage=self._job.usage())
 
     def _told(self, index: int, choice: _Choice) -> CompletionChoice:
         return CompletionChoice(
@@ -84,9 +86,7 @@ class CompletionAnswer:
         choice.tokens, choice.logprobs = [], []
         return told
 
-    def _frame(
-        self, choices: list[CompletionChoice], *, with_usage: bool = False
-    ) -> CompletionBody:
+    def _frame(self, choices: list[CompletionChoice], **usage: Usage | None) -> CompletionBody:
         job = self._job
         return CompletionBody(
             id=f"cmpl-{job.id}",
@@ -94,5 +94,5 @@ class CompletionAnswer:
             created=job.created,
             model=self._body.model,
             choices=choices,
-            **({"usage": job.usage()} if with_usage else {}),
+            **usage,
         )

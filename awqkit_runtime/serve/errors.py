@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,9 +22,6 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-
-#: In the path of a validation error: which of several types was tried.
-_TYPE_NAMES = {"str", "int", "float", "bool", "nullable"}
 
 
 class ErrorDetail(BaseModel):
@@ -97,7 +95,12 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, error.detail, headers=error.headers).response()
+    path, allowed = request.url.path, dict(error.headers or {}).get("Allow")
+    message = {
+        404: f"There is nothing at {path}; the paths of the API begin with /v1.",
+        405: f"{path} takes {allowed}, not {request.method}.",
+    }.get(error.status_code, error.detail)
+    return ApiError(error.status_code, message, headers=error.headers).response()
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
@@ -117,13 +120,38 @@ def explain_validation(error: RequestValidationError) -> ApiError:
     one that was meant.
     """
     first = max(error.errors(), key=lambda one: len(one["loc"]))
-    path = [str(part) for part in first["loc"][1:]]
-    name = ".".join(part for part in path if part not in _TYPE_NAMES and "[" not in part) or None
-    if first["type"] == "extra_forbidden":
+    steps = _steps_in(error.body, first["loc"][1:])
+    if first["type"] == "missing":
+        steps.append(str(first["loc"][-1]))
+    name = ".".join(steps) or None
+    if first["type"] == "extra_forbidden" or first.get("ctx", {}).get("max_length") == 0:
         return invalid(
             f"{name} is not supported by this server; leave it out.", param=name, code="unsupported"
         )
     if first["type"] == "json_invalid":
         return invalid(f"The body is not JSON: {first['ctx']['error']}.")
+    if isinstance(error.body, bytes):
+        return invalid("The body must be JSON, and the header Content-Type: application/json.")
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "union_tag_not_found":
+        message = f"It must be an object with {first['ctx']['discriminator']}"
     return invalid(f"{name or 'The body'}: {message}.", param=name)
+
+
+def _steps_in(body: Any, path: Sequence[str | int]) -> list[str]:
+    """The steps of a path that lead somewhere in a body; others say which type was tried."""
+    found = []
+    for step in path:
+        inner = _inside(body, step)
+        if inner is not None:
+            found.append(str(step))
+            body = inner
+    return found
+
+
+def _inside(body: Any, step: str | int) -> Any:
+    """What a body has at a step; None where it has nothing there."""
+    if isinstance(body, dict):
+        return body.get(step)
+    in_list = isinstance(body, list) and isinstance(step, int) and step < len(body)
+    return body[step] if in_list else None

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from awqkit_runtime.serve.errors import ApiError
+from awqkit_runtime.serve.refusal import refuse_unread
 
 #: Seconds that a body may take to arrive.
 _BODY_SECONDS = 30.0
+#: Bodies of the largest size that are held at once; as many bytes may be spread over more.
+_LARGEST_BODIES = 64
 #: Answers whose ends tell how fast places become free.
 _RECENT = 32
 _LONGEST_WAIT = 60
@@ -52,47 +55,68 @@ class Admission:
 
 
 class LimitBody:
-    """ASGI middleware: reads a request's body before anybody else does, if it is short enough."""
+    """ASGI middleware: reads a request's body before anybody else does, if there is room for it."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        #: Bytes of all bodies that are here, those of requests under way included.
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = bytearray()
+        try:
+            if await self._read(body, scope, receive):
+                await self._app(scope, _replay(bytes(body), receive), send)
+        except ApiError as error:  # The body's; the application answers its own.
+            await refuse_unread(error, receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> bool:
+        """Fills `body`; False when the client left before its end.
+
+        ApiError where it is too long or too slow.
+        """
+        self._require_room(_announced(scope))
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                body = await self._read(receive)
+                while (message := await receive())["type"] != "http.disconnect":
+                    piece = message.get("body", b"")
+                    body += piece
+                    self._held += len(piece)
+                    self._require_room(len(body))
+                    if not message.get("more_body", False):
+                        return True
         except TimeoutError:
-            error = ApiError(408, f"The body did not arrive within {_BODY_SECONDS:g} seconds.")
-            await error.response()(scope, receive, send)
-            return
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+            raise ApiError(
+                408, f"The body did not arrive within {_BODY_SECONDS:g} seconds."
+            ) from None
+        return False
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None when the client left before its end. ApiError for one that is too long."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                raise ApiError(
-                    413,
-                    f"The body has more than {self._max_bytes} bytes, the most that this server "
-                    "takes.",
-                    # What is left of the body is not read, so the connection cannot go on.
-                    headers={"connection": "close"},
-                )
-            if not message.get("more_body", False):
-                return bytes(body)
+    def _require_room(self, length: int) -> None:
+        """ApiError for a body of so many bytes, or for one too many."""
+        if length > self._max_bytes:
+            raise ApiError(
+                413,
+                f"The body has more than {self._max_bytes} bytes, the most that this server takes.",
+            )
+        if self._held > self._max_bytes * _LARGEST_BODIES:
+            raise ApiError(
+                429,
+                "The server holds as many large requests as it can. Try again later.",
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
+
+
+def _announced(scope: Scope) -> int:
+    """Bytes that the body is to have, by its header; 0 where that does not say."""
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if lengths else 0
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

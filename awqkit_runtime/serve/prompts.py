@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: Tokenizers release the interpreter's lock; more threads than this only get in each other's way.
 _THREADS = 2
+#: A token's text may have been somewhat longer before the tokenizer normalised it.
+_NORMALISED = 4
 
 
 class PromptEncoder:
@@ -27,6 +29,9 @@ class PromptEncoder:
         self.text = text
         self.session_len = session_len
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
+        vocabulary = {} if text.tokenizer is None else text.tokenizer.get_vocab()
+        #: Characters; a longer text has too many tokens, which is known without counting them.
+        self._longest_text = session_len * _NORMALISED * max(map(len, vocabulary), default=1)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function in one of the tokenizer's threads."""
@@ -45,14 +50,14 @@ class PromptEncoder:
         ids = await self.run(self._encode_chat, messages, tools)
         return self._fitting(ids, param="messages")
 
-    async def check_grammar(self, grammar: Grammar | None) -> None:
+    async def check_grammar(self, grammar: Grammar | None, *, param: str) -> None:
         """ApiError for a grammar that cannot be used."""
         if grammar is None:
             return
         try:
             await self.run(check_grammar, grammar)
         except RequestError as error:
-            raise invalid(str(error), param="response_format") from error
+            raise invalid(str(error), param=param) from error
 
     def check_tokens(self, ids: list[int]) -> list[int]:
         """A prompt that came as tokens."""
@@ -74,6 +79,7 @@ class PromptEncoder:
             raise invalid(
                 "The model has no tokenizer, so it takes token ids alone.", param="prompt"
             )
+        self._require_length(prompt, param="prompt")
         ids = encode_prompt(self.text.tokenizer, prompt)
         if not ids and self.text.bos_token_id is not None:
             return [self.text.bos_token_id]
@@ -82,24 +88,33 @@ class PromptEncoder:
     def _encode_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> list[int]:
-        from awqkit.checkpoint.tokenizer import render_chat
+        from awqkit.checkpoint.tokenizer import encode_rendered, render_chat_text
 
         if self.text.tokenizer is None:
             raise invalid("The model has no tokenizer, so it cannot chat.", param="messages")
         try:
-            return render_chat(self.text.tokenizer, messages, tools=tools)
+            text = render_chat_text(self.text.tokenizer, messages, tools=tools)
         except (ConversationError, CheckpointError) as error:
             raise invalid(str(error), param="messages") from error
+        self._require_length(text, param="messages")
+        return encode_rendered(self.text.tokenizer, text)
+
+    def _require_length(self, text: str, *, param: str) -> None:
+        if len(text) > self._longest_text:
+            raise self._too_long(f"{len(text)} characters, more than that many can have", param)
 
     def _fitting(self, ids: list[int], *, param: str) -> list[int]:
         if not ids:
             raise invalid("The prompt is empty: there is nothing to continue from.", param=param)
         if len(ids) >= self.session_len:
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {self.session_len} tokens, but the "
-                f"prompt has {len(ids)}, and the answer needs at least one. Shorten it.",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise self._too_long(f"{len(ids)}, and the answer needs at least one", param)
         return ids
+
+    def _too_long(self, length: str, param: str) -> ApiError:
+        return ApiError(
+            400,
+            f"This model's maximum context length is {self.session_len} tokens, but the prompt has "
+            f"{length}. Shorten it.",
+            param=param,
+            code="context_length_exceeded",
+        )

@@ -46,18 +46,21 @@ class ResponseAnswer:
         inside = at | {"item_id": self._item_id, "content_index": 0}
         texts = self._texts()
         first = await anext(texts, "")
-        yield self._event("response.created", response=self._response([]))
-        yield self._event("response.in_progress", response=self._response([]))
+        begun = self._response([]).model_dump()
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
         yield self._event("response.output_item.added", item=self._item(empty=True), **at)
         yield self._event("response.content_part.added", part=_part(""), **inside)
-        yield self._delta(first, inside)
+        if first:
+            yield self._delta(first, inside)
         async for text in texts:
             yield self._delta(text, inside)
         whole = {"text": self._text, "logprobs": []}
         yield self._event("response.output_text.done", **whole, **inside)
         yield self._event("response.content_part.done", part=_part(self._text), **inside)
         yield self._event("response.output_item.done", item=self._item(), **at)
-        yield self._event(f"response.{self._status}", response=self._response([self._item()]))
+        done = self._response([self._item()]).model_dump()
+        yield self._event(f"response.{self._status}", response=done)
 
     async def _texts(self) -> AsyncGenerator[str]:
         async for piece in self._job.pieces():
@@ -98,6 +101,7 @@ class ResponseAnswer:
             text=_settings(body),
             top_p=self._params.top_p,
             usage=self._usage() if done else None,
+            metadata=body.metadata or {},
         )
 
     def _usage(self) -> ResponseUsage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from awqkit_runtime.serve.worker.client import EngineClient
 #: Seconds that /health tells of a dead engine before the process ends.
 _MOURNING_SECONDS = 3.0
 _BACKLOG = 2048
+_FILES = 2**16
 
 
 def run(
@@ -52,6 +54,7 @@ async def _run(
     config: ServeConfig,
     ready: Callable[[str, Service], None],
 ) -> int:
+    _allow_connections()
     with _bind(config) as listener:
         # Takes as long as the engine takes for much of its loading.
         imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "transformers"))
@@ -92,6 +95,14 @@ def _tool_format(text: ModelText, config: ServeConfig) -> ToolFormat | None:
     return find_format(
         config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.get_vocab()
     )
+
+
+def _allow_connections() -> None:
+    """As many as the system lets a process have; a shell's habit is 1024 files, one a client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bind(config: ServeConfig) -> socket.socket:

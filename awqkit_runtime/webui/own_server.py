@@ -8,8 +8,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from awqkit_runtime.errors import ServerError
 
@@ -19,9 +20,16 @@ STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnServer:
+    url: str
+    #: Whether it still runs.
+    alive: Callable[[], bool]
+
+
 @contextmanager
-def own_server(model: str, options: Sequence[str]) -> Iterator[str]:
-    """Serves a model on a free port of this machine and gives the address once it is ready.
+def own_server(model: str, options: Sequence[str]) -> Iterator[OwnServer]:
+    """Serves a model on a free port of this machine, and is there once that is ready.
 
     options: of `awqkit-runtime serve`.  ServerError where the server ends before it is ready; the
     reason stands on standard error then.
@@ -32,7 +40,7 @@ def own_server(model: str, options: Sequence[str]) -> Iterator[str]:
     with subprocess.Popen(command) as process:
         try:
             _wait_until_ready(process, port)
-            yield f"http://{HOST}:{port}"
+            yield OwnServer(url=f"http://{HOST}:{port}", alive=lambda: process.poll() is None)
         finally:
             process.terminate()
             try:

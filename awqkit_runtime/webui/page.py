@@ -23,7 +23,7 @@ def chat_page(remote: RemoteModel) -> gradio.Blocks:
     import gradio as gr
 
     with gr.Blocks(title=remote.name, analytics_enabled=False, fill_height=True) as page:
-        with gr.Sidebar(open=False):
+        with gr.Sidebar():
             settings = _settings()
         gr.Markdown(f"### {remote.name}\n{remote.base_url}")
         statistics = gr.Markdown("", elem_id="statistics", render=False)

@@ -46,7 +46,7 @@ class AnswerClock:
         if self._counted is not None:
             parts.append(f"{self._prompt} + {self._counted} tokens")
         if cache is not None:
-            parts.append(f"cache {cache:.0%} in use")
+            parts.append(f"cache {cache:.1%} in use")
         return " · ".join(parts)
 
 

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ import pytest
 from tests.docs.blocks import ROOT, blocks
 from tests.free_port import free_port
 
-pytest.importorskip("gradio")
+# Not imported: it takes seconds, and another process needs it.
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="no Gradio for the page")
 BIN = Path(sys.executable).parent
 SECONDS = 180
 

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ import pytest
 
 from tests.free_port import free_port
 
-ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Not imported where the test is not run: it takes seconds.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+]
 ROOT = Path(__file__).parents[2]
 CLIENTS = 6
 #: Seconds of load before and after a worker dies.
@@ -34,6 +39,7 @@ class Outcome:
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head that computes nothing, and two workers with a place for one replica each."""
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -92,6 +93,69 @@ def test_schemas_end_soon_whatever_they_hold(server: Server, schema: Any) -> Non
     assert server.quiet()
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", json.dumps({"model": "demo", "prompt": [{}] * 600_000})),
+        ("/v1/chat/completions", chat(messages=[{}] * 600_000)),
+        ("/v1/chat/completions", chat(**{f"k{i}": 1 for i in range(150_000)})),
+        ("/v1/chat/completions", chat(logit_bias={f"x{i}": "a" for i in range(100_000)})),
+        ("/v1/completions", json.dumps({"model": "demo", "prompt": "ab " * 900_000})),
+    ],
+    ids=["prompts", "messages", "fields", "biases", "text"],
+)
+def test_what_is_wrong_a_million_times_is_told_once_and_soon(
+    server: Server, path: str, body: str
+) -> None:
+    """In the time of a few readings: each once took hundreds, in which nobody was answered."""
+    start = time.monotonic()
+    json.loads(body)
+    reading = time.monotonic() - start
+    start = time.monotonic()
+    response = send(server, path, body)
+    assert response.status_code == 400 and len(response.text) < 1000
+    assert time.monotonic() - start < 2 + 40 * reading
+
+
+def test_a_body_that_is_refused_unread_does_not_cost_the_answer(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
+        connection.sendall(head.encode() + b" " * 9_000_000)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"the most that this server takes" in answer
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (chat(messages=[{"role": "user"}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+         "messages.0.content.0.type"),
+        (chat(messages=["x"]), "messages.0"),
+        (chat(stop=5), "stop"),
+        (chat(regex="a(?=b)"), "regex"),
+        (chat(grammar="start: nothing"), "grammar"),
+        (chat(response_format={"type": "json_schema"}), "response_format.json_schema"),
+        (chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
+              tool_choice="required"), "tools.0.function.parameters"),
+    ],
+)  # fmt: skip
+def test_the_field_that_is_wrong_is_named_as_the_client_knows_it(
+    server: Server, body: str, param: str
+) -> None:
+    response = send(server, "/v1/chat/completions", body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_a_body_that_does_not_say_it_is_json_is_told_how(server: Server) -> None:
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=chat().encode())
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 def test_surrogates_in_tools_are_refused(server: Server) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "\ud800"}}
     assert send(server, "/v1/chat/completions", chat(tools=[tool])).status_code == 400
@@ -126,7 +190,9 @@ def test_bytes_that_are_no_text_are_refused(server: Server) -> None:
 @pytest.mark.slow
 def test_connections_that_say_nothing_or_never_end_are_closed(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    for sent in (b"", b"GET /health HTTP/1.1\r\nx:"):
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for sent in (b"", b"GET /health HTTP/1.1\r\nx:", whole + b"GET /health HTTP/1.1\r\nx:"):
         with socket.create_connection((host, int(port)), timeout=3 * HEAD_SECONDS) as connection:
             connection.sendall(sent)
-            assert connection.recv(100) == b""
+            while connection.recv(1000):  # Until the server closes it.
+                pass

@@ -15,17 +15,18 @@ import pytest
 from click.testing import CliRunner
 
 from awqkit_runtime.cli import main
-from tests.serve.servers import DEMO, LONG, Listener, Server, chat_body, eventually
+from tests.serve.servers import DEMO, ENDS_WITHIN, LONG, Listener, Server, chat_body, eventually
 
 KEYS = ("first-key", "second-key")
+ABANDONED = 'requests_total{endpoint="chat",outcome="abandoned"}'
 
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Server]:
-    """Two answers at once, two in the queue, two keys, six seconds."""
+    """Two answers at once, two in the queue, two keys."""
     options = ["--max-batch-size", "2", "--max-queued-requests", "2", "--max-choices", "3"]
-    limits = ["--request-timeout", "6", "--max-body-size", "20000"]
-    with Server(DEMO, *options, *limits, "--api-keys", ",".join(KEYS)) as server:
+    limits = ["--max-body-size", "20000", "--api-keys", ",".join(KEYS)]
+    with Server(DEMO, *options, *limits) as server:
         yield server
 
 
@@ -65,6 +66,20 @@ def test_the_docs_need_no_network(narrow: Server) -> None:
     assert "swagger-ui" in page and "//" not in page.replace("<!--", "").split("<script>")[0]
     assert "/v1/chat/completions" in narrow.get("/openapi.json").json()["paths"]
     assert len(narrow.get("/docs-assets/swagger-ui-bundle.js").content) > 500_000
+    assert narrow.get("/openapi.json").json()["security"] == [{"key": []}]
+
+
+def test_what_the_docs_offer_to_send_is_answered(narrow: Server) -> None:
+    paths = narrow.get("/openapi.json").json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"):
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert narrow.post(path, content["example"], headers=key(narrow)).status_code == 200, path
+
+
+def test_heads_are_answered_for_who_watches(narrow: Server) -> None:
+    for path in ("/health", "/"):
+        response = httpx.head(f"{narrow.url}{path}")
+        assert response.status_code == 200 and response.content == b""
 
 
 def test_bodies_and_choices_are_bounded(narrow: Server) -> None:
@@ -86,9 +101,9 @@ def test_a_full_queue_answers_at_once_and_says_when_to_come_again(narrow: Server
     listeners = [Listener(narrow, chat_body(**LONG), headers=headers) for _ in range(4)]
     try:
         eventually(lambda: _open(narrow) == 4)
-        before = time.monotonic()
         refused = narrow.post("/v1/chat/completions", chat_body(), headers=headers)
-        assert refused.status_code == 429 and time.monotonic() - before < 2
+        # At once: before any of the others has ended.
+        assert refused.status_code == 429 and _open(narrow) == 4
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["error"]["code"] == "queue_full"
     finally:
@@ -100,6 +115,7 @@ def test_a_full_queue_answers_at_once_and_says_when_to_come_again(narrow: Server
 
 def test_leavers_free_their_pages_streaming_or_not(narrow: Server) -> None:
     headers = key(narrow)
+    before = _figure(narrow, ABANDONED)
     for streaming in (True, False):
         body = chat_body(**LONG) | {"stream": streaming}
         raw = json.dumps(body).encode()
@@ -111,23 +127,15 @@ def test_leavers_free_their_pages_streaming_or_not(narrow: Server) -> None:
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + raw)
             eventually(lambda: _figure(narrow, "cache_pages_used") > 0)
-        left = time.monotonic()
         eventually(lambda: _figure(narrow, "cache_pages_used") == _open(narrow) == 0)
-        assert time.monotonic() - left < 5
-
-
-def test_a_deadline_ends_an_answer(narrow: Server) -> None:
-    listener = Listener(narrow, chat_body(**LONG, n=3), headers=key(narrow))
-    assert listener.ended.wait(30)
-    # A fast machine may be done before.
-    if "error" in listener.events[-1]:
-        assert listener.events[-1]["error"]["code"] == "timeout"
-    eventually(lambda: _open(narrow) == 0)
+    # It was not the end of the answers that freed them.
+    assert _figure(narrow, ABANDONED) == before + 2
 
 
 def _figure(server: Server, name: str) -> float:
     lines = httpx.get(f"{server.url}/metrics", headers=key(server)).text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"awqkit_{name} "))
+    found = (float(line.split()[1]) for line in lines if line.startswith(f"awqkit_{name} "))
+    return next(found, 0.0)
 
 
 def _open(server: Server) -> float:
@@ -142,30 +150,35 @@ def test_hidden_docs_origins_and_a_second_signal() -> None:
         assert allowed.headers["access-control-allow-origin"] == "http://page.example"
         other = server.get("/v1/models", headers={"origin": "http://other.example"})
         assert "access-control-allow-origin" not in other.headers
+        asked = {"access-control-request-method": "POST", "origin": "http://page.example"}
+        asked["access-control-request-headers"] = "authorization,content-type,x-stainless-os"
+        flight = httpx.options(f"{server.url}/v1/chat/completions", headers=asked)
+        assert flight.status_code == 200
+        assert "x-stainless-os" in flight.headers["access-control-allow-headers"]
         # And a model whose template knows no tools.
         tool = {"type": "function", "function": {"name": "f"}}
         refused = server.post("/v1/chat/completions", chat_body(tools=[tool]))
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
         long = Listener(server, chat_body(**LONG))
-        assert long.started.wait(30)
+        assert long.started.wait(ENDS_WITHIN)
         engine = server.engine
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(10)
-        assert long.ended.wait(10) and _gone(engine)
+        server.process.wait(ENDS_WITHIN)
+        assert long.ended.wait(ENDS_WITHIN) and _gone(engine)
 
 
 def test_a_signal_drains(narrow: Server) -> None:
     """The last one that this server sees."""
     short = Listener(narrow, chat_body(ignore_eos=True, max_tokens=40), headers=key(narrow))
-    assert short.started.wait(30)
+    assert short.started.wait(ENDS_WITHIN)
     engine = narrow.engine
     narrow.process.send_signal(signal.SIGTERM)
-    assert short.ended.wait(60)
+    assert short.ended.wait(ENDS_WITHIN)
     assert short.events[-1]["choices"][0]["finish_reason"] == "length"
-    assert narrow.process.wait(30) == 0 and _gone(engine)
+    assert narrow.process.wait(ENDS_WITHIN) == 0 and _gone(engine)
 
 
 @pytest.mark.slow

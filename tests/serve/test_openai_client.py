@@ -47,6 +47,7 @@ def test_chat_whole_and_streamed_are_the_same(server: Server) -> None:
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == used.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)
 
 
 def test_chat_without_limit_goes_on_to_the_session_length(server: Server) -> None:
@@ -133,6 +134,11 @@ def test_completions(server: Server) -> None:
     assert "".join(told.logprobs.tokens) == told.text
     assert told.logprobs.text_offset[1] == len(told.logprobs.tokens[0])
     assert all(len(top) == 2 for top in told.logprobs.top_logprobs)
+    drawn = create(model="demo", prompt="The sea", temperature=5, seed=1, logprobs=0, max_tokens=9)
+    found = drawn.choices[0].logprobs
+    assert [[*top.items()] for top in found.top_logprobs] == [
+        [pair] for pair in zip(found.tokens, found.token_logprobs, strict=True)
+    ]
 
 
 def test_forms(server: Server) -> None:
@@ -243,6 +249,9 @@ def test_responses(server: Server) -> None:
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == whole.output_text == events[-1].response.output_text
+    assert events[0].response.object == "response" and events[0].response.tools == []
+    more: Any = {"metadata": {"who": "me"}, "tools": [], "parallel_tool_calls": True}
+    assert create(**GREEDY, input="x", max_output_tokens=1, **more).metadata == {"who": "me"}
     form = {"format": {"type": "json_schema", "name": "n", "schema": {"enum": ["a", "b"]}}}
     assert json.loads(create(**GREEDY, input="x", text=form).output_text) in ("a", "b")
 

@@ -81,6 +81,7 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(module, "STEP_TOKENS", 128)
     monkeypatch.setattr(module, "TRAVEL", 0.7)
     monkeypatch.setattr(module, "EPOCHS", 12)
+    monkeypatch.setattr(module, "LEAST_STEPS", 1)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2_moe"])
@@ -128,3 +129,22 @@ def test_what_is_not_quantized_stays(tmp_path: Path) -> None:
                 assert after[name] is weight
             else:
                 assert torch.equal(after[name].scales, weight.scales)
+
+
+def test_few_rows_take_as_many_steps(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "EPOCHS", 2)
+    monkeypatch.setattr(module, "LEAST_STEPS", 16)
+    setting = Setting(tmp_path / "model", "llama")  # 16 rows of 32 tokens, at most four a step
+    steps: list[tuple[int, int]] = []
+    with torch.no_grad():
+        tune(
+            setting.blocks,
+            setting.model(),
+            setting.readout,
+            search=setting.search,
+            judge=setting.judge,
+            seed=0,
+            on_step=lambda *step: steps.append(step),
+        )
+    assert steps == [(number, 16) for number in range(1, 17)]
+    assert sum(module._rates(16)) == pytest.approx(module.TRAVEL)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import pytest
 from tests.free_port import free_port
 from tests.scripted_server import Script, scripted_server
 
-pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the page in")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the page in"),
+    # Not imported: it takes seconds, and another process needs it.
+    pytest.mark.skipif(find_spec("gradio") is None, reason="no Gradio to make the page with"),
+]
 ROOT = Path(__file__).parents[2]
 MESSAGE = "#message textarea"
 
@@ -74,7 +78,7 @@ def _note_foreign(page: Any, url: str) -> None:
         page.foreign.append(url)
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -103,7 +107,7 @@ def test_an_answer_streams_with_its_figures(page: Any, script: Script) -> None:
     until(lambda: "Once upon a time" in conversation(page))
     until(lambda: "7 + 3 tokens" in page.inner_text("#statistics"))
     assert "tokens/s" in page.inner_text("#statistics")
-    assert "cache 25%" in page.inner_text("#statistics")
+    assert "cache 25.0%" in page.inner_text("#statistics")
     send(page, "And then?")
     until(lambda: len(script.requests) == 2)
     assert script.requests[1]["messages"] == [
@@ -116,13 +120,11 @@ def test_an_answer_streams_with_its_figures(page: Any, script: Script) -> None:
 
 def test_settings_reach_the_server(page: Any, script: Script) -> None:
     plan(script)
-    page.click("button[aria-label='Toggle Sidebar']")
     page.fill("#system textarea", "Be brief")
     page.fill("#temperature input[type=number]", "0")
     page.fill("#top-k input[type=number]", "7")
     page.fill("#max-tokens input[type=number]", "33")
     page.press("#max-tokens input[type=number]", "Tab")
-    page.click("button[aria-label='Toggle Sidebar']")
     send(page, "Hello")
     until(lambda: len(script.requests) == 1)
     request = script.requests[0]
@@ -135,7 +137,7 @@ def test_stop_ends_the_servers_work(page: Any, script: Script) -> None:
     send(page, "Go on")
     until(lambda: "word word" in conversation(page))
     page.click("button.stop-button")
-    until(lambda: script.deserted == 1, seconds=10)
+    until(lambda: script.deserted == 1)
 
 
 def test_retry_asks_again(page: Any, script: Script) -> None:

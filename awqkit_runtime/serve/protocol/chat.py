@@ -23,7 +23,10 @@ class TextPart(RequestModel):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+#: A conversation has fewer messages, and a message fewer parts.
+MAX_PARTS = 2**14
+
+Content = str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
 
 
 class SystemMessage(RequestModel):
@@ -41,7 +44,7 @@ class UserMessage(RequestModel):
 class AssistantMessage(RequestModel):
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     refusal: None = None
     name: str | None = None
 
@@ -56,10 +59,11 @@ class ToolMessage(RequestModel):
 Message = Annotated[
     SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
 
 
 class ChatRequest(ConstrainedFields):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     n: Count | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -67,7 +71,7 @@ class ChatRequest(ConstrainedFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 

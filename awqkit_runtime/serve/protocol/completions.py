@@ -13,15 +13,15 @@ from awqkit_runtime.serve.protocol.sampling import Count, StreamOptions, TokenId
 #: OpenAI's, where a completion says nothing.
 DEFAULT_MAX_TOKENS = 16
 
-TokenPrompt = Annotated[list[TokenId], Field(min_length=1)]
+TokenPrompt = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 
 
 class CompletionRequest(ConstrainedFields):
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1)]
         | TokenPrompt
-        | Annotated[list[TokenPrompt], Field(min_length=1)]
+        | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1)]
     )
     n: Count | None = None
     max_tokens: Count | None = None

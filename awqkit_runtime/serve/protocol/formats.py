@@ -48,6 +48,12 @@ class ConstrainedFields(SamplingFields):
     #: A grammar in llguidance's dialect of Lark.
     grammar: str | None = None
 
+    @property
+    def form_field(self) -> str:
+        """The field that constraint() reads."""
+        given = (name for name in ("regex", "grammar") if getattr(self, name) is not None)
+        return next(given, "response_format")
+
     def constraint(self) -> Grammar | None:
         """What the answer must match. ApiError for several, or one that is too long."""
         found = [

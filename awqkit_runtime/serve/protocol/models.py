@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from awqkit_runtime.serve.protocol.chat import Message
+from awqkit_runtime.serve.protocol.chat import Messages
 from awqkit_runtime.serve.protocol.sampling import RequestModel
 
 
@@ -33,7 +33,7 @@ class TokenizeRequest(RequestModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
 
 
 class Tokens(BaseModel):

@@ -7,8 +7,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from awqkit_runtime.engine.grammar import Grammar
+from awqkit_runtime.serve.errors import ErrorDetail
+from awqkit_runtime.serve.protocol.chat import MAX_PARTS
 from awqkit_runtime.serve.protocol.formats import JsonObjectFormat, TextFormat, json_grammar
-from awqkit_runtime.serve.protocol.sampling import Count, RequestModel, SamplingFields
+from awqkit_runtime.serve.protocol.sampling import (
+    Count,
+    RequestModel,
+    SamplingFields,
+    at_most,
+)
+
+NoItems = Annotated[list[Any], Field(max_length=0)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    at_most(16),
+]
 
 
 class InputText(RequestModel):
@@ -21,14 +34,19 @@ class OutputText(RequestModel):
 
     type: Literal["output_text"]
     text: str
-    annotations: Annotated[list[Any], Field(max_length=0)] = Field(default_factory=list)
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: NoItems = Field(default_factory=list)
+    logprobs: NoItems | None = None
 
 
 class InputMessage(RequestModel):
     type: Literal["message"] = "message"
     role: Literal["user", "system", "developer", "assistant"]
-    content: str | Annotated[list[InputText | OutputText], Field(min_length=1)]
+    content: (
+        str
+        | Annotated[
+            list[InputText | OutputText], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)
+        ]
+    )
     #: Of a message that was an answer; of no further use.
     id: str | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
@@ -51,7 +69,10 @@ class TextSettings(RequestModel):
 
 
 class ResponseRequest(SamplingFields):
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: (
+        str
+        | Annotated[list[InputMessage], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
+    )
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextSettings | None = None
@@ -59,14 +80,26 @@ class ResponseRequest(SamplingFields):
     #: Nothing is kept.
     store: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
+    #: There are none.
+    tools: NoItems | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    include: NoItems | None = None
+    #: Given back as it is.
+    metadata: Metadata | None = None
+
+    @property
+    def form_field(self) -> str:
+        """The field that constraint() reads."""
+        return "text.format"
 
     def constraint(self) -> Grammar | None:
         """What the answer must match. ApiError for a schema that is too long."""
         wanted = None if self.text is None else self.text.format
         if isinstance(wanted, NamedSchemaFormat):
-            return json_grammar(wanted.schema_, param="text.format")
+            return json_grammar(wanted.schema_, param=self.form_field)
         if isinstance(wanted, JsonObjectFormat):
-            return json_grammar({"type": "object"}, param="text.format")
+            return json_grammar({"type": "object"}, param=self.form_field)
         return None
 
     def messages(self) -> list[dict[str, Any]]:
@@ -132,11 +165,11 @@ class ResponseBody(BaseModel):
     temperature: float
     text: dict[str, Any]
     tool_choice: Literal["none"] = "none"
-    tools: Annotated[list[Any], Field(max_length=0)] = Field(default_factory=list)
+    tools: NoItems = Field(default_factory=list)
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[str, str]
 
 
 class ResponseEvent(BaseModel):
@@ -144,7 +177,8 @@ class ResponseEvent(BaseModel):
 
     type: str
     sequence_number: int
-    response: ResponseBody | None = None
+    #: A ResponseBody with all of its fields.
+    response: dict[str, Any] | None = None
     item: OutputMessage | None = None
     part: OutputText | None = None
     item_id: str | None = None
@@ -152,4 +186,17 @@ class ResponseEvent(BaseModel):
     content_index: int | None = None
     delta: str | None = None
     text: str | None = None
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: NoItems | None = None
+
+
+class ErrorEvent(ErrorDetail):
+    """The last event of a stream that failed; `error` is where other endpoints have it."""
+
+    type: Literal["error"]
+    sequence_number: int
+    error: ErrorDetail
+
+
+def error_event(detail: ErrorDetail, number: int) -> ErrorEvent:
+    told = detail.model_dump() | {"type": "error"}
+    return ErrorEvent(**told, sequence_number=number, error=detail)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from awqkit_runtime.engine.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from awqkit_runtime.errors import RequestError
@@ -16,21 +17,41 @@ MAX_STOP_LENGTH = 256
 MAX_BIASES = 1024
 
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopTexts = Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)]
 #: Numbers beyond it mean nothing, and have no place in a message.
 MAX_NUMBER = 2**31 - 1
 TokenId = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 Count = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
 Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+
+
+def at_most(count: int) -> BeforeValidator:
+    """For a dict: counts before it looks at entries, of which a million may be wrong."""
+
+    def check(entries: Any) -> Any:
+        if isinstance(entries, dict) and len(entries) > count:
+            raise ValueError(f"it has {len(entries)} entries, and may have {count}")
+        return entries
+
+    return BeforeValidator(check, json_schema_input_type=dict)
+
+
 #: Keys are token ids; JSON wants them as texts.
 LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias], Field(max_length=MAX_BIASES)
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias],
+    at_most(MAX_BIASES),
+    Field(max_length=MAX_BIASES),
 ]
 
 _SAMPLING_NAMES = {field.name for field in fields(SamplingParams)}
 
 
 class RequestModel(BaseModel):
-    """A body whose every field means something: unknown ones are refused by name."""
+    """A body whose every field means something: unknown ones are refused by name.
+
+    Of what is wrong only the first is told: lists fail fast, and one unknown field stands for
+    all, or a large body could have millions of errors, and keep the server busy with them.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -42,7 +63,9 @@ class RequestModel(BaseModel):
             return body
         require_characters(body)
         names = {field.alias or name for name, field in cls.model_fields.items()}
-        return {key: value for key, value in body.items() if value is not None or key in names}
+        known = {key: value for key, value in body.items() if key in names}
+        unknown = ((k, value) for k, value in body.items() if k not in names and value is not None)
+        return known | dict(islice(unknown, 1))
 
 
 def require_characters(body: Any) -> None:
@@ -76,8 +99,12 @@ class SamplingFields(RequestModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     logit_bias: LogitBias | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = None
+    stop: (
+        StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)] | None
+    ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_STOPS)] | None = (
+        None
+    )
     min_tokens: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -104,6 +131,10 @@ class SamplingFields(RequestModel):
 class StreamOptions(RequestModel):
     #: A last event, without choices, that counts the tokens.
     include_usage: bool | None = None
+
+
+def wants_usage(options: StreamOptions | None) -> bool:
+    return options is not None and bool(options.include_usage)
 
 
 class PromptTokensDetails(BaseModel):

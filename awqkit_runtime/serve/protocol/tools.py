@@ -18,8 +18,8 @@ class FunctionTool(RequestModel):
     description: str | None = None
     #: A JSON schema.
     parameters: dict[str, Any] | None = None
-    #: Only calls that are forced are held to the schema, and these always.
-    strict: Literal[False] | None = None
+    #: Calls match the schema; those that are forced do so in either case.
+    strict: bool | None = None
 
 
 class Tool(RequestModel):

@@ -16,7 +16,7 @@ from awqkit_runtime.serve.routes.common import respond_with_events, service_of, 
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.streaming import unless_gone
 
-router = APIRouter()
+router = APIRouter(tags=["generation"])
 
 
 @router.post("/v1/chat/completions", responses=streams(ChatCompletion, ChatChunk))
@@ -43,7 +43,8 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 
 async def _encode(conversation: Conversation, service: Service) -> list[int]:
-    await service.encoder.check_grammar(conversation.grammar)
+    for param, grammar in conversation.forms:
+        await service.encoder.check_grammar(grammar, param=param)
     return await service.encoder.encode_chat(conversation.messages, conversation.tools)
 
 

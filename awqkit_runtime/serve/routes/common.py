@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from awqkit_runtime.serve.errors import ApiError, ErrorResponse
 from awqkit_runtime.serve.job import Job
+from awqkit_runtime.serve.protocol.responses import error_event
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.streaming import DONE, EventStream, event, unless_gone
 
@@ -71,16 +72,20 @@ async def _respond(
 async def _events(
     first: BaseModel, chunks: AsyncGenerator[BaseModel], *, named: bool
 ) -> AsyncGenerator[str]:
+    number = 0
+
     def told(chunk: BaseModel) -> str:
         return event(chunk, name=str(getattr(chunk, "type", "")) if named else None)
 
     try:
         yield told(first)
         async for chunk in chunks:
+            number += 1
             yield told(chunk)
         if not named:
             yield DONE
     except ApiError as error:
-        yield event(error.body, name="error" if named else None)
+        detail = error.body.error
+        yield told(error_event(detail, number + 1) if named else error.body)
     finally:
         await chunks.aclose()

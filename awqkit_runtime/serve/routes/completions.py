@@ -19,7 +19,7 @@ from awqkit_runtime.serve.routes.common import respond_with_events, service_of, 
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.streaming import unless_gone
 
-router = APIRouter()
+router = APIRouter(tags=["generation"])
 
 
 @router.post("/v1/completions", responses=streams(CompletionBody, CompletionBody))
@@ -55,7 +55,7 @@ async def _encode(body: CompletionRequest, service: Service) -> list[list[int]]:
             return await encoder.encode(prompt)
         return encoder.check_tokens(prompt)
 
-    await encoder.check_grammar(body.constraint())
+    await encoder.check_grammar(body.constraint(), param=body.form_field)
     return await asyncio.gather(*map(one, body.prompts()))
 
 

@@ -12,7 +12,7 @@ from awqkit_runtime.serve.routes.common import respond_with_named_events, servic
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.streaming import unless_gone
 
-router = APIRouter()
+router = APIRouter(tags=["generation"])
 
 
 @router.post("/v1/responses", responses=streams(ResponseBody, ResponseEvent))
@@ -40,5 +40,5 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
 
 
 async def _encode(body: ResponseRequest, service: Service) -> list[int]:
-    await service.encoder.check_grammar(body.constraint())
+    await service.encoder.check_grammar(body.constraint(), param=body.form_field)
     return await service.encoder.encode_chat(body.messages(), None)

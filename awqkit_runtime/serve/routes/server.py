@@ -11,7 +11,7 @@ from awqkit_runtime.serve.protocol.models import Health, Model, ModelList
 from awqkit_runtime.serve.routes.common import FAILURES, service_of
 from awqkit_runtime.serve.service import Service
 
-router = APIRouter(responses=FAILURES)
+router = APIRouter(responses=FAILURES, tags=["the server"])
 
 
 @router.get("/v1/models")
@@ -28,6 +28,7 @@ async def retrieve_model(model: str, request: Request) -> Model:
     return _model(service)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> Health:
     """200 while the engine runs, 503 once it has ended; needs no key."""

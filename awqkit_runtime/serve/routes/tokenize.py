@@ -11,7 +11,7 @@ from awqkit_runtime.serve.routes.common import FAILURES, service_of
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.streaming import unless_gone
 
-router = APIRouter(responses=FAILURES)
+router = APIRouter(responses=FAILURES, tags=["generation"])
 
 
 @router.post("/tokenize")

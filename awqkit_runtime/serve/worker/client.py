@@ -33,7 +33,10 @@ from awqkit_runtime.serve.worker.messages import (
 _LEAVING_SECONDS = 5.0
 
 _GRAMMAR_FAILED = ApiError(
-    400, "The grammar grew too complex while the answer was made; simplify it.", code="grammar"
+    400,
+    "The answer could not be held to its grammar to the end: it grew too complex, or demands the "
+    "text of a special token. Simplify it.",
+    code="grammar",
 )
 
 
@@ -178,14 +181,22 @@ class EngineClient:
         self._writer.write(encode_frame(message))
 
     async def _sort(self) -> None:
-        """Hands out what comes, until the process ends."""
-        while (message := await _receive(self._reader)) is not None:
-            if isinstance(message, Step):
-                self.stats = message.stats
-                for piece in message.pieces:
-                    self._deliver(piece)
-            elif isinstance(message, Refused):
-                self._refuse(message)
+        """Hands out what comes, until the process ends, or says what is no message."""
+        try:
+            while (message := await _receive(self._reader)) is not None:
+                self._hand_out(message)
+        finally:
+            self._end()
+
+    def _hand_out(self, message: FromEngine) -> None:
+        if isinstance(message, Step):
+            self.stats = message.stats
+            for piece in message.pieces:
+                self._deliver(piece)
+        elif isinstance(message, Refused):
+            self._refuse(message)
+
+    def _end(self) -> None:
         self.gone.set()
         self._open.clear()
         for answer in self._answers.values():
