@@ -18,8 +18,9 @@ from awqkit.checkpoint.layout import is_quantizable
 from awqkit.decoder import block_forward
 from awqkit.errors import QuantizationError
 from awqkit.expert_tokens import starved_experts
-from awqkit.half_quantizer import HalfTask, quantize_half
+from awqkit.half_quantizer import quantize_half
 from awqkit.half_runners import run_attention, run_mlp
+from awqkit.half_task import HalfTask
 from awqkit.ranks.ranks import in_turns, shared_out
 from awqkit.repeatable import repeatable
 from awqkit.search.affine import min_max_grid, round_to_nearest

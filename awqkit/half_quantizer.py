@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import groupby
 from operator import add
@@ -12,48 +12,22 @@ import torch
 from torch import Tensor
 
 from awqkit.block_job import Block, BlockJob, SiteResult
-from awqkit.calibration.capture import Reference, capture_moments
-from awqkit.calibration.output_moments import OutputMoments
 from awqkit.checkpoint import QuantizedWeight
-from awqkit.expert_tokens import StarvedExpert
 from awqkit.fold_proof import prove_fold
-from awqkit.half_runners import HalfOfBlock
+from awqkit.half_moments import half_moments
+from awqkit.half_task import HalfTask
 from awqkit.moment_batches import batches_of
 from awqkit.ranks.ranks import in_turns, shared_out
 from awqkit.search.affine import rounding_offsets, to_quantized_weight
-from awqkit.search.fold import fold, realised_norm_scale
+from awqkit.search.fold import fold
 from awqkit.search.moments import divided_by
-from awqkit.search.site import RoundedLinear, Rows, choose_scale, round_linear
-from awqkit.search.sites import Input, Site, feeder_scale, tie_channels
+from awqkit.search.site import RoundedLinear, Rows, round_linear
+from awqkit.search.sites import Input, Site, feeder_scale
 from awqkit.site_error import SiteError, nearest_error
 from awqkit.site_picture import Sketch, channel_profile
-
-#: Inputs wider than this have moments of gigabytes, and those that judge wait on the host.
-WIDEST_ON_DEVICE = 20000
-#: Output rows by which a scale is chosen: more tell nothing new of it, and need the memory.
-MAX_SCALE_ROWS = 65536
-#: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
-ADDED = ("o", "down")
+from awqkit.site_scale import site_scale
 
 Integers = dict[str, Tensor | QuantizedWeight]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalfTask:
-    """Half a block. sites: those that can be quantized, in the order of execution.
-
-    original: the rows that enter it in the unquantized model, or None where nothing aims at them.
-    outputs: what the block's output minds of each linear's, or nothing.
-    offsets: by weight, filled where codes are to be tuned: what rounding_offsets tells.
-    """
-
-    layer: int
-    run: HalfOfBlock
-    sites: tuple[Site, ...]
-    original: Tensor | None = None
-    outputs: OutputMoments = field(default_factory=dict)
-    offsets: dict[str, Tensor] = field(default_factory=dict)
-    starved: tuple[StarvedExpert, ...] = ()
 
 
 def quantize_half(
@@ -114,7 +88,7 @@ class _HalfSearch:
         batches = list(batches_of([*read, *map(_pooled, sites)], original))
         scales: dict[str, Tensor] = {}
         for batch in batches:
-            moments = self._capture(batch, drifting=sites[:1])
+            moments = self._moments(batch, drifting=sites[:1])
             with self._job.timed("scales"):
                 for reader in batch:
                     if reader in read:
@@ -122,7 +96,7 @@ class _HalfSearch:
                         self._nearest[reader.name] = nearest_error(original, reader, rows)
                 seen = [site for site in sites if site.name in moments]
                 for turn in in_turns(self._job.ranks, seen):
-                    works = [partial(self._choose, site, moments[site.name]) for site in turn]
+                    works = [partial(self._scale, site, moments[site.name]) for site in turn]
                     choices = shared_out(self._job.ranks, works)
                     for site, (chosen, described) in zip(turn, choices, strict=True):
                         self._channels[site.name] = channel_profile(moments[site.name].search)
@@ -154,7 +128,7 @@ class _HalfSearch:
                 if not moments or (position and self._job.aims_at_original):
                     if self._job.config.experts_of(self._task.layer) is None:
                         self._kept.clear()
-                    moments = self._kept | self._capture(batch, drifting=sites)
+                    moments = self._kept | self._moments(batch, drifting=sites)
                 with self._job.timed("rounding"):
                     for turn in in_turns(self._job.ranks, batch):
                         works = [partial(self._rounded, r, moments[r.name]) for r in turn]
@@ -225,78 +199,25 @@ class _HalfSearch:
             )
         )
 
-    def _choose(self, site: Site, rows: Rows) -> tuple[Tensor, str]:
-        """The site's scale [in], and in words."""
+    def _scale(self, site: Site, rows: Rows) -> tuple[Tensor, str]:
         takers = {linear for other in self._task.sites for linear in other.linears}
-        realise = partial(_realised, self._job, site, self.block[f"{site.feeder}.weight"])
-        can_fold = site.feeder_is_norm or site.feeder in takers
-        if not (self._job.search_scale and can_fold):
-            return realise(torch.ones_like(rows.search.magnitude)), "identity"
-        choice = choose_scale(
-            _sampled_rows([self.block[f"{linear}.weight"] for linear in site.linears]),
-            rows,
-            tie=partial(tie_channels, site, self._job.config),
-            realise=realise,
+        return site_scale(self._job, site, self.block, rows, takers)
+
+    def _moments(self, inputs: Sequence[Input], *, drifting: Sequence[Site]) -> dict[str, Rows]:
+        return half_moments(
+            self._job,
+            self._task,
+            self._hidden,
+            inputs,
+            block=self.block,
+            unrounded=self._unrounded,
+            drifting=drifting,
         )
-        return choice.scale, choice.description
-
-    def _capture(self, inputs: Sequence[Input], *, drifting: Sequence[Site]) -> dict[str, Rows]:
-        half = self._task.run(self._job, self._task.layer, self.block)
-        names = {reader.name for reader in inputs}
-        with self._job.timed("moments"):
-            capture = partial(
-                capture_moments, half, batch_size=self._job.batch_size, ranks=self._job.ranks
-            )
-            rows, references = self._job.share.split(self._hidden), self._references(drifting)
-            # Those that judge first, so that wide ones are out of the way of the others.
-            judged = {
-                name: moments.on_host() if len(moments.gram) > WIDEST_ON_DEVICE else moments
-                for name, moments in capture(rows[1], names, reference=references[1]).items()
-            }
-            searched = capture(rows[0], names, reference=references[0])
-        return {
-            name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()
-        }
-
-    def _references(self, sites: Sequence[Site]) -> tuple[Reference | None, Reference | None]:
-        """Beside the rows that are searched and those that judge.
-
-        Experts have none: other tokens may be routed to them than in the unquantized model.
-        """
-        original, is_added = self._task.original, not self._job.config.post_norms
-        dense = {
-            reader.name: site.kind in ADDED and is_added
-            for site in sites
-            for reader in site.inputs
-            if reader.name == site.kind
-        }
-        if original is None or not dense:
-            return None, None
-        half = self._task.run(self._job, self._task.layer, self._unrounded)
-        searched, judged = (
-            Reference(half=half, hidden=part, device=self._job.device, sites=dense)
-            for part in self._job.share.split(original)
-        )
-        return searched, judged
-
-
-def _sampled_rows(weights: Sequence[Tensor]) -> list[Tensor]:
-    """The weights [out, in] in float32; of those of many experts, evenly spaced rows of each."""
-    step = -(-sum(map(len, weights)) // MAX_SCALE_ROWS)
-    return [weight[::step].float() for weight in weights]
 
 
 def _pooled(site: Site) -> Input:
     """The input by which the site's scale is chosen; with experts, that of all tokens."""
     return Input(name=site.name, linears=site.linears)
-
-
-def _realised(job: BlockJob, site: Site, feeder: Tensor, scale: Tensor) -> Tensor:
-    """The scale [in] that counts once the feeder is stored; a linear is stored by its integers."""
-    if not site.feeder_is_norm:
-        return scale
-    offset = job.config.norm_unit_offset
-    return realised_norm_scale(feeder, scale, job.stored_dtype, unit_offset=offset)
 
 
 def _store_feeder(job: BlockJob, site: Site, block: Block) -> Block:

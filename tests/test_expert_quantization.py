@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import awqkit.half_quantizer as half_quantizer
 import awqkit.moment_batches as moment_batches
+import awqkit.site_scale as site_scale
 from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import DecoderConfig, open_checkpoint
 from awqkit.decoder import mlp_half
@@ -167,15 +167,15 @@ def test_inspection_tells_of_the_experts(tmp_path: Path, capsys) -> None:
 
 def test_a_scale_is_chosen_on_a_sample_of_very_many_rows(tmp_path: Path, monkeypatch) -> None:
     seen: list[int] = []
-    choose = half_quantizer.choose_scale
+    choose = site_scale.choose_scale
 
     def choose_and_count(weights, *arguments, **options):
         seen.append(sum(len(weight) for weight in weights))
         assert all(len(weight) for weight in weights)
         return choose(weights, *arguments, **options)
 
-    monkeypatch.setattr(half_quantizer, "choose_scale", choose_and_count)
-    monkeypatch.setattr(half_quantizer, "MAX_SCALE_ROWS", 300)
+    monkeypatch.setattr(site_scale, "choose_scale", choose_and_count)
+    monkeypatch.setattr(site_scale, "MAX_SCALE_ROWS", 300)
     source = one_layer(tmp_path / "model", "mixtral")
     report = converted(source, tmp_path / "out", calib_samples=8)
     assert max(seen) <= 300 < 2 * 4 * 128
