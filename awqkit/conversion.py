@@ -205,7 +205,7 @@ def show_report(report: Report, html: Path | None) -> None:
 
 def _site_table(report: Report) -> Table:
     table = Table(title="Output error by site, relative, on judging rows", title_justify="left")
-    for column in ("site", "round to nearest", "quantized", "scaled", *STAGES):
+    for column in ("site", "nearest", "quantized", "scaled", *STAGES):
         table.add_column(column, justify="left" if column == "site" else "right")
     by_site = defaultdict(list)
     for result in report.sites:
