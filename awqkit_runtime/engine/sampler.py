@@ -102,7 +102,9 @@ def _penalize(row: Tensor, request: Request) -> None:
         index = torch.tensor(seen, device=row.device)
         values = row[index]
         factor = params.repetition_penalty
-        row[index] = torch.where(values > 0, values / factor, values * factor)
+        most = torch.finfo(row.dtype).max  # which a tiny factor would exceed
+        penalized = torch.where(values > 0, values / factor, values * factor)
+        row[index] = penalized.clamp(max=most)
     counts = Counter(request.output_token_ids)
     if counts and (params.presence_penalty or params.frequency_penalty):
         index = torch.tensor(list(counts), device=row.device)
@@ -142,6 +144,7 @@ def _cutoffs(scaled: Tensor, requests: Sequence[Request]) -> Tensor:
         outside = ranks >= _column(ranks, [top_k[row] for row in filtered])
         shares = ranked.masked_fill(outside, -math.inf).softmax(dim=-1)
         outside |= shares.cumsum(dim=-1) - shares >= limits
+        outside[:, 0] = False  # the best one stays, also where top_p rounds to 0
         last = ranked.masked_fill(outside, math.inf).amin(dim=-1, keepdim=True)
         cutoffs[filtered] = torch.maximum(cutoffs[filtered], last)
     return cutoffs

@@ -212,6 +212,29 @@ def test_extreme_logits_draw_the_only_likely_token() -> None:
     assert possible(logits, draws=50, temperature=1.0, top_p=0.9) == {17}
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_p": 5e-324},
+        {"top_p": 1e-46, "top_k": 3},
+        {"min_p": 5e-324},
+        {"min_p": 1.0},
+        {"repetition_penalty": 5e-324},
+        {"repetition_penalty": 1e308},
+        {"temperature": 1e300},
+        {"temperature": 1e-300},
+        {"presence_penalty": 5e-324, "frequency_penalty": -5e-324},
+    ],
+)
+def test_the_smallest_and_largest_settings_give_a_token(params: dict[str, float]) -> None:
+    logits = random_logits(5)
+    one = request(**{"temperature": 1.0, "output": (2, 3), **params})
+    (token,) = tokens(logits, [one])
+    assert 0 <= token < VOCAB
+    if {"top_p", "min_p"} & params.keys() and params.get("min_p") != 5e-324:
+        assert token == int(logits.argmax())
+
+
 def test_a_draw_never_gives_a_token_of_no_probability() -> None:
     """Even the largest random number lies below the last possible token's end."""
     logits = torch.full((1, VOCAB), -math.inf)
