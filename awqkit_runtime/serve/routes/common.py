@@ -38,7 +38,8 @@ def streams(answer: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, 
         200: {
             "model": answer,
             "description": f"The answer; with `stream`, events of {chunk.__name__}.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            # No type: some readers of a schema take the stream as text, others as its events.
+            "content": {"text/event-stream": {"schema": {"description": "Server-sent events."}}},
         },
         **FAILURES,
     }
