@@ -97,7 +97,8 @@ def _rates(total: int) -> list[float]:
     """How far each of so many steps moves a value, in codes."""
     warm_up = max(1.0, WARM_UP * total)
     shape = [min(1.0, step / warm_up) * (1 - (step - 1) / total) for step in range(1, total + 1)]
-    return [TRAVEL * part / sum(shape) for part in shape]
+    whole = sum(shape)
+    return [TRAVEL * part / whole for part in shape]
 
 
 def _judge(model: TunedBlocks, readout: Readout, rows: TuningRows, size: int) -> float:

@@ -99,9 +99,7 @@ class SamplingFields(RequestModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     logit_bias: LogitBias | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: (
-        StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)] | None
-    ) = None
+    stop: StopText | StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_STOPS)] | None = (
         None
     )
