@@ -25,6 +25,8 @@ class Chunk:
     length: int
     #: It reaches the last known token, so that its last logits give the next one.
     samples: bool
+    #: Its one token is what the step before samples for the request, which lacks it still.
+    follows: bool = False
 
 
 class Scheduler:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from awqkit_runtime.engine.logit_adjustments import adjust_logits
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.sampler import adjust_logits, sample, uniform_number
+from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.uniform import uniform_number
 
 VOCAB = 50
 
