@@ -74,6 +74,8 @@ class _Group:
 class PagedAttention:
     """AttentionState of one step: stores the new keys and values, attends over the pages."""
 
+    attend_projected = None
+
     def __init__(
         self, pool: PagePool, spans: Sequence[SequenceSpan], *, config: DecoderConfig
     ) -> None:
