@@ -33,6 +33,15 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     return _unpack(arrays, starts, packed)
 
 
+def copy_into(tensor: Tensor, array: Array) -> None:
+    """tensor, contiguous, gets the array's numbers; as in to_device nobody waits."""
+    source = torch.from_numpy(array)
+    if tensor.is_cuda:
+        staging = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        source = staging.copy_(source)
+    tensor.copy_(source, non_blocking=True)
+
+
 def _pack(arrays: Sequence[Array], starts: Sequence[int], out: Array) -> None:
     for array, start in zip(arrays, starts, strict=False):
         flat = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)
