@@ -6,18 +6,21 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from awqkit_runtime.cache.allocator import BlockAllocator
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer_text import AnswerText
 from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
 from awqkit_runtime.engine.memory import cache_pages, free_memory
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
+from awqkit_runtime.engine.runners import reserved_for_steps
 from awqkit_runtime.engine.sampler import SampledToken, sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk, Scheduler
@@ -79,10 +82,10 @@ class Engine:
             device=decoder.device,
             session_len=self.session_len,
             free_bytes=free_memory(decoder.device) if free_bytes is None else free_bytes,
+            reserved_bytes=reserved_for_steps(decoder, config),
         )
         pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
-        new_runner = new_runner or (SteadyRunner if config.deterministic else Runner)
-        self._runner = new_runner(decoder, pool)
+        self._runner = (new_runner or partial(runners.new_runner, config=config))(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,

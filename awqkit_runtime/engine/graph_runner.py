@@ -7,7 +7,7 @@ from batch to batch, and what they make is then nobody else's.
 
 A size's graph is made when its first step comes: that step runs as any other does, which loads and
 warms all kernels, and is then captured for those that follow. That takes some ten milliseconds for
-each size, once, and nothing at start. The memory is set aside at start (graph_memory).
+each size, once, and nothing at start. The memory is set aside at start (step_memory).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, takewhile
 
 import torch
 from torch import Tensor
@@ -25,24 +24,10 @@ from awqkit_runtime.cache.page_format import pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.cuda_graphs import GraphCapture
 from awqkit_runtime.engine.decode_inputs import DecodeInputs
+from awqkit_runtime.engine.graph_sizes import graph_sizes
 from awqkit_runtime.engine.launched_step import LaunchedStep, sampled_step
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.scheduler import Chunk
-
-#: Kernels compute rows in eights, so between multiples of 8 smaller steps save nothing; of large
-#: batches a few idle rows more are little.
-_SMALL_SIZES = (1, 2, 4)
-_SIZE_STEPS = ((8, 129, 8), (144, 513, 16), (544, 2**20, 32))
-
-
-def graph_sizes(max_rows: int) -> tuple[int, ...]:
-    """Batch sizes that have a graph; the last one is max_rows.
-
-    >>> graph_sizes(20)
-    (1, 2, 4, 8, 16, 20)
-    """
-    sizes = chain(_SMALL_SIZES, *(range(*steps) for steps in _SIZE_STEPS))
-    return (*takewhile(lambda size: size < max_rows, sizes), max_rows)
 
 
 class GraphRunner(Runner):

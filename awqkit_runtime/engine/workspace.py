@@ -34,6 +34,8 @@ _SCORE_BYTES = 12
 _ROUTED_TENSORS = 4
 #: A router's score of one expert: as it is, in float32, as a share; and the order of the choices.
 _ROUTER_BYTES = 16
+#: What the parts of a sequence that are attended apart give in decode steps, before it is merged.
+_DECODE_PARTS_BYTES = 32 * 2**20
 #: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
 _LOGIT_BYTES = 40
 
@@ -61,18 +63,34 @@ def workspace(
     """What a step of up to step_tokens new tokens takes, in sessions of up to session_len."""
     tokens = min(step_tokens, max_batch_size * session_len)
     row = tokens * placement.activation_dtype.itemsize
-    projections = _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
+    projections = _projection_bytes(config, row)
     attention = projections + _gathered_bytes(config, tokens, max_batch_size, session_len)
     mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
     masks = len({config.window(layer) for layer in range(config.num_layers)})
-    angles = len(layer_ropes(config)) * _ANGLE_BYTES * config.head_dim * tokens
-    prepared = masks * min(tokens, session_len) * session_len + angles
+    prepared = masks * min(tokens, session_len) * session_len + _angle_bytes(config, tokens)
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
         activations=prepared + residual + max(attention, mlp) + _unpacked_bytes(placement),
         logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
     )
+
+
+def decode_activations(config: DecoderConfig, placement: Placement, rows: int) -> int:
+    """What a step of so many decodes takes besides its logits, where kernels read the pages."""
+    row = rows * placement.activation_dtype.itemsize
+    attention = _projection_bytes(config, row) + _DECODE_PARTS_BYTES
+    residual = _HIDDEN_TENSORS * config.hidden_size * row
+    return residual + max(attention, _mlp_bytes(config, rows, row)) + _angle_bytes(config, rows)
+
+
+def _projection_bytes(config: DecoderConfig, row: int) -> int:
+    """row: bytes of one channel of all tokens."""
+    return _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
+
+
+def _angle_bytes(config: DecoderConfig, tokens: int) -> int:
+    return len(layer_ropes(config)) * _ANGLE_BYTES * config.head_dim * tokens
 
 
 def _unpacked_bytes(placement: Placement) -> int:

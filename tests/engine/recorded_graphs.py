@@ -1,4 +1,4 @@
-"""Graphs for tests without a GPU: torch operations recorded once and repeated without their code."""
+"""Graphs for tests without a GPU: torch operations, recorded once and repeated as they were."""
 
 from __future__ import annotations
 

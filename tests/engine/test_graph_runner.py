@@ -12,7 +12,8 @@ import torch
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.engine.graph_runner import GraphRunner, graph_sizes
+from awqkit_runtime.engine.graph_runner import GraphRunner
+from awqkit_runtime.engine.graph_sizes import graph_sizes
 from awqkit_runtime.engine.launched_step import LaunchedStep
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.runner import Runner
