@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.cuda_graphs import CudaGraphs
@@ -27,12 +26,19 @@ if TYPE_CHECKING:
 def new_runner(
     decoder: DecoderModel, pool: PagePool, *, config: EngineConfig
 ) -> Runner | SteadyRunner:
-    """What the config asks for. On a GPU all memory that steps take is set aside here.
+    """The engine's. On a GPU all memory that steps take is set aside now.
 
     OutOfMemoryError where it is not there.
     """
     if decoder.device.type == "cuda":
         set_aside(_steps(cast("Decoder", decoder), config).workspace.total, decoder.device)
+    return runner_for(decoder, pool, config)
+
+
+def runner_for(
+    decoder: DecoderModel, pool: PagePool, config: EngineConfig
+) -> Runner | SteadyRunner:
+    """What the config asks for and the device can."""
     if config.deterministic:
         return SteadyRunner(decoder, pool)
     if decoder.device.type == "cuda":
@@ -52,13 +58,10 @@ def _steps(decoder: Decoder, config: EngineConfig) -> StepMemory:
 
 
 def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runner:
-    model, placement, max_rows = (
-        decoder.config,
-        decoder.placement,
-        config.batch_size_for(decoder.device),
-    )
-    page_format: PageFormat = pool.format
-    if not makes_graphs(model, placement, page_format, config):
+    model, placement = decoder.config, decoder.placement
+    if not makes_graphs(model, placement, pool.format, config):
         return Runner(decoder, pool)
-    graphs = CudaGraphs(pool.device, pool_bytes=graph_pool_bytes(model, placement, max_rows))
+    max_rows = config.batch_size_for(decoder.device)
+    pool_bytes = graph_pool_bytes(model, placement, max_rows)
+    graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)
     return GraphRunner(decoder, pool, graphs, max_rows=max_rows)
