@@ -9,6 +9,9 @@ from torch import Tensor
 
 from awqkit_runtime.engine.sampling_inputs import RankFilter, SamplingInputs
 
+#: Logits that are put in order at once, which takes many times their memory.
+_ORDERED_TOGETHER = 2**22
+
 
 def sample_on_device(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
     """Token ids, int64 [rows]. logits: float32 [rows, vocab], not modified. inputs: None: greedy.
@@ -55,11 +58,29 @@ def _cutoffs(scaled: Tensor, inputs: SamplingInputs) -> Tensor:
 
 def _last_kept(scaled: Tensor, ranks: RankFilter) -> Tensor:
     """The least likely token that top-k, and top-p over what it left, keep: [filtered, 1]."""
-    ranked = scaled.index_select(0, ranks.rows).topk(ranks.width, dim=-1).values
-    outside = torch.arange(ranks.width, device=ranked.device) >= ranks.top_k
+    together = max(1, _ORDERED_TOGETHER // ranks.width)
+    parts = (rows.split(together) for rows in (ranks.rows, ranks.top_k, ranks.top_p))
+    return torch.cat(
+        [
+            _last_of(_in_order(scaled.index_select(0, rows), ranks.width), top_k, top_p)
+            for rows, top_k, top_p in zip(*parts, strict=True)
+        ]
+    )
+
+
+def _in_order(scaled: Tensor, width: int) -> Tensor:
+    """The likeliest `width` of each row, likeliest first."""
+    if width == scaled.shape[-1]:
+        return scaled.sort(dim=-1, descending=True).values
+    return scaled.topk(width, dim=-1).values
+
+
+def _last_of(ranked: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """ranked: [rows, width]; top_k, top_p: [rows, 1]."""
+    outside = torch.arange(ranked.shape[-1], device=ranked.device) >= top_k
     weights = ranked.double().exp_().masked_fill_(outside, 0.0)
     reached = weights.cumsum(dim=-1)
-    limit = ranks.top_p * reached[:, -1:]
+    limit = top_p * reached[:, -1:]
     outside |= reached.sub_(weights) >= limit
     outside[:, 0] = False  # The best one stays, also where top_p rounds to 0.
     return ranked.masked_fill_(outside, math.inf).amin(dim=-1, keepdim=True)

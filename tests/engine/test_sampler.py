@@ -262,3 +262,11 @@ def test_no_logprobs_unless_asked_and_only_the_chosen_one_for_zero() -> None:
     none, zero = sample(logits, [request(), request(logprobs=0)])
     assert none.logprobs is None
     assert zero.logprobs is not None and list(zero.logprobs) == [zero.token_id]
+
+
+def test_rows_in_parts_keep_what_they_keep_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, rows=9, vocab=200)
+    rows = [request(seed=row, temperature=1.0, top_p=0.7) for row in range(9)]
+    together = tokens(logits, rows)
+    monkeypatch.setattr("awqkit_runtime.engine.token_choice._ORDERED_TOGETHER", 450)
+    assert tokens(logits, rows) == together
