@@ -11,20 +11,21 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.page_format import pages_for
+from awqkit_runtime.cache.page_kernels import append_projected, decode, decodes_in_kernels
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.kernels.decode_places import decode_places
+from awqkit_runtime.kernels.rotary import AttendProjected, HeadNorms
 
 
 class DecodeAttention:
     """AttentionState of steps of decodes alone. The tensors are read anew where layer 0 begins one.
 
-    page_table: int32 [rows, width], the pages of each row's sequence in order; entries behind those
-    that its tokens need may hold anything. positions: int64 [rows], of each row's new token, which
-    sees itself and all before it; below 0: the row is idle, nothing is stored and its output is
-    zeros. Both on the pool's device. No two rows may stand at one place of one page.
+    page_table: int32 [rows, width], contiguous, the pages of each row's sequence in order; entries
+    behind those that its tokens need may hold anything. positions: int64 [rows], of each row's new
+    token, which sees itself and all before it; below 0: the row is idle, nothing is stored and its
+    output is zeros. Both on the pool's device. No two rows may stand at one place of one page.
     """
-
-    attend_projected = None
 
     def __init__(
         self, pool: PagePool, page_table: Tensor, positions: Tensor, *, config: DecoderConfig
@@ -33,10 +34,32 @@ class DecodeAttention:
         self._page_table = page_table
         self._positions = positions
         self._config = config
+        #: Slots and lengths of the step.
+        self._places: tuple[Tensor, Tensor] | None = None
+        #: Its rows that are not idle, and attention over their pages.
         self._active: tuple[Tensor, PagedAttention] | None = None
 
+    @property
+    def attend_projected(self) -> AttendProjected | None:
+        """With CUDA kernels: nothing is read back to the host, so that a graph captures it."""
+        return self._attend_projected if decodes_in_kernels(self._pool, self._config) else None
+
+    def _attend_projected(
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, norms: HeadNorms | None
+    ) -> Tensor:
+        if layer == 0 or self._places is None:
+            self._places = decode_places(self._page_table, self._positions)
+        slots, lengths = self._places
+        q, _, _ = append_projected(
+            *(self._pool, layer, qkv, cos, sin, norms, slots), config=self._config
+        )
+        return decode(*(self._pool, layer, q, self._page_table, lengths), config=self._config)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim] after rotary → like q."""
+        """q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim] after rotary → like q.
+
+        In torch, which waits for the device to know which rows are idle.
+        """
         if layer == 0 or self._active is None:
             self._active = self._read_tensors()
         rows, state = self._active
@@ -46,7 +69,6 @@ class DecodeAttention:
         return out
 
     def _read_tensors(self) -> tuple[Tensor, PagedAttention]:
-        """The rows that are not idle, and attention over their pages."""
         rows = (self._positions >= 0).nonzero().flatten()
         places = zip(self._positions[rows].tolist(), self._page_table[rows].tolist(), strict=True)
         spans = [
