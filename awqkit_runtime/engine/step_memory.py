@@ -11,10 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from awqkit.checkpoint import DecoderConfig
+from awqkit.decoder import layer_ropes
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_sizes import graph_sizes
 from awqkit_runtime.engine.workspace import Workspace, decode_activations, workspace
+from awqkit_runtime.kernels.paged_decode import can_decode
+from awqkit_runtime.kernels.rotary import can_rotate
+from awqkit_runtime.kernels.rotary_append import can_append
 from awqkit_runtime.layers.placement import Placement
 
 #: What cuBLAS, our kernels' shared workspace and the code of all kernels take on a GPU, once they
@@ -73,13 +77,21 @@ def reserved(steps: StepMemory, device: torch.device) -> int:
 def makes_graphs(
     config: DecoderConfig, placement: Placement, page_format: PageFormat, engine: EngineConfig
 ) -> bool:
-    """Whether decode steps run as graphs: where kernels compute all of it and the host decides
-    nothing on the way, as it does for experts and for what several ranks share."""
+    """Whether decode steps run as graphs.
+
+    They do where kernels compute all of attention and the host decides nothing on the way, as it
+    does for experts and for what several ranks share.
+    """
+    turned = [int(config.head_dim * rope.partial_rotary_factor) for rope in layer_ropes(config)]
     return (
         placement.uses_cuda_kernels
+        and placement.fusions.rotary
         and config.experts is None
         and not engine.deterministic
         and engine.tp == 1
+        and all(can_rotate(rotary_dim, config.head_dim) for rotary_dim in turned)
+        and can_append(page_format)
+        and can_decode(page_format, config.num_heads)
     )
 
 

@@ -44,7 +44,7 @@ def int4_decoder(folder: Path, family: str, head_dim: int) -> Decoder:
         write_tiny_model(
             folder / "plain",
             family,
-            hidden_size=256,
+            hidden_size=4 * head_dim,
             intermediate_size=512,
             head_dim=head_dim,
             vocab_size=1000,
