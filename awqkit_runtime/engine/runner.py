@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from torch import Tensor
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.engine.launched_step import LaunchedStep, sampled_step
 from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.errors import NumericsError
 from awqkit_runtime.layers.attention import AttentionState
+
+_NONE: Mapping[int, int] = {}
 
 
 class DecoderModel(Protocol):
@@ -45,6 +48,8 @@ class StepInputs:
 class Runner:
     """Runs a decoder over chunks whose keys and values live in the pages of a pool."""
 
+    can_follow: ClassVar[bool] = True
+
     def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
         self.decoder = decoder
         self.pool = pool
@@ -55,7 +60,16 @@ class Runner:
 
         NumericsError when they are not finite.
         """
-        hidden = self.hidden(step_inputs(chunks))
+        return self._logits(chunks, step_inputs(chunks))
+
+    @torch.inference_mode()
+    def launch(self, chunks: Sequence[Chunk], previous: LaunchedStep | None) -> LaunchedStep:
+        """Enqueues a step; chunks that follow take their token from the step before it."""
+        inputs = step_inputs(chunks, _tokens_of(previous))
+        return sampled_step(self._logits(chunks, inputs), chunks)
+
+    def _logits(self, chunks: Sequence[Chunk], inputs: StepInputs) -> Tensor:
+        hidden = self.hidden(inputs)
         ends = accumulate(chunk.length for chunk in chunks)
         rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         if not rows:
@@ -74,12 +88,24 @@ class Runner:
         )
 
 
-def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
-    """What the decoder gets for these chunks."""
+def _tokens_of(step: LaunchedStep | None) -> dict[int, int]:
+    """What a step samples, by the request's number."""
+    if step is None:
+        return {}
+    tokens = zip(step.requests, step.token_ids.tolist(), strict=True)
+    return {request.request_id: token for request, token in tokens}
+
+
+def step_inputs(chunks: Sequence[Chunk], followed: Mapping[int, int] = _NONE) -> StepInputs:
+    """What the decoder gets for these chunks; followed: the tokens that chunks follow."""
     ends = accumulate(chunk.length for chunk in chunks)
     return StepInputs(
         token_ids=[
-            token for c in chunks for token in c.request.tokens(c.start, c.start + c.length)
+            token
+            for c in chunks
+            for token in (
+                [followed[c.request.request_id]] if c.follows else c.request.tokens(c.start, c.end)
+            )
         ],
         positions=[position for c in chunks for position in range(c.start, c.start + c.length)],
         spans=[

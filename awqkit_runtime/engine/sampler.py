@@ -28,13 +28,35 @@ class SampledToken:
     logprobs: TokenLogprobs | None
 
 
-def sample(logits: Tensor, requests: Sequence[Request]) -> list[SampledToken]:
-    """The next token of each request. logits: float32 [requests, vocab], not modified."""
-    adjusted = adjust_logits(logits, requests)
+def needs_known_tokens(request: Request) -> bool:
+    """Whether its next token cannot be chosen before all tokens in front of it are known."""
+    params = request.params
+    return (
+        params.repetition_penalty != 1
+        or params.presence_penalty != 0
+        or params.frequency_penalty != 0
+        or request.constraint is not None
+    )
+
+
+def sample(
+    logits: Tensor, requests: Sequence[Request], lengths: Sequence[int] | None = None
+) -> list[SampledToken]:
+    """The next token of each request. logits: float32 [requests, vocab], not modified.
+
+    lengths: tokens that each answer has, one in flight included; None where none is.
+    """
+    if lengths is None:
+        lengths = _known_lengths(requests)
+    adjusted = adjust_logits(logits, requests, lengths)
     tokens = adjusted.argmax(dim=-1)
     drawing = [row for row, request in enumerate(requests) if not request.params.greedy]
     if drawing:
-        drawn = draw(adjusted[drawing], [requests[row] for row in drawing])
+        drawn = draw(
+            adjusted[drawing],
+            [requests[row] for row in drawing],
+            [lengths[row] for row in drawing],
+        )
         tokens[drawing] = drawn
     ids = tokens.tolist()
     logprobs = _logprobs(logits, ids, requests)
@@ -44,20 +66,29 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> list[SampledToken]:
     ]
 
 
-def adjust_logits(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+def adjust_logits(
+    logits: Tensor, requests: Sequence[Request], lengths: Sequence[int] | None = None
+) -> Tensor:
     """Logits after penalties, bias and min_tokens; a copy where there is anything to do."""
-    touched = [row for row, request in enumerate(requests) if _needs_adjusting(request)]
+    lengths = _known_lengths(requests) if lengths is None else lengths
+    touched = [
+        row for row, request in enumerate(requests) if _needs_adjusting(request, lengths[row])
+    ]
     if not touched:
         return logits
     logits = logits.clone()
     for row in touched:
         _penalize(logits[row], requests[row])
-        _bias(logits[row], requests[row])
+        _bias(logits[row], requests[row], lengths[row])
         _constrain(logits[row], requests[row])
     return logits
 
 
-def draw(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+def _known_lengths(requests: Sequence[Request]) -> list[int]:
+    return [len(request.output_token_ids) for request in requests]
+
+
+def draw(logits: Tensor, requests: Sequence[Request], lengths: Sequence[int]) -> Tensor:
     """One token per row [rows], by inverting the cumulative distribution in vocabulary order.
 
     Vocabulary order, unlike order of probability, does not change when two logits change places
@@ -69,7 +100,7 @@ def draw(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     weights = scaled.exp().masked_fill_(scaled < _cutoffs(scaled, requests), 0.0)
     cumulative = weights.double().cumsum(dim=-1)
     total = cumulative[:, -1:]
-    uniform = [uniform_number(r.seed, len(r.output_token_ids)) for r in requests]
+    uniform = [uniform_number(r.seed, at) for r, at in zip(requests, lengths, strict=True)]
     threshold = _column(total, uniform) * total
     below_total = torch.nextafter(total, torch.zeros_like(total))
     return torch.searchsorted(
@@ -83,16 +114,9 @@ def uniform_number(seed: int, position: int) -> float:
     return (int(bits) >> 11) * 2.0**-53
 
 
-def _needs_adjusting(request: Request) -> bool:
+def _needs_adjusting(request: Request, length: int) -> bool:
     params = request.params
-    return (
-        params.repetition_penalty != 1
-        or params.presence_penalty != 0
-        or params.frequency_penalty != 0
-        or bool(params.logit_bias)
-        or request.constraint is not None
-        or len(request.output_token_ids) < params.min_tokens
-    )
+    return needs_known_tokens(request) or bool(params.logit_bias) or length < params.min_tokens
 
 
 def _penalize(row: Tensor, request: Request) -> None:
@@ -112,10 +136,10 @@ def _penalize(row: Tensor, request: Request) -> None:
         row[index] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _bias(row: Tensor, request: Request) -> None:
+def _bias(row: Tensor, request: Request, length: int) -> None:
     for token, bias in request.params.logit_bias.items():
         row[token] += bias
-    if len(request.output_token_ids) < request.params.min_tokens:
+    if length < request.params.min_tokens:
         row[sorted(request.stop_token_ids)] = -math.inf
 
 
