@@ -52,10 +52,8 @@ class StepPipeline:
         flight = self._in_flight or self._launch(None)
         if flight is None:
             raise RuntimeError("Requests are there, but none can go on.")
-        following = self._launch(flight) if self._can_follow(flight) else None
-        tokens = self._collect(flight)
-        self._in_flight = following
-        return tokens
+        self._in_flight = self._launch(flight) if self._can_follow(flight) else None
+        return self._collect(flight)
 
     def drop(self) -> None:
         """Forgets the step in flight: nobody waits for it, or it is to be computed again."""

@@ -106,6 +106,8 @@ def test_an_abort_in_flight_leaves_nothing_to_wait_for() -> None:
     assert done is not None and len(done.token_ids) == 4
     assert not engine.has_unfinished() and engine.stats().used_pages == 0
     assert engine.step() == [] and places == []
+    later = engine.add_request([4, 5], SamplingParams(max_tokens=30))
+    assert [output.request_id for output in engine.step()] == [later]
 
 
 def same_answers(seed: int, *, count: int, mishaps: float = 0.0) -> tuple[Drive, Drive]:
