@@ -65,12 +65,15 @@ class DecodeInputs:
         changed = [row for row, found in enumerate(pages) if found != self._written[row]]
         if not changed:
             return
+        for row in changed:
+            self._written[row] = []  # Nobody's pages, until they are under way: Ctrl-C may come.
         used = max(len(pages[row]) for row in changed)
         table = numpy.zeros((len(changed), used), dtype=numpy.int32)
         for line, row in enumerate(changed):
             table[line, : len(pages[row])] = pages[row]
-            self._written[row] = list(pages[row])
         rows, lines = to_device(
             [numpy.array(changed, dtype=numpy.int64), table], self._page_table.device
         )
         self._page_table[:, :used].index_copy_(0, rows, lines)
+        for row in changed:
+            self._written[row] = list(pages[row])

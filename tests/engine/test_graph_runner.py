@@ -194,6 +194,29 @@ def test_pages_are_copied_only_where_they_changed(
     assert copied[1:] == [[1], [0, 1]]
 
 
+def test_pages_are_copied_again_where_the_copy_was_interrupted(
+    decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = graph_runner(decoder, page_pool(decoder, 0))
+    one, other = requests(decoder.config.vocab_size)[:2]
+    for prompt in (one, other):
+        chunk = Chunk(request=prompt, start=0, length=prompt.num_tokens, samples=True)
+        deliver(runner.launch([chunk], None))
+        prompt.pages.append(18 - prompt.request_id)
+    deliver(runner.launch([decode(one, 0)], None))
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("awqkit_runtime.engine.decode_inputs.to_device", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.launch([decode(other, 0)], None)
+    for prompt in (one, other):
+        deliver(runner.launch([decode(prompt, 0)], None))
+        assert runner._inputs.page_table(1)[0, : len(prompt.pages)].tolist() == prompt.pages
+
+
 def test_other_steps_run_as_in_any_runner(decoder: Any) -> None:
     runner = graph_runner(decoder, page_pool(decoder, 0))
     one, other = requests(decoder.config.vocab_size)[:2]

@@ -263,12 +263,13 @@ def storm(seed: int, *, arrivals: int) -> None:
     scheduler = make(
         pages=pages, session=rng.randrange(8, 120), batch=rng.randrange(1, 9), budget=budget
     )
+    longest = min(scheduler.session_len, scheduler.cache_tokens + 1)
     goals: dict[int, int] = {}
     arrived = 0
     idle_steps = 0
     while arrived < arrivals or scheduler.requests:
         if arrived < arrivals and rng.random() < 0.4:
-            prompt = [rng.randrange(2) for _ in range(rng.randrange(1, scheduler.capacity))]
+            prompt = [rng.randrange(2) for _ in range(rng.randrange(1, longest))]
             urgency = rng.randrange(-2, 3)
             request = add(scheduler, arrived, 0, tokens=prompt, priority=urgency)
             goals[arrived] = rng.randrange(1, request.max_output + 1)
