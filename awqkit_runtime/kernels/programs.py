@@ -8,6 +8,7 @@ from awqkit_runtime.kernels import rms_norm, rotary, silu_mul, w4_repack
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.cuda.sources import Program
+from awqkit_runtime.kernels.paged_decode_plan import all_instances
 from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
 
 #: (out, in) of linears that between them reach every branch of the plan.
@@ -23,7 +24,9 @@ def all_programs(arch: str) -> list[Program]:
     """For one of the architectures that w4_plan.MULTIPROCESSORS names."""
     gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
-    return sorted({*FIXED, *(plan.program for plan in plans)}, key=lambda program: program.name)
+    decodes = (instance.program for instance in all_instances())
+    programs = {*FIXED, *decodes, *(plan.program for plan in plans)}
+    return sorted(programs, key=lambda program: program.name)
 
 
 def compile_fixed(device: torch.device) -> None:

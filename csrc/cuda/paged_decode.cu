@@ -49,12 +49,10 @@ struct Settle {
     }
     const bool begins = block == sharing.first_block;
     store_record(problem.record(block, begins, lane), softmax, group.count, lane);
-    __threadfence();
     __syncwarp();
     if (lane != 0) return;
     int* arrivals = problem.arrivals + sharing.first_block;
-    if (atomicAdd(arrivals, 1) != sharing.parts - 1) return;
-    __threadfence();
+    if (add_in_order(arrivals, 1) != sharing.parts - 1) return;
     *arrivals = 0;
     memory.complete[begins] = {sharing.parts, sharing.first_block, segment.row, segment.head};
   }
@@ -84,11 +82,9 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Comple
 
 __device__ __forceinline__ void attend(const Problem& problem, const Schedule& schedule,
                                        SharedMemory& memory, float4* slots) {
-  const int block = blockIdx.x;
-  const Run run{schedule.boundary(block), schedule.boundary(block + 1)};
   const Settle settle{problem, schedule, memory};
   {
-    Walk walk(problem, schedule, run, slots);
+    Walk walk(problem, schedule, slots);
     walk.go(settle);
     __syncthreads();
     walk.join(settle);
@@ -137,7 +133,6 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, window);
-  if (static_cast<int>(blockIdx.x) < schedule.blocks())
-    attend(problem, schedule, memory, record_slots);
+  if (schedule.has_work()) attend(problem, schedule, memory, record_slots);
   clear_idle_rows(problem, lengths, rows);
 }

@@ -33,19 +33,16 @@ struct Pages {
   int kv_heads;
 };
 
-// The tokens of one page and head from a token on.
-struct PageRows {
-  const unsigned char* keys;
-  const unsigned char* values;
-  const u32* key_params;
-  const u32* value_params;
+// Where a token's vectors lie: which row of keys and of values, and which of the keys' parameters.
+struct Place {
+  u32 row;
+  u32 params;
 };
 
-__device__ __forceinline__ PageRows page_rows(const Pages& pages, int page, int head, int token) {
-  const size_t row = (static_cast<size_t>(page) * pages.kv_heads + head) * kPageTokens + token;
-  const size_t params = (static_cast<size_t>(page) * 2 * pages.kv_heads + head) * kPageTokens + token;
-  return {pages.keys + row * kKeyRow, pages.values + row * kValueRow, pages.params + params,
-          pages.params + params + static_cast<size_t>(pages.kv_heads) * kPageTokens};
+__device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_head, int token) {
+  const u32 page_row = page * pages.kv_heads * kPageTokens;
+  const u32 row = page_row + kv_head * kPageTokens + token;
+  return {row, row + page_row};
 }
 
 // Query heads [first, first + count) of one row, which share a key-value head.

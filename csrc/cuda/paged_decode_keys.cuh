@@ -21,16 +21,20 @@ struct KeyTile {
   u32 words[2][kKeyWords];
   u32 params[2];
 
-  __device__ __forceinline__ void load(const PageRows& rows, int lane) {
+  // place: of the tile's first token.
+  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
+    const unsigned char* from = pages.keys + static_cast<size_t>(place.row) * kKeyRow +
+                                (lane / 4 * kKeyRow + lane % 4 * kKeyLoad);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = lane / 4 + 8 * half;
-      const unsigned char* from = rows.keys + token * kKeyRow + lane % 4 * kKeyLoad;
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int i = 0; i < kKeyLoads; ++i)
-        load_once<kKeyLoad>(words[half] + i * (kKeyLoad / 4), from + 4 * i * kKeyLoad);
-      if constexpr (kQuantized)
-        load_once<4>(params + half, reinterpret_cast<const unsigned char*>(rows.key_params + token));
+        load_once<kKeyLoad>(words[half] + i * (kKeyLoad / 4),
+                            from + 8 * half * kKeyRow + 4 * i * kKeyLoad);
+    if constexpr (kQuantized) {
+      const u32* pairs = pages.params + place.params + lane / 4;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
     }
   }
 

@@ -11,7 +11,7 @@ using awqkit::u32;
 // kBytes (16, 8, 4 or 2) that are read once: past L1, in program order. Two bytes come as the low
 // half of a word.
 template <int kBytes>
-__device__ __forceinline__ void load_once(u32* words, const unsigned char* from) {
+__device__ __forceinline__ void load_once(u32* words, const void* from) {
   if constexpr (kBytes == 16) {
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -67,6 +67,17 @@ __device__ __forceinline__ u32 masked_with(u32 word) {
       : "=r"(result)
       : "r"(word), "n"(kMask), "n"(kBits), "n"(kTable));
   return result;
+}
+
+// Returns what was there. What this thread knows to be written is visible to whoever sees the sum, and
+// what they knew to this thread.
+__device__ __forceinline__ int add_in_order(int* address, int number) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(number)
+               : "memory");
+  return before;
 }
 
 __device__ __forceinline__ float power_of_two(float exponent) {

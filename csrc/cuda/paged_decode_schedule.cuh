@@ -32,10 +32,24 @@ struct Sharing {
   int parts;
 };
 
+// A block's run of units, and the parts of it that its warps take.
+struct Run {
+  int begin, end;
+
+  __device__ __forceinline__ int part(int warp) const {
+    return begin + (end - begin) * warp / kWarps;
+  }
+};
+
+// What all threads of a block know is kept here, and registers are left to the tensor cores.
 struct ScheduleMemory {
   int begins[kThreads];  // the first unit of each chunk of rows
   int warp_sums[kWarps];
   int lengths[kStagedRows];
+  int total;   // units
+  int blocks;  // that share them
+  int snap;
+  int boundaries[2];  // of this block's run
 };
 
 class Schedule {
@@ -62,33 +76,30 @@ class Schedule {
       total += memory.warp_sums[i];
     }
     memory.begins[threadIdx.x] = before - units;
+    if (threadIdx.x == 0) share(total);
     __syncthreads();
-    total_ = total;
-    // No more than there are units: else some that share a segment would have nothing of it.
-    const int least = (total + kLeastUnits - 1) / kLeastUnits;
-    blocks_ = min(static_cast<int>(gridDim.x), max(min(rows * heads, total), least));
-    snap_ = (total > blocks_ * kLeastUnits ? 1 : 2) * (kPageTokens / kTokens);
+    if (warp < 2 && has_work()) {
+      const int unit = boundary(blockIdx.x + warp);
+      if (lane == 0) memory.boundaries[warp] = unit;
+    }
+    __syncthreads();
   }
 
-  // Blocks beyond have nothing to do.
-  __device__ __forceinline__ int blocks() const { return total_ == 0 ? 0 : blocks_; }
+  __device__ __forceinline__ bool has_work() const {
+    return memory_.total > 0 && static_cast<int>(blockIdx.x) < memory_.blocks;
+  }
 
-  // Where the run of a block begins.
-  __device__ __forceinline__ int boundary(int block) const {
-    const int unit = static_cast<int>(static_cast<long long>(total_) * block / blocks_);
-    if (unit == 0 || unit >= total_) return unit;
-    const Segment segment = find(unit);
-    const int before = unit - segment.begin, after = segment.end - unit;
-    if (min(before, after) > snap_) return unit;
-    return before <= after ? segment.begin : segment.end;
+  __device__ __forceinline__ Run run() const {
+    return {memory_.boundaries[0], memory_.boundaries[1]};
   }
 
   // Follows from the boundaries that stay inside of the segment.
   __device__ __forceinline__ Sharing sharing(const Segment& segment) const {
     const int first = static_cast<int>(
-        (static_cast<long long>(segment.begin + snap_ + 1) * blocks_ + total_ - 1) / total_);
+        (static_cast<long long>(segment.begin + memory_.snap + 1) * memory_.blocks + memory_.total -
+         1) / memory_.total);
     const int last = static_cast<int>(
-        (static_cast<long long>(segment.end - snap_) * blocks_ - 1) / total_);
+        (static_cast<long long>(segment.end - memory_.snap) * memory_.blocks - 1) / memory_.total);
     return {first - 1, max(last - first, -1) + 2};
   }
 
@@ -119,6 +130,26 @@ class Schedule {
   }
 
  private:
+  // No more blocks than there are units: else some that share a segment would have nothing of it.
+  __device__ __forceinline__ void share(int total) {
+    const int least = (total + kLeastUnits - 1) / kLeastUnits;
+    const int blocks = min(static_cast<int>(gridDim.x), max(min(rows_ * heads_, total), least));
+    memory_.total = total;
+    memory_.blocks = blocks;
+    memory_.snap = (total > blocks * kLeastUnits ? 1 : 2) * (kPageTokens / kTokens);
+  }
+
+  // Where the run of a block begins.
+  __device__ __forceinline__ int boundary(int block) const {
+    const int unit =
+        static_cast<int>(static_cast<long long>(memory_.total) * block / memory_.blocks);
+    if (unit == 0 || unit == memory_.total) return unit;
+    const Segment segment = find(unit);
+    const int before = unit - segment.begin, after = segment.end - unit;
+    if (min(before, after) > memory_.snap) return unit;
+    return before <= after ? segment.begin : segment.end;
+  }
+
   __device__ __forceinline__ int length(int row) const {
     return row < kStagedRows ? memory_.lengths[row] : __ldcg(lengths_ + row);
   }
@@ -157,9 +188,6 @@ class Schedule {
   int heads_;
   int window_;
   int chunk_;  // rows of a thread
-  int total_;
-  int blocks_;
-  int snap_;
 };
 
 }  // namespace paged_decode

@@ -16,13 +16,13 @@ namespace paged_decode {
 
 constexpr float kSlack = 8.0f;
 
-// How a product becomes the exponent (to base two) of a weight.
+// How a product becomes the exponent (to base two) of a weight: times factor = scale · log2(e), or,
+// where scores are capped, cap · log2(e) · tanh(product · scale / cap).
 struct ScoreScale {
   float factor;
-  float cap;  // times log2(e); 0: none. factor is then the one of tanh's e^(2x), in powers of two.
+  float cap;  // times log2(e), or 0. factor is then 2 · log2(e) · scale / cap, for tanh's e^(2x).
 
-  __device__ __forceinline__ float exponent(float product) const {
-    if (cap == 0.0f) return product;
+  __device__ __forceinline__ float capped(float product) const {
     return cap - cap * __fdividef(2.0f, 1.0f + power_of_two(product));
   }
 };
@@ -32,9 +32,7 @@ struct Visible {
   int begin, end;
   bool whole;
 
-  __device__ __forceinline__ bool sees(int token) const {
-    return whole || (token >= begin && token < end);
-  }
+  __device__ __forceinline__ bool sees(int token) const { return token >= begin && token < end; }
 };
 
 // A lane has the heads 8n + 2c and 8n + 2c + 1 where c = lane % 4, as column i = 0 and 1.
@@ -78,7 +76,11 @@ struct Softmax {
 
   // Scores of tile t become weights; what they mean for its values is the products' operand b.
   __device__ __forceinline__ void weigh(u32 (&b)[kHeadTiles][2], const float (&scores)[kHeadTiles][4],
-                                        const float2 (&params)[2]) {
+                                        const u32 (&param_pairs)[2]) {
+    float2 params[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if constexpr (kQuantized) params[half] = widen_half_pair(param_pairs[half]);
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll

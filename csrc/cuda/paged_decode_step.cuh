@@ -9,14 +9,15 @@ namespace paged_decode {
 
 class Step {
  public:
-  __device__ __forceinline__ void load_keys(const PageRows& rows, int lane) {
+  // place: of the step's first token.
+  __device__ __forceinline__ void load_keys(const Pages& pages, const Place& place, int lane) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) keys_[t].load(tile_of(rows, t), lane);
+    for (int t = 0; t < kTokenTiles; ++t) keys_[t].load(pages, tile_of(place, t), lane);
   }
 
-  __device__ __forceinline__ void load_values(const PageRows& rows, int lane) {
+  __device__ __forceinline__ void load_values(const Pages& pages, const Place& place, int lane) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) values_[t].load(tile_of(rows, t), lane);
+    for (int t = 0; t < kTokenTiles; ++t) values_[t].load(pages, tile_of(place, t), lane);
   }
 
   // Keys are used up after this. The exponents of tokens out of sight are minus infinity.
@@ -36,44 +37,41 @@ class Step {
         for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        finish(t, half, queries, scale, visible.sees(16 * t + 8 * half + lane / 4));
+      for (int half = 0; half < 2; ++half) scale_products(t, half, queries, scale.factor);
     }
+    if (scale.cap != 0.0f) cap_scores(scale);
+    if (!visible.whole) hide_scores(visible, lane);
   }
 
   // Values are used up after this.
   __device__ __forceinline__ void attend(Softmax& softmax, const Visible& visible, int lane) {
     softmax.follow(scores_);
+    if (!visible.whole) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t)
+        values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+    }
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      float2 params[2] = {};
-      if constexpr (kQuantized) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (visible.sees(16 * t + 8 * half + lane / 4))
-            params[half] = widen_half_pair(values_[t].params[half]);
-      }
-      if (!visible.whole) values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
       u32 b[kHeadTiles][2];
-      softmax.weigh(b, scores_[t], params);
+      softmax.weigh(b, scores_[t], values_[t].params);
       softmax.add(values_[t], b);
     }
   }
 
  private:
-  __device__ __forceinline__ static PageRows tile_of(const PageRows& rows, int t) {
-    return {rows.keys + 16 * t * kKeyRow, rows.values + 16 * t * kValueRow,
-            rows.key_params + 16 * t, rows.value_params + 16 * t};
+  __device__ __forceinline__ static Place tile_of(const Place& place, int t) {
+    return {place.row + 16 * t, place.params + 16 * t};
   }
 
-  // The products of token lane / 4 + 8 · half become exponents.
-  __device__ __forceinline__ void finish(int t, int half, const Queries& queries,
-                                         const ScoreScale& scale, bool seen) {
-    float slope = scale.factor, shift = 0.0f;
+  // The products of token lane / 4 + 8 · half become what ScoreScale takes.
+  __device__ __forceinline__ void scale_products(int t, int half, const Queries& queries,
+                                                 float factor) {
+    float slope = factor, shift = 0.0f;
     if constexpr (kQuantized) {
       const float2 params = widen_half_pair(keys_[t].params[half]);
-      slope *= params.x;
-      shift = scale.factor * (params.y - kKeyOffset * params.x);
+      slope = factor * params.x;
+      shift = factor * params.y - kKeyOffset * slope;
     }
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
@@ -82,8 +80,26 @@ class Step {
         float& score = scores_[t][n][2 * half + i];
         score *= slope;
         if constexpr (kQuantized) score += shift * queries.sums[n][i];
-        score = seen ? scale.exponent(score) : -INFINITY;
       }
+  }
+
+  __device__ __forceinline__ void cap_scores(const ScoreScale& scale) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores_[t][n][e] = scale.capped(scores_[t][n][e]);
+  }
+
+  __device__ __forceinline__ void hide_scores(const Visible& visible, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!visible.sees(16 * t + e / 2 * 8 + lane / 4)) scores_[t][n][e] = -INFINITY;
   }
 
   KeyTile keys_[kTokenTiles];

@@ -45,34 +45,38 @@ struct ValueTile {
     return 2 * (lane % 4) + index % 2 + index / 2 * 8;
   }
 
-  __device__ __forceinline__ void load(const PageRows& rows, int lane) {
+  // place: of the tile's first token.
+  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
+    const unsigned char* from = pages.values + static_cast<size_t>(place.row) * kValueRow +
+                                (token(0, lane) * kValueRow + lane / 4 * kValueLoad);
 #pragma unroll
-    for (int index = 0; index < 4; ++index) {
-      const unsigned char* from =
-          rows.values + token(index, lane) * kValueRow + lane / 4 * kValueLoad;
+    for (int index = 0; index < 4; ++index)
 #pragma unroll
       for (int i = 0; i < kValueLoads; ++i)
-        load_once<kValueLoad>(words[index] + i * kLoadWords, from + 8 * i * kValueLoad);
-    }
+        load_once<kValueLoad>(words[index] + i * kLoadWords,
+                              from + token(index, 0) * kValueRow + 8 * i * kValueLoad);
     if constexpr (kQuantized) {
+      const u32* pairs =
+          pages.params + place.params + pages.kv_heads * kPageTokens + lane / 4;
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        load_once<4>(params + half, reinterpret_cast<const unsigned char*>(
-                                        rows.value_params + lane / 4 + 8 * half));
+      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
     }
   }
 
-  // Dense values of tokens outside [begin, end), counted from the tile's first, become zeros: a
-  // weight of zero would not hide what is no number. Codes always are numbers.
+  // What belongs to tokens outside [begin, end), counted from the tile's first, becomes zero where
+  // it might be no number, which a weight of zero would not hide.
   __device__ __forceinline__ void clear_outside(int begin, int end, int lane) {
-    if constexpr (!kQuantized) {
+    const auto outside = [=](int at) { return at < begin || at >= end; };
+    if constexpr (kQuantized) {
 #pragma unroll
-      for (int index = 0; index < 4; ++index) {
-        const int at = token(index, lane);
+      for (int half = 0; half < 2; ++half)
+        if (outside(lane / 4 + 8 * half)) params[half] = 0;
+    } else {
+#pragma unroll
+      for (int index = 0; index < 4; ++index)
 #pragma unroll
         for (int i = 0; i < kValueWords; ++i)
-          if (at < begin || at >= end) words[index][i] = 0;
-      }
+          if (outside(token(index, lane))) words[index][i] = 0;
     }
   }
 

@@ -33,13 +33,6 @@ struct Problem {
   }
 };
 
-// A block's run of units, and the parts of it that its warps take.
-struct Run {
-  int begin, end;
-
-  __device__ __forceinline__ int part(int warp) const { return begin + (end - begin) * warp / kWarps; }
-};
-
 // 32 entries of a row of the page table, one in each lane.
 class PageIds {
  public:
@@ -61,43 +54,38 @@ class PageIds {
 
 class Walk {
  public:
-  __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule, const Run& run,
+  __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule,
                                   float4* slots)
-      : problem_(problem), schedule_(schedule), run_(run), slots_(slots),
-        warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {}
+      : problem_(problem), schedule_(schedule), slots_(slots),
+        warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {}
 
   // settle(softmax, segment) is called with all that the block has of a segment.
   template <class Settle>
   __device__ __forceinline__ void go(const Settle& settle) {
-    int unit = run_.part(warp_);
-    const int end = run_.part(warp_ + 1);
+    int unit = schedule_.run().part(warp_);
+    const int end = schedule_.run().part(warp_ + 1);
     if (unit == end) return;
     Step step;
-    Queries queries;
-    segment_ = schedule_.find(unit);
-    PageRows rows = rows_at(segment_, unit);
-    step.load_keys(rows, lane_);
-    step.load_values(rows, lane_);
-    int piece = unit;
-    for (;; ++unit) {
-      const bool more = unit + 1 < end, closes = unit + 1 == segment_.end;
-      Segment next = segment_;
-      if (more) {
-        if (closes) next = schedule_.after(segment_);
-        rows = rows_at(next, unit + 1);
+    enter(schedule_.find(unit));
+    Place place = place_at(unit);
+    step.load_keys(problem_.pages, place, lane_);
+    step.load_values(problem_.pages, place, lane_);
+    while (true) {
+      const int begin = unit, piece_end = min(segment_.end, end);
+      const Queries queries = begin_piece();
+      for (; unit < piece_end; ++unit) {
+        const Visible visible = visible_at(unit);
+        const bool more = unit + 1 < end;
+        // The next unit may belong to the next segment, which is entered as soon as this one ends.
+        if (more) place = unit + 1 < piece_end ? place_at(unit + 1) : first_place_after();
+        step.score(queries, problem_.scale, visible, lane_);
+        if (more) step.load_keys(problem_.pages, place, lane_);
+        step.attend(softmax_, visible, lane_);
+        if (more) step.load_values(problem_.pages, place, lane_);
       }
-      if (unit == piece) begin_piece(queries);
-      const Visible visible = visible_at(unit);
-      step.score(queries, problem_.scale, visible, lane_);
-      if (more) step.load_keys(rows, lane_);
-      step.attend(softmax_, visible, lane_);
-      if (more) step.load_values(rows, lane_);
-      if (closes || !more) {
-        end_piece(piece, unit + 1, settle);
-        piece = unit + 1;
-      }
-      if (!more) return;
-      segment_ = next;
+      end_piece(begin, unit, settle);
+      if (unit == end) return;
+      enter(schedule_.after(segment_));
     }
   }
 
@@ -105,19 +93,33 @@ class Walk {
   template <class Settle>
   __device__ __forceinline__ void join(const Settle& settle) {
     if (!open_) return;
-    const int end = min(segment_.end, run_.end), count = problem_.heads.at(segment_.head).count;
-    for (int warp = warp_ + 1; warp < kWarps && run_.part(warp) < end; ++warp)
-      if (run_.part(warp) < run_.part(warp + 1))
+    const Run run = schedule_.run();
+    const int end = min(segment_.end, run.end), count = problem_.heads.at(segment_.head).count;
+    for (int warp = warp_ + 1; warp < kWarps && run.part(warp) < end; ++warp)
+      if (run.part(warp) < run.part(warp + 1))
         add_record<SharedRecord>(softmax_, slot(warp), count, lane_);
     settle(softmax_, segment_);
   }
 
  private:
-  __device__ __forceinline__ PageRows rows_at(const Segment& segment, int unit) {
+  __device__ __forceinline__ void enter(const Segment& segment) {
+    segment_ = segment;
+    kv_head_ = problem_.heads.at(segment.head).kv_head;
+  }
+
+  __device__ __forceinline__ Place place_at(int unit) {
+    return place_in(segment_, kv_head_, unit);
+  }
+
+  __device__ __forceinline__ Place first_place_after() {
+    const Segment next = schedule_.after(segment_);
+    return place_in(next, problem_.heads.at(next.head).kv_head, next.begin);
+  }
+
+  __device__ __forceinline__ Place place_in(const Segment& segment, int kv_head, int unit) {
     const int token = segment.tokens_before(unit);
     const int page = ids_.find(problem_, segment, token / kPageTokens, lane_);
-    return page_rows(problem_.pages, page, problem_.heads.at(segment.head).kv_head,
-                     token % kPageTokens);
+    return place_of(problem_.pages, page, kv_head, token % kPageTokens);
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {
@@ -126,20 +128,23 @@ class Walk {
     return {begin, end, begin <= 0 && end >= kTokens};
   }
 
-  __device__ __forceinline__ void begin_piece(Queries& queries) {
-    const HeadGroup group = problem_.heads.at(segment_.head);
-    queries.load(problem_.q + static_cast<size_t>(segment_.row) * problem_.q_stride +
-                     static_cast<size_t>(group.first) * kHeadDim,
-                 group.count, lane_);
+  __device__ __forceinline__ Queries begin_piece() {
     softmax_.reset();
+    const HeadGroup group = problem_.heads.at(segment_.head);
+    const u16* q = problem_.q + static_cast<size_t>(segment_.row) * problem_.q_stride +
+                   static_cast<size_t>(group.first) * kHeadDim;
+    Queries queries;
+    queries.load(q, group.count, lane_);
+    return queries;
   }
 
   template <class Settle>
   __device__ __forceinline__ void end_piece(int begin, int end, const Settle& settle) {
+    const Run run = schedule_.run();
     softmax_.gather();
-    if (begin != max(segment_.begin, run_.begin))
+    if (begin != max(segment_.begin, run.begin))
       store_record(slot(warp_), softmax_, problem_.heads.at(segment_.head).count, lane_);
-    else if (end == min(segment_.end, run_.end))
+    else if (end == min(segment_.end, run.end))
       settle(softmax_, segment_);
     else
       open_ = true;
@@ -151,11 +156,11 @@ class Walk {
 
   const Problem& problem_;
   const Schedule& schedule_;
-  const Run& run_;
   float4* slots_;
   int warp_, lane_;
   PageIds ids_;
   Segment segment_;
+  int kv_head_;
   Softmax softmax_;
   bool open_ = false;
 };
