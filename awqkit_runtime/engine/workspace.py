@@ -34,8 +34,6 @@ _SCORE_BYTES = 12
 _ROUTED_TENSORS = 4
 #: A router's score of one expert: as it is, in float32, as a share; and the order of the choices.
 _ROUTER_BYTES = 16
-#: What the parts of a sequence that are attended apart give in decode steps, before it is merged.
-_DECODE_PARTS_BYTES = 32 * 2**20
 #: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
 _LOGIT_BYTES = 40
 
@@ -79,9 +77,8 @@ def workspace(
 def decode_activations(config: DecoderConfig, placement: Placement, rows: int) -> int:
     """What a step of so many decodes takes besides its logits, where kernels read the pages."""
     row = rows * placement.activation_dtype.itemsize
-    attention = _projection_bytes(config, row) + _DECODE_PARTS_BYTES
-    residual = _HIDDEN_TENSORS * config.hidden_size * row
-    return residual + max(attention, _mlp_bytes(config, rows, row)) + _angle_bytes(config, rows)
+    largest = max(_projection_bytes(config, row), _mlp_bytes(config, rows, row))
+    return _HIDDEN_TENSORS * config.hidden_size * row + largest + _angle_bytes(config, rows)
 
 
 def _projection_bytes(config: DecoderConfig, row: int) -> int:
