@@ -25,8 +25,7 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     """
     if device.type != "cuda":
         return [torch.from_numpy(array) for array in arrays]
-    sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
-    starts = [0, *accumulate(sizes)]
+    starts = [0, *accumulate(_sizes(arrays))]
     staging = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     _pack(arrays, starts, staging.numpy())
     packed = staging.to(device, non_blocking=True)
@@ -40,6 +39,11 @@ def copy_into(tensor: Tensor, array: Array) -> None:
         staging = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
         source = staging.copy_(source)
     tensor.copy_(source, non_blocking=True)
+
+
+def _sizes(arrays: Sequence[Array]) -> list[int]:
+    """Bytes of each in the joint buffer."""
+    return [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
 
 
 def _pack(arrays: Sequence[Array], starts: Sequence[int], out: Array) -> None:
