@@ -111,7 +111,7 @@ def can_decode(format: PageFormat, num_heads: int) -> bool:
 
 @cache
 def plan_paged_decode(format: PageFormat, num_heads: int, gpu: GpuModel) -> PagedDecodePlan:
-    """How rows of num_heads query heads attend over such pages; can_decode must say that they may."""
+    """How rows of num_heads query heads attend over pages that can_decode allows."""
     group = num_heads // format.num_kv_heads
     instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group)
     return instance.plan(group, gpu)
