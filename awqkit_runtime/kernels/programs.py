@@ -16,6 +16,7 @@ from awqkit_runtime.kernels import (
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.cuda.sources import Program
+from awqkit_runtime.kernels.paged_decode_plan import all_instances
 from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
 
 #: (out, in) of linears that between them reach every branch of the plan.
@@ -40,7 +41,8 @@ def all_programs(arch: str) -> list[Program]:
     gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
     of_heads = (program for programs in _OF_HEADS for program in programs.values())
-    programs = {*FIXED, *of_heads, *(plan.program for plan in plans)}
+    decodes = (instance.program for instance in all_instances())
+    programs = {*FIXED, *of_heads, *decodes, *(plan.program for plan in plans)}
     return sorted(programs, key=lambda program: program.name)
 
 
