@@ -21,7 +21,7 @@ from awqkit_runtime.kernels.rotary import AttendProjected, HeadNorms
 class DecodeAttention:
     """AttentionState of steps of decodes alone. The tensors are read anew where layer 0 begins one.
 
-    page_table: int32 [rows, width], contiguous, the pages of each row's sequence in order; entries
+    page_table: int32 [rows, width], the pages of each row's sequence in order; entries
     behind those that its tokens need may hold anything. positions: int64 [rows], of each row's new
     token, which sees itself and all before it; below 0: the row is idle, nothing is stored and its
     output is zeros. Both on the pool's device. No two rows may stand at one place of one page.

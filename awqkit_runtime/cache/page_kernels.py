@@ -6,6 +6,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.kernels.paged_decode import can_decode, paged_decode
 from awqkit_runtime.kernels.rotary import HeadNorms
 from awqkit_runtime.kernels.rotary_append import can_append, rotary_append_
 
@@ -17,11 +18,7 @@ def appends_in_kernels(pool: PagePool) -> bool:
 
 def decodes_in_kernels(pool: PagePool, config: DecoderConfig) -> bool:
     """Whether they also attend over them."""
-    if not appends_in_kernels(pool):
-        return False
-    from awqkit_runtime.kernels.paged_decode import can_decode
-
-    return can_decode(pool.format, config.num_heads)
+    return appends_in_kernels(pool) and can_decode(pool.format, config.num_heads)
 
 
 def append_projected(
@@ -61,8 +58,6 @@ def decode(
     config: DecoderConfig,
 ) -> Tensor:
     """kernels.paged_decode of one layer: q [rows, heads, head_dim] → like q."""
-    from awqkit_runtime.kernels.paged_decode import paged_decode
-
     return paged_decode(
         *(q, pool.layer(layer), page_table, lengths),
         scale=config.softmax_scale,

@@ -1,8 +1,8 @@
 // Where the one new token of each row goes, and how many keys it sees, in steps of decodes.
 //
-// page_table [rows, width] holds the pages of each row's sequence in order, positions [rows] the
-// place of its token. slots[row] = page * 64 + offset in it, lengths[row] = position + 1; of a row
-// whose position is negative -1 and 0.
+// page_table holds the pages of each row's sequence in order, its rows row_stride numbers apart;
+// positions [rows] the place of its token. slots[row] = page * 64 + offset in it, lengths[row] =
+// position + 1; of a row whose position is negative -1 and 0.
 // Launch: grid (ceil(rows / threads)), block (threads), no dynamic shared memory.
 #include "bf16.cuh"
 
@@ -11,7 +11,7 @@ using namespace awqkit;
 constexpr int kPageTokens = 64;
 
 extern "C" __global__ void decode_places(const int* page_table, const long long* positions,
-                                         long long* slots, int* lengths, int rows, int width) {
+                                         long long* slots, int* lengths, int rows, int row_stride) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   let_successor_start();
   wait_for_predecessor();
@@ -22,7 +22,7 @@ extern "C" __global__ void decode_places(const int* page_table, const long long*
     lengths[row] = 0;
     return;
   }
-  const long long page = page_table[static_cast<long long>(row) * width + position / kPageTokens];
+  const long long page = page_table[static_cast<long long>(row) * row_stride + position / kPageTokens];
   slots[row] = page * kPageTokens + position % kPageTokens;
   lengths[row] = static_cast<int>(position) + 1;
 }
