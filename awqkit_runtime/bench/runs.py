@@ -87,7 +87,8 @@ def run_scenarios(
     deadline = time.perf_counter() + seconds
     for index, scenario in enumerate(scenarios):
         left = deadline - time.perf_counter()
-        gc.collect()  # The last scenario's cache is gone before the next one asks for room.
+        if decoder.device.type == "cuda":
+            gc.collect()  # The last scenario's cache is gone before the next one asks for room.
         work = work_of(scenario, decoder.config, subject.is_packed, decoder.placement)
         limit, limited_by = speed.limit(work)
         reason = _reason_to_skip(subject, scenario, step_tokens) or _too_slow(limit, left)

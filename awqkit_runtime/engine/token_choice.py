@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.engine.sampling_inputs import RankFilter, SamplingInputs
+from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
+from awqkit_runtime.kernels.top_p import top_p_cutoffs
 
 #: Logits that are put in order at once, which takes many times their memory.
 _ORDERED_TOGETHER = 2**22
@@ -58,6 +60,8 @@ def _cutoffs(scaled: Tensor, inputs: SamplingInputs) -> Tensor:
 
 def _last_kept(scaled: Tensor, ranks: RankFilter) -> Tensor:
     """The least likely token that top-k, and top-p over what it left, keep: [filtered, 1]."""
+    if ranks.width == scaled.shape[-1] and scaled.is_cuda and cuda_kernels_usable(scaled.device):
+        return top_p_cutoffs(scaled, ranks.rows, ranks.top_p)
     together = max(1, _ORDERED_TOGETHER // ranks.width)
     parts = (rows.split(together) for rows in (ranks.rows, ranks.top_k, ranks.top_p))
     return torch.cat(

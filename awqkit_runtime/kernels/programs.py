@@ -11,6 +11,7 @@ from awqkit_runtime.kernels import (
     rotary,
     rotary_append,
     silu_mul,
+    top_p,
     w4_repack,
 )
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
@@ -31,6 +32,7 @@ FIXED = (
     rotary.PROGRAM,
     silu_mul.PROGRAM,
     decode_places.PROGRAM,
+    top_p.PROGRAM,
 )
 #: Those that depend on the size of its heads alone.
 _OF_HEADS = (rotary_append.PROGRAMS, page_gather.PROGRAMS)

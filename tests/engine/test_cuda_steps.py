@@ -24,6 +24,8 @@ from awqkit_runtime.engine.runners import runner_for
 from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.engine.token_choice import _last_of
+from awqkit_runtime.kernels.top_p import top_p_cutoffs
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
 from tests.checkpoint.folders import quantized_weights
@@ -208,6 +210,23 @@ def test_sampling_gives_the_tokens_of_the_cpu() -> None:
     )
     # Where a random number lies within a rounding of two tokens' border, either may come.
     assert sum(a != b for a, b in zip(on_cpu, on_gpu, strict=True)) <= 2
+
+
+@pytest.mark.parametrize(("vocab", "spread"), [(50, 3.0), (92544, 3.0), (92544, 0.1), (4097, 30)])
+def test_top_p_keeps_what_it_keeps_in_order(vocab: int, spread: float) -> None:
+    """The kernel against the sorted way, with ties and tokens that are ruled out."""
+    generator = torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(9, vocab, generator=generator)
+    logits[3] = logits[3].round()
+    logits[4, ::3] = -torch.inf
+    logits[5] = 0.0
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)).cuda()
+    rows = torch.tensor([8, 3, 4, 5, 0, 3]).cuda()
+    top_p = torch.tensor([[0.9], [0.5], [0.95], [0.3], [1e-300], [0.9999]], dtype=torch.float64)
+    every = torch.full((6, 1), vocab).cuda()
+    expected = _last_of(scaled[rows].sort(dim=-1, descending=True).values, every, top_p.cuda())
+    found = top_p_cutoffs(scaled, rows, top_p.cuda())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 PARAMS = SamplingParams(max_tokens=24)
