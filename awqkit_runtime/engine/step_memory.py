@@ -60,6 +60,7 @@ def step_memory(
             step_tokens=min(engine.max_prefill_tokens, max_rows * session_len),
             max_batch_size=max_rows,
             session_len=session_len,
+            deterministic=engine.deterministic,
         ),
         graphs=graph_memory(config, placement, max_rows, session_len) if graphs else 0,
         libraries=LIBRARY_BYTES if placement.device.type == "cuda" else 0,

@@ -13,6 +13,7 @@ from awqkit_runtime.cache.decode_attention import DecodeAttention
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from tests.cache.kernel_stand_ins import use_stand_ins
 
 CONFIG = DecoderConfig(
     hidden_size=64,
@@ -117,3 +118,24 @@ def test_a_step_of_idle_rows_stores_nothing() -> None:
     q, k, v = (x[0, :3] for x in step_tensors(5))
     assert not state.attend(0, q, k, v).any()
     assert torch.equal(pool.layer(0).keys, before)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_so_does_what_it_asks_of_kernels(
+    policy: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_stand_ins(monkeypatch)
+    pool, other = make_pool(policy), make_pool(policy)
+    pages = make_pages(seed=5)
+    page_table = torch.empty(len(CONTEXTS), WIDTH, dtype=torch.int32)
+    positions = torch.empty(len(CONTEXTS), dtype=torch.int64)
+    fill_tables(page_table, positions, pages)
+    attend_projected = DecodeAttention(pool, page_table, positions, config=CONFIG).attend_projected
+    assert attend_projected is not None
+    q, k, v = step_tensors(seed=5)
+    qkv = torch.cat((q, k, v), dim=2).flatten(2)
+    still = torch.zeros(len(CONTEXTS), 16)
+    found = torch.stack(
+        [attend_projected(layer, qkv[layer], still + 1, still, None) for layer in range(2)]
+    )
+    torch.testing.assert_close(found, by_spans(other, pages, q, k, v), rtol=1e-4, atol=1e-5)
