@@ -45,6 +45,9 @@ def paged_decode(
     pages must be such as can_decode allows, TypeError for other tensors than these. Nothing waits
     for the device, and the launch does not depend on what page_table and lengths hold: a CUDA graph
     that captured it, after prepare_decode, may be replayed with other values in them.
+
+    A kernel launched just before with LaunchShape.overlap may write q and store the new tokens; the
+    rest, which is lengths, page_table and all earlier tokens, is read while that one still runs.
     """
     plan = plan_paged_decode(pages.format, q.shape[1], gpu_model(q.device))
     return run_paged_decode(

@@ -19,6 +19,8 @@ WIDTHS = ((16, 16), (8, 8), (4, 4), (8, 4))
 MOST_HEADS = 16
 #: Query heads of one tile of the tensor cores, and tokens of another.
 _TILE_HEADS, _TILE_TOKENS = 8, 16
+#: Of shared memory, for who attends over what.
+_SCHEDULE_BYTES = 7 * 2**10
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Registers of one tile of keys and values up to which a step takes two of them.
@@ -59,7 +61,7 @@ class PagedDecodeInstance:
 
     @property
     def shared_bytes(self) -> int:
-        return self.warps * self.record_bytes
+        return _SCHEDULE_BYTES + self.warps * self.record_bytes
 
     def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
         """group: query heads of a key-value head."""

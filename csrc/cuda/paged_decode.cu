@@ -6,6 +6,9 @@
 // page_table [rows, ...] only the pages that hold visible keys are read. window: a row sees its last
 // `window` keys; 0: all. factor, cap: ScoreScale.
 //
+// Programmatic launch: lengths, page_table and all keys and values but those of each row's newest token
+// are read before the predecessor has ended, and must have been there before it began.
+//
 // All query heads of a key-value head are computed together (in teams, where they are more than the
 // tensor cores' tiles here hold). A segment that several blocks share is merged by the block that is
 // done last, always in the same order, so that the same inputs give the same bits.
@@ -14,7 +17,8 @@
 // of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_BLOCKS
 // (wanted blocks of an SM, for registers).
 // Launch: any grid, best PD_BLOCKS an SM. block = 32 · PD_WARPS.
-//   dynamic shared memory = PD_WARPS · record, where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
+//   dynamic shared memory = 7168 + PD_WARPS · record,
+//   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
 //   workspace: 2 · grid · record bytes. arrivals: grid integers, zero before the first launch.
 // Alignment: q rows 8 bytes, all other pointers 16.
 #include "paged_decode_walk.cuh"
@@ -58,24 +62,36 @@ struct Settle {
   }
 };
 
+// Every kWarps-th part of a segment, from L2, where other blocks have written them.
+struct PartRecords {
+  const Problem& problem;
+  int first_block;
+  int first, end, lane;
+  static constexpr int stride = kWarps;
+
+  __device__ __forceinline__ bool holds(int) const { return true; }
+
+  __device__ __forceinline__ float4 load(int part, int quad) const {
+    return __ldcg(problem.record(first_block + part, part == 0, lane) + quad);
+  }
+};
+
 // The whole block: every warp adds up the parts of its turn, the first warp what they have.
 __device__ __forceinline__ void merge_parts(const Problem& problem, const Complete& complete,
                                             float4* slots) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const HeadGroup group = problem.heads.at(complete.head);
+  const int count = problem.heads.at(complete.head).count;
   Softmax softmax;
   softmax.reset();
-  for (int part = warp; part < complete.parts; part += kWarps)
-    add_record<GlobalRecord>(softmax, problem.record(complete.first_block + part, part == 0, lane),
-                             group.count, lane);
-  float4* slot = slots + lane;
-  if (warp > 0 && warp < complete.parts)
-    store_record(slot + warp * kRecordQuads * 32, softmax, group.count, lane);
+  add_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane}, count,
+              lane);
+  const int sharers = min(kWarps, complete.parts);
+  if (warp > 0 && warp < sharers)
+    store_record(slots + warp * kRecordQuads * 32 + lane, softmax, count, lane);
   __syncthreads();
   if (warp == 0) {
-    for (int other = 1; other < min(kWarps, complete.parts); ++other)
-      add_record<SharedRecord>(softmax, slot + other * kRecordQuads * 32, group.count, lane);
-    store_output(problem.out_of(complete.row, group), softmax, group.count, lane);
+    add_records(softmax, SlotRecords{slots + lane, Run{0, kWarps}, 1, sharers}, count, lane);
+    store_output(problem.out_of(complete.row, problem.heads.at(complete.head)), softmax, count, lane);
   }
   __syncthreads();
 }
@@ -107,7 +123,11 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const in
   }
 }
 
-extern __shared__ float4 record_slots[];
+// What the schedule keeps, and then a record of every warp.
+constexpr int kScheduleBytes = 7 * 1024;
+static_assert(sizeof(SharedMemory) <= kScheduleBytes);
+
+extern __shared__ float4 shared_quads[];
 
 }  // namespace paged_decode
 
@@ -118,10 +138,9 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         float4* workspace, int* arrivals, int rows, int q_stride, int table_stride,
                         int kv_heads, int group, int teams, int window, float factor, float cap) {
   using namespace paged_decode;
-  __shared__ SharedMemory memory;
+  SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_quads);
   awqkit::let_successor_start();
   if (threadIdx.x < 2) memory.complete[threadIdx.x].parts = 0;
-  awqkit::wait_for_predecessor();
   const Problem problem{q,
                         page_table,
                         out,
@@ -133,6 +152,9 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, window);
-  if (schedule.has_work()) attend(problem, schedule, memory, record_slots);
+  if (schedule.has_work())
+    attend(problem, schedule, memory, shared_quads + kScheduleBytes / 16);
+  else
+    awqkit::wait_for_predecessor();
   clear_idle_rows(problem, lengths, rows);
 }

@@ -40,7 +40,7 @@ struct Place {
 };
 
 __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_head, int token) {
-  const u32 page_row = page * pages.kv_heads * kPageTokens;
+  const u32 page_row = static_cast<u32>(page) * (pages.kv_heads * kPageTokens);
   const u32 row = page_row + kv_head * kPageTokens + token;
   return {row, row + page_row};
 }

@@ -31,45 +31,39 @@ __device__ __forceinline__ void store_record(float4* record, const Softmax& soft
   }
 }
 
-struct SharedRecord {
-  __device__ __forceinline__ static float4 load(const float4* from) { return *from; }
-};
-
-// What other blocks have written is in L2.
-struct GlobalRecord {
-  __device__ __forceinline__ static float4 load(const float4* from) { return __ldcg(from); }
-};
-
-// The softmax goes on with what comes after it. It must have been gathered, and is one then.
-template <class Memory>
-__device__ __forceinline__ void add_record(Softmax& softmax, const float4* record, int count,
-                                           int lane) {
+// The softmax goes on with all that `records` hold. It must have been gathered, or be reset. Records
+// names them by numbers first, first + stride, … below end, of which those count that it holds.
+template <class Records>
+__device__ __forceinline__ void add_records(Softmax& softmax, const Records& records, int count,
+                                            int lane) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
     if (!has_heads(n, count, lane)) continue;
-    const float4* from = record + n * (1 + kDimTiles) * 32;
-    float4 quads[1 + kDimTiles];
-#pragma unroll
-    for (int j = 0; j <= kDimTiles; ++j) quads[j] = Memory::load(from + j * 32);
-    const float other_maximum[2] = {quads[0].x, quads[0].y};
-    const float other_sum[2] = {quads[0].z, quads[0].w};
-    float own[2], other[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float top = fmaxf(softmax.maximum[n][i], other_maximum[i]);
-      own[i] = power_of_two(softmax.maximum[n][i] - top);
-      other[i] = power_of_two(other_maximum[i] - top);
-      softmax.maximum[n][i] = top;
-      softmax.sum[n][i] = softmax.sum[n][i] * own[i] + other_sum[i] * other[i];
+    const int skipped = n * (1 + kDimTiles) * 32;
+    float top[2] = {softmax.maximum[n][0], softmax.maximum[n][1]};
+#pragma unroll 4
+    for (int at = records.first; at < records.end; at += records.stride) {
+      if (!records.holds(at)) continue;
+      const float4 head = records.load(at, skipped);
+      top[0] = fmaxf(top[0], head.x);
+      top[1] = fmaxf(top[1], head.y);
     }
+    softmax.lower(n, top);
+#pragma unroll 2
+    for (int at = records.first; at < records.end; at += records.stride) {
+      if (!records.holds(at)) continue;
+      const float4 head = records.load(at, skipped);
+      const float weight[2] = {power_of_two(head.x - top[0]), power_of_two(head.y - top[1])};
+      softmax.sum[n][0] += head.z * weight[0];
+      softmax.sum[n][1] += head.w * weight[1];
 #pragma unroll
-    for (int j = 0; j < kDimTiles; ++j) {
-      float (&out)[4] = softmax.out[n][j];
-      const float4& quad = quads[1 + j];
-      out[0] = out[0] * own[0] + quad.x * other[0];
-      out[1] = out[1] * own[1] + quad.y * other[1];
-      out[2] = out[2] * own[0] + quad.z * other[0];
-      out[3] = out[3] * own[1] + quad.w * other[1];
+      for (int j = 0; j < kDimTiles; ++j) {
+        const float4 out = records.load(at, skipped + (1 + j) * 32);
+        softmax.out[n][j][0] += out.x * weight[0];
+        softmax.out[n][j][1] += out.y * weight[1];
+        softmax.out[n][j][2] += out.z * weight[0];
+        softmax.out[n][j][3] += out.w * weight[1];
+      }
     }
   }
 }

@@ -80,6 +80,8 @@ __device__ __forceinline__ int add_in_order(int* address, int number) {
   return before;
 }
 
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
 __device__ __forceinline__ float power_of_two(float exponent) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));

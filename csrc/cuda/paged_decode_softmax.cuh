@@ -47,7 +47,7 @@ struct Softmax {
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        maximum[n][i] = -INFINITY;
+        maximum[n][i] = minus_infinity();
         sum[n][i] = offset[n][i] = 0.0f;
       }
 #pragma unroll
@@ -109,6 +109,22 @@ struct Softmax {
     }
   }
 
+  // What the tile's heads have is weighed against a maximum that is not below theirs.
+  __device__ __forceinline__ void lower(int n, const float (&top)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float factor = power_of_two(maximum[n][i] - top[i]);
+      maximum[n][i] = top[i];
+      sum[n][i] *= factor;
+      offset[n][i] *= factor;
+#pragma unroll
+      for (int j = 0; j < kDimTiles; ++j) {
+        out[n][j][i] *= factor;
+        out[n][j][2 + i] *= factor;
+      }
+    }
+  }
+
   // All lanes of a column get the sum over its tokens, and every dimension its offset.
   __device__ __forceinline__ void gather() {
 #pragma unroll
@@ -139,16 +155,10 @@ struct Softmax {
 #pragma unroll
         for (int distance = 4; distance < 32; distance *= 2)
           top = fmaxf(top, __shfl_xor_sync(kAll, top, distance));
-        const float factor = power_of_two(maximum[n][i] - top);
-        maximum[n][i] = top;
-        sum[n][i] *= factor;
-        offset[n][i] *= factor;
-#pragma unroll
-        for (int j = 0; j < kDimTiles; ++j) {
-          out[n][j][i] *= factor;
-          out[n][j][2 + i] *= factor;
-        }
+        highest[n][i] = top;
       }
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) lower(n, highest[n]);
   }
 };
 

@@ -20,9 +20,8 @@ class Step {
     for (int t = 0; t < kTokenTiles; ++t) values_[t].load(pages, tile_of(place, t), lane);
   }
 
-  // Keys are used up after this. The exponents of tokens out of sight are minus infinity.
-  __device__ __forceinline__ void score(const Queries& queries, const ScoreScale& scale,
-                                        const Visible& visible, int lane) {
+  // Keys are used up after this.
+  __device__ __forceinline__ void multiply_keys(const Queries& queries) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
@@ -36,9 +35,20 @@ class Step {
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
       }
+      if constexpr (kQuantized) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) key_params_[t][half] = keys_[t].params[half];
+      }
+    }
+  }
+
+  // Products become exponents, those of tokens out of sight minus infinity.
+  __device__ __forceinline__ void score(const Queries& queries, const ScoreScale& scale,
+                                        const Visible& visible, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
 #pragma unroll
       for (int half = 0; half < 2; ++half) scale_products(t, half, queries, scale.factor);
-    }
     if (scale.cap != 0.0f) cap_scores(scale);
     if (!visible.whole) hide_scores(visible, lane);
   }
@@ -69,7 +79,7 @@ class Step {
                                                  float factor) {
     float slope = factor, shift = 0.0f;
     if constexpr (kQuantized) {
-      const float2 params = widen_half_pair(keys_[t].params[half]);
+      const float2 params = widen_half_pair(key_params_[t][half]);
       slope = factor * params.x;
       shift = factor * params.y - kKeyOffset * slope;
     }
@@ -99,11 +109,12 @@ class Step {
       for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          if (!visible.sees(16 * t + e / 2 * 8 + lane / 4)) scores_[t][n][e] = -INFINITY;
+          if (!visible.sees(16 * t + e / 2 * 8 + lane / 4)) scores_[t][n][e] = minus_infinity();
   }
 
   KeyTile keys_[kTokenTiles];
   ValueTile values_[kTokenTiles];
+  u32 key_params_[kTokenTiles][2];  // of the keys that the scores come from
   float scores_[kTokenTiles][kHeadTiles][4];
 };
 

@@ -52,6 +52,22 @@ class PageIds {
   int row_ = -1, base_ = 0, id_ = 0;
 };
 
+// What the warps of a block have left in shared memory.
+struct SlotRecords {
+  const float4* slots;
+  Run run;
+  int first, end;
+  static constexpr int stride = 1;
+
+  __device__ __forceinline__ bool holds(int warp) const {
+    return run.part(warp) < run.part(warp + 1);
+  }
+
+  __device__ __forceinline__ float4 load(int warp, int quad) const {
+    return slots[warp * kRecordQuads * 32 + quad];
+  }
+};
+
 class Walk {
  public:
   __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule,
@@ -59,17 +75,25 @@ class Walk {
       : problem_(problem), schedule_(schedule), slots_(slots),
         warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {}
 
+  // Waits for the predecessor when the first loads are on their way.
   // settle(softmax, segment) is called with all that the block has of a segment.
   template <class Settle>
   __device__ __forceinline__ void go(const Settle& settle) {
     int unit = schedule_.run().part(warp_);
     const int end = schedule_.run().part(warp_ + 1);
-    if (unit == end) return;
     Step step;
-    enter(schedule_.find(unit));
-    Place place = place_at(unit);
-    step.load_keys(problem_.pages, place, lane_);
-    step.load_values(problem_.pages, place, lane_);
+    Place place;
+    bool early = false;
+    if (unit < end) {
+      enter(schedule_.find(unit));
+      place = place_at(unit);
+      // All but the row's newest token was stored long ago.
+      early = segment_.tokens_before(unit) + kTokens < segment_.length;
+      if (early) load(step, place);
+    }
+    awqkit::wait_for_predecessor();
+    if (unit == end) return;
+    if (!early) load(step, place);
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
@@ -78,8 +102,9 @@ class Walk {
         const bool more = unit + 1 < end;
         // The next unit may belong to the next segment, which is entered as soon as this one ends.
         if (more) place = unit + 1 < piece_end ? place_at(unit + 1) : first_place_after();
-        step.score(queries, problem_.scale, visible, lane_);
+        step.multiply_keys(queries);
         if (more) step.load_keys(problem_.pages, place, lane_);
+        step.score(queries, problem_.scale, visible, lane_);
         step.attend(softmax_, visible, lane_);
         if (more) step.load_values(problem_.pages, place, lane_);
       }
@@ -94,14 +119,20 @@ class Walk {
   __device__ __forceinline__ void join(const Settle& settle) {
     if (!open_) return;
     const Run run = schedule_.run();
-    const int end = min(segment_.end, run.end), count = problem_.heads.at(segment_.head).count;
-    for (int warp = warp_ + 1; warp < kWarps && run.part(warp) < end; ++warp)
-      if (run.part(warp) < run.part(warp + 1))
-        add_record<SharedRecord>(softmax_, slot(warp), count, lane_);
+    const int end = min(segment_.end, run.end);
+    int last = warp_ + 1;
+    while (last < kWarps && run.part(last) < end) ++last;
+    const int count = problem_.heads.at(segment_.head).count;
+    add_records(softmax_, SlotRecords{slots_ + lane_, run, warp_ + 1, last}, count, lane_);
     settle(softmax_, segment_);
   }
 
  private:
+  __device__ __forceinline__ void load(Step& step, const Place& place) const {
+    step.load_keys(problem_.pages, place, lane_);
+    step.load_values(problem_.pages, place, lane_);
+  }
+
   __device__ __forceinline__ void enter(const Segment& segment) {
     segment_ = segment;
     kv_head_ = problem_.heads.at(segment.head).kv_head;
