@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from awqkit_runtime.cache.allocator import BlockAllocator
@@ -141,7 +140,8 @@ class Engine:
             leader = leader or request
             self._next_id += 1
             self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
-            self._scheduler.add(request)
+            with self._steps:
+                self._scheduler.add(request)
             numbers.append(request.request_id)
         return numbers
 
@@ -151,11 +151,9 @@ class Engine:
         if request is None:
             return None
         self._texts[request_id].finish()
-        with ExitStack() as undo:
-            undo.callback(self._steps.recover)
+        with self._steps:
             completion = self._finish(request, "abort")
             self._rest()
-            undo.pop_all()
         return completion
 
     def has_unfinished(self) -> bool:
@@ -166,11 +164,9 @@ class Engine:
         """Collects one batch; what it added to the requests that got a token."""
         if not self.has_unfinished():
             return []
-        with ExitStack() as undo:
-            undo.callback(self._steps.recover)
+        with self._steps:
             outputs = [self._append(request, token) for request, token in self._steps.step()]
             self._rest()
-            undo.pop_all()
         return outputs
 
     def stats(self) -> EngineStats:
