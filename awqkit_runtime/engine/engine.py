@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +16,7 @@ from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
 from awqkit_runtime.engine.detokenizer import TextDecoder
+from awqkit_runtime.engine.fast_decoder import fast_decoder
 from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
 from awqkit_runtime.engine.launched_step import launcher
 from awqkit_runtime.engine.memory import cache_pages, free_memory
@@ -78,7 +78,7 @@ class Engine:
         self.session_len = decoder.session_len
         self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
-        self._tokenizer = tokenizer
+        self._tokenizer = fast_decoder(tokenizer)
         self._grammars = grammars
         self._stop_token_ids = frozenset(stop_token_ids)
         page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
@@ -144,7 +144,8 @@ class Engine:
             leader = leader or request
             self._next_id += 1
             self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
-            self._scheduler.add(request)
+            with self._steps:
+                self._scheduler.add(request)
             numbers.append(request.request_id)
         return numbers
 
@@ -154,11 +155,9 @@ class Engine:
         if request is None:
             return None
         self._texts[request_id].finish()
-        with ExitStack() as undo:
-            undo.callback(self._steps.recover)
+        with self._steps:
             completion = self._finish(request, "abort")
             self._rest()
-            undo.pop_all()
         return completion
 
     def has_unfinished(self) -> bool:
@@ -169,11 +168,9 @@ class Engine:
         """Collects one batch; what it added to the requests that got a token."""
         if not self.has_unfinished():
             return []
-        with ExitStack() as undo:
-            undo.callback(self._steps.recover)
+        with self._steps:
             outputs = [self._append(request, token) for request, token in self._steps.step()]
             self._rest()
-            undo.pop_all()
         return outputs
 
     def stats(self) -> EngineStats:

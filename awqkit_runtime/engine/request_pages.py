@@ -34,10 +34,13 @@ def publish_full_pages(allocator: BlockAllocator, request: Request) -> None:
 
 
 def free_pages(allocator: BlockAllocator, request: Request, *, keep_tail: bool) -> None:
-    """Last page first; with keep_tail who goes on from there can adopt the one that is begun."""
+    """Last page first; with keep_tail who goes on from there can adopt the one that is begun.
+
+    A published page is never a tail, though its last token may be computed again after an error.
+    """
     pages, size = request.pages, allocator.page_tokens
     full, rest = divmod(request.num_computed, size)
-    if rest and keep_tail:
+    if rest and keep_tail and full >= request.num_published:
         allocator.release(pages[full + 1 :])
         allocator.retire(
             pages[full],

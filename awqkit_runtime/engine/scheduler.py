@@ -145,6 +145,8 @@ class Scheduler:
             request.num_computed = min(request.num_computed, request.num_tokens - 1)
         placed = [request.request_id for request in (*self.running, *self.waiting)]
         tables = [request.pages for request in self.running]
+        for request in self.waiting:
+            forget_pages(request)
         if sorted(placed) == sorted(self.requests) and self.allocator.is_sound(tables):
             return
         self.allocator = BlockAllocator(

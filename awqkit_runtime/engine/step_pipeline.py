@@ -32,7 +32,10 @@ class _Flight:
 
 
 class StepPipeline:
-    """Schedules, launches and collects the steps of an engine."""
+    """Schedules, launches and collects the steps of an engine.
+
+    It is a context as well: what fails inside, by whatever error, leaves a sound state behind.
+    """
 
     def __init__(self, scheduler: Scheduler, launcher: StepLauncher, *, runs_ahead: bool) -> None:
         """runs_ahead: launch a step before the one in front of it is collected, where that can be.
@@ -44,10 +47,17 @@ class StepPipeline:
         self._runs_ahead = runs_ahead
         self._in_flight: _Flight | None = None
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        if error is not None:
+            self._recover()
+
     def step(self) -> list[tuple[Request, SampledToken]]:
         """Waits for one step; the tokens that it gave to requests that are still there.
 
-        There must be requests. After an error, whichever it is, recover() must be called.
+        There must be requests. NumericsError where their numbers are not finite.
         """
         flight = self._in_flight or self._launch(None)
         if flight is None:
@@ -59,11 +69,8 @@ class StepPipeline:
         """Forgets the step in flight: nobody waits for it, or it is to be computed again."""
         self._in_flight = None
 
-    def recover(self) -> None:
-        """Makes the state sound after a step that failed halfway, at launch or when collected.
-
-        What was in flight is dropped; its tokens, unknown so far, are computed again.
-        """
+    def _recover(self) -> None:
+        """What was in flight is dropped; its tokens, unknown so far, are computed again."""
         self.drop()
         self._scheduler.recover()
 
@@ -87,7 +94,7 @@ class StepPipeline:
             if all(chunk.request.request_id in live for chunk in flight.chunks):
                 raise
             # Perhaps those of a request that has ended are not finite; so once more without it.
-            self.recover()
+            self._recover()
             return self.step() if live else []
         for chunk in flight.chunks:
             if chunk.request.request_id in live:

@@ -213,6 +213,19 @@ def test_recovery_of_a_sound_state_keeps_what_is_computed() -> None:
     assert shape(scheduler.schedule()) == [(0, 6, 1)], "no token came: the last one runs again"
 
 
+def test_a_page_stays_published_whose_last_token_is_computed_again() -> None:
+    scheduler = make()
+    request = add(scheduler, 0, PAGE)
+    scheduler.advance(scheduler.schedule()[0])
+    scheduler.recover()
+    assert request.num_computed == PAGE - 1
+    scheduler.remove(request)
+    twins = [add(scheduler, number, 0, tokens=[0, 1, 2, 3, 4]) for number in (1, 2)]
+    chunks = scheduler.schedule()
+    assert shape(chunks) == [(1, PAGE, 1), (2, PAGE, 1)]
+    assert scheduler.allocator.is_sound([twin.pages for twin in twins])
+
+
 def test_the_more_urgent_enters_first_and_equals_in_order() -> None:
     scheduler = make(batch=1)
     for number, priority in enumerate([0, 0, 2, 1, 2]):
