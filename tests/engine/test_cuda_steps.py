@@ -128,11 +128,14 @@ def noted_logits(decoder: Decoder) -> Iterator[list[Tensor]]:
         yield found
 
 
-FAMILIES = [("internlm2", 128), ("qwen2", 64), ("qwen3", 128), ("gemma3", 64)]
+#: All policies for one family; of the others what makes them different.
+CASES = [
+    *(("internlm2", 128, policy) for policy in (0, 8, 4, "k8v4")),
+    *(("qwen2", 64, 0), ("qwen3", 128, 8), ("gemma2", 128, 8), ("gemma3", 64, 4)),
+]
 
 
-@pytest.mark.parametrize("policy", [0, 8, 4, "k8v4"])
-@pytest.mark.parametrize(("family", "head_dim"), FAMILIES)
+@pytest.mark.parametrize(("family", "head_dim", "policy"), CASES)
 def test_graphs_compute_what_single_launches_do(
     tmp_path: Path, family: str, head_dim: int, policy: int | str
 ) -> None:
@@ -170,6 +173,24 @@ def test_steps_follow_each_other_without_the_host(tmp_path: Path) -> None:
         deliver(flying)
         answers.append([one.output_token_ids for one in batch])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("policy", [0, 8])
+def test_launching_prompts_waits_for_nothing(tmp_path: Path, policy: int) -> None:
+    """Beside decodes, and behind tokens that the cache holds."""
+    decoder = int4_decoder(tmp_path, "internlm2", 128)
+    runner, batch = graph_runner(decoder, policy), requests(5)
+    deliver(runner.launch(prompts(batch[:3]), None))
+    mixed = [*decodes(batch[:3]), *prompts(batch[3:])]
+    later = [Chunk(request=batch[4], start=30, length=20, samples=False), *decodes(batch[:1])]
+    for chunks in (mixed, later):
+        runner.launch(chunks, None).collect()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for chunks in (mixed, later):
+            runner.launch(chunks, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(
