@@ -113,11 +113,11 @@ __device__ __forceinline__ void attend(const Problem& problem, const Schedule& s
   }
 }
 
-__device__ __forceinline__ void clear_idle_rows(const Problem& problem, const int* lengths,
+__device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Schedule& schedule,
                                                 int rows) {
   const int quads = problem.pages.kv_heads * problem.heads.group * kHeadDim / 8;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    if (__ldcg(lengths + row) > 0) continue;
+    if (schedule.length(row) > 0) continue;
     uint4* out = reinterpret_cast<uint4*>(problem.out) + static_cast<size_t>(row) * quads;
     for (int i = threadIdx.x; i < quads; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
   }
@@ -156,5 +156,5 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
     attend(problem, schedule, memory, shared_quads + kScheduleBytes / 16);
   else
     awqkit::wait_for_predecessor();
-  clear_idle_rows(problem, lengths, rows);
+  clear_idle_rows(problem, schedule, rows);
 }

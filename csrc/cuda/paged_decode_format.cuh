@@ -45,6 +45,11 @@ __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_h
   return {row, row + page_row};
 }
 
+// Which token of a tile a lane of row lane / 4 has in a score's upper half (the lower half is 8 tokens
+// on). In this order the tokens whose values a lane needs, at rows 2c and 2c + 1 where c = lane % 4 and
+// at both 8 on, are c, 4 + c, 8 + c and 12 + c: a quad loads neighbours.
+__device__ __forceinline__ int score_token(int lane) { return lane / 8 + lane / 4 % 2 * 4; }
+
 // Query heads [first, first + count) of one row, which share a key-value head.
 struct HeadGroup {
   int kv_head;

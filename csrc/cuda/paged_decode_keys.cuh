@@ -16,7 +16,7 @@ constexpr int kKeyWords = kKeyLaneBytes / 4;
 // What the products see is the code plus this.
 constexpr float kKeyOffset = kKeyBits == 8 ? -128.0f : kKeyBits == 4 ? 128.0f : 0.0f;
 
-// Of the tokens lane / 4 and lane / 4 + 8.
+// Of the tokens score_token and score_token + 8.
 struct KeyTile {
   u32 words[2][kKeyWords];
   u32 params[2];
@@ -24,7 +24,7 @@ struct KeyTile {
   // place: of the tile's first token.
   __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
     const unsigned char* from = pages.keys + static_cast<size_t>(place.row) * kKeyRow +
-                                (lane / 4 * kKeyRow + lane % 4 * kKeyLoad);
+                                (score_token(lane) * kKeyRow + lane % 4 * kKeyLoad);
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -32,7 +32,7 @@ struct KeyTile {
         load_once<kKeyLoad>(words[half] + i * (kKeyLoad / 4),
                             from + 8 * half * kKeyRow + 4 * i * kKeyLoad);
     if constexpr (kQuantized) {
-      const u32* pairs = pages.params + place.params + lane / 4;
+      const u32* pairs = pages.params + place.params + score_token(lane);
 #pragma unroll
       for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
     }

@@ -93,6 +93,10 @@ class Schedule {
     return {memory_.boundaries[0], memory_.boundaries[1]};
   }
 
+  __device__ __forceinline__ int length(int row) const {
+    return row < kStagedRows ? memory_.lengths[row] : __ldcg(lengths_ + row);
+  }
+
   // Follows from the boundaries that stay inside of the segment.
   __device__ __forceinline__ Sharing sharing(const Segment& segment) const {
     const int first = static_cast<int>(
@@ -148,10 +152,6 @@ class Schedule {
     const int before = unit - segment.begin, after = segment.end - unit;
     if (min(before, after) > memory_.snap) return unit;
     return before <= after ? segment.begin : segment.end;
-  }
-
-  __device__ __forceinline__ int length(int row) const {
-    return row < kStagedRows ? memory_.lengths[row] : __ldcg(lengths_ + row);
   }
 
   __device__ __forceinline__ int first_token(int length) const {

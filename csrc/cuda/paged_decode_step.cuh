@@ -74,7 +74,7 @@ class Step {
     return {place.row + 16 * t, place.params + 16 * t};
   }
 
-  // The products of token lane / 4 + 8 · half become what ScoreScale takes.
+  // The products of token score_token + 8 · half become what ScoreScale takes.
   __device__ __forceinline__ void scale_products(int t, int half, const Queries& queries,
                                                  float factor) {
     float slope = factor, shift = 0.0f;
@@ -109,7 +109,7 @@ class Step {
       for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          if (!visible.sees(16 * t + e / 2 * 8 + lane / 4)) scores_[t][n][e] = minus_infinity();
+          if (!visible.sees(16 * t + e / 2 * 8 + score_token(lane))) scores_[t][n][e] = minus_infinity();
   }
 
   KeyTile keys_[kTokenTiles];

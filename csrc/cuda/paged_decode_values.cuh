@@ -38,11 +38,11 @@ __device__ __forceinline__ int value_dim(int tile, int row) {
 }
 
 struct ValueTile {
-  u32 words[4][kValueWords];  // of the tokens 2c, 2c + 1, 2c + 8, 2c + 9 where c = lane % 4
-  u32 params[2];              // of the tokens lane / 4 and lane / 4 + 8
+  u32 words[4][kValueWords];  // of the tokens c, 4 + c, 8 + c and 12 + c where c = lane % 4
+  u32 params[2];              // of the tokens score_token and score_token + 8
 
   __device__ __forceinline__ static int token(int index, int lane) {
-    return 2 * (lane % 4) + index % 2 + index / 2 * 8;
+    return 4 * index + lane % 4;
   }
 
   // place: of the tile's first token.
@@ -57,7 +57,7 @@ struct ValueTile {
                               from + token(index, 0) * kValueRow + 8 * i * kValueLoad);
     if constexpr (kQuantized) {
       const u32* pairs =
-          pages.params + place.params + pages.kv_heads * kPageTokens + lane / 4;
+          pages.params + place.params + pages.kv_heads * kPageTokens + score_token(lane);
 #pragma unroll
       for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
     }
@@ -70,7 +70,7 @@ struct ValueTile {
     if constexpr (kQuantized) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (outside(lane / 4 + 8 * half)) params[half] = 0;
+        if (outside(score_token(lane) + 8 * half)) params[half] = 0;
     } else {
 #pragma unroll
       for (int index = 0; index < 4; ++index)

@@ -101,7 +101,7 @@ class Walk {
         const Visible visible = visible_at(unit);
         const bool more = unit + 1 < end;
         // The next unit may belong to the next segment, which is entered as soon as this one ends.
-        if (more) place = unit + 1 < piece_end ? place_at(unit + 1) : first_place_after();
+        if (more) place = unit + 1 < piece_end ? place_after(place, unit + 1) : first_place_after();
         step.multiply_keys(queries);
         if (more) step.load_keys(problem_.pages, place, lane_);
         step.score(queries, problem_.scale, visible, lane_);
@@ -140,6 +140,12 @@ class Walk {
 
   __device__ __forceinline__ Place place_at(int unit) {
     return place_in(segment_, kv_head_, unit);
+  }
+
+  // Of the unit that follows the one at `place` in its segment.
+  __device__ __forceinline__ Place place_after(const Place& place, int unit) {
+    if (segment_.tokens_before(unit) % kPageTokens == 0) return place_at(unit);
+    return {place.row + kTokens, place.params + kTokens};
   }
 
   __device__ __forceinline__ Place first_place_after() {
