@@ -121,10 +121,12 @@ class Scheduler:
             if rest.length > 1:
                 prefills.append(rest)
             elif len(decodes) < self.max_step_tokens:
-                if in_flight and self.allocator.available < 1 and not self._has_page(rest):
-                    return []
-                if self._grow(rest):
-                    decodes.append(rest)
+                if not self._has_page(rest):
+                    if in_flight and self.allocator.available < 1:
+                        return []
+                    if not self._grow(request):
+                        continue
+                decodes.append(rest)
         chunks = self._fill(decodes, prefills)
         self.steps += bool(chunks)
         return chunks
@@ -174,17 +176,16 @@ class Scheduler:
         return chunks
 
     def _has_page(self, decode: Chunk) -> bool:
+        """Whether its token has a place already."""
         return decode.start < len(decode.request.pages) * self.allocator.page_tokens
 
-    def _grow(self, decode: Chunk) -> bool:
-        """Gets the page for one more token, if need be from those that run after its request."""
-        if self._has_page(decode):
-            return True
+    def _grow(self, request: Request) -> bool:
+        """Gets one more page, if need be from those that run after this request."""
         while self.allocator.available < 1:
-            if self.running[-1] is decode.request:
+            if self.running[-1] is request:
                 return False
             self._preempt(self.running[-1])
-        decode.request.pages += self.allocator.allocate(1)
+        request.pages += self.allocator.allocate(1)
         return True
 
     def _admit(self, request: Request) -> bool:
