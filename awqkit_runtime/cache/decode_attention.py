@@ -19,7 +19,7 @@ from awqkit_runtime.kernels.rotary import AttendProjected, HeadNorms
 
 
 class DecodeAttention:
-    """AttentionState of steps of decodes alone. The tensors are read anew where layer 0 begins one.
+    """AttentionState of one step of decodes alone.
 
     page_table: int32 [rows, width], the pages of each row's sequence in order; entries
     behind those that its tokens need may hold anything. positions: int64 [rows], of each row's new
@@ -34,21 +34,23 @@ class DecodeAttention:
         self._page_table = page_table
         self._positions = positions
         self._config = config
-        #: Slots and lengths of the step.
-        self._places: tuple[Tensor, Tensor] | None = None
+        #: Slots and lengths of the step, for kernels. They are computed before any layer: attention
+        #: reads lengths before the kernel in front of it has ended, so these must be there earlier.
+        self._places = (
+            decode_places(page_table, positions) if decodes_in_kernels(pool, config) else None
+        )
         #: Its rows that are not idle, and attention over their pages.
         self._active: tuple[Tensor, PagedAttention] | None = None
 
     @property
     def attend_projected(self) -> AttendProjected | None:
         """With CUDA kernels: nothing is read back to the host, so that a graph captures it."""
-        return self._attend_projected if decodes_in_kernels(self._pool, self._config) else None
+        return None if self._places is None else self._attend_projected
 
     def _attend_projected(
         self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, norms: HeadNorms | None
     ) -> Tensor:
-        if layer == 0 or self._places is None:
-            self._places = decode_places(self._page_table, self._positions)
+        assert self._places is not None
         slots, lengths = self._places
         q, _, _ = append_projected(
             *(self._pool, layer, qkv, cos, sin, norms, slots), config=self._config
@@ -60,7 +62,7 @@ class DecodeAttention:
 
         In torch, which waits for the device to know which rows are idle.
         """
-        if layer == 0 or self._active is None:
+        if self._active is None:
             self._active = self._read_tensors()
         rows, state = self._active
         out = torch.zeros_like(q)

@@ -3,6 +3,8 @@
 // page_table holds the pages of each row's sequence in order, its rows row_stride numbers apart;
 // positions [rows] the place of its token. slots[row] = page * 64 + offset in it, lengths[row] =
 // position + 1; of a row whose position is negative -1 and 0.
+// The successor does not start before this has ended: attention, right behind it, reads lengths before
+// its own predecessor has ended.
 // Launch: grid (ceil(rows / threads)), block (threads), no dynamic shared memory.
 #include "bf16.cuh"
 
@@ -13,7 +15,6 @@ constexpr int kPageTokens = 64;
 extern "C" __global__ void decode_places(const int* page_table, const long long* positions,
                                          long long* slots, int* lengths, int rows, int row_stride) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  let_successor_start();
   wait_for_predecessor();
   if (row >= rows) return;
   const long long position = positions[row];

@@ -85,14 +85,14 @@ def by_spans(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_equals_spans_and_follows_its_tensors(policy: int | str) -> None:
+def test_equals_spans_of_one_step_after_another_in_the_same_tensors(policy: int | str) -> None:
     pool, other = make_pool(policy), make_pool(policy)
     page_table = torch.empty(len(CONTEXTS), WIDTH, dtype=torch.int32)
     positions = torch.empty(len(CONTEXTS), dtype=torch.int64)
-    state = DecodeAttention(pool, page_table, positions, config=CONFIG)
     for seed in (3, 4):
         pages = make_pages(seed)
         fill_tables(page_table, positions, pages)
+        state = DecodeAttention(pool, page_table, positions, config=CONFIG)
         q, k, v = step_tensors(seed)
         found = torch.stack(
             [state.attend(layer, q[layer], k[layer], v[layer]) for layer in range(2)]
