@@ -2,10 +2,10 @@
 
     python benchmarks/decode_step.py FOLDER --json benchmarks/results/decode_step.json
 
-FOLDER needs a config.json alone. `graph`, `head` and `sampling` are what the GPU takes for each, over
-many in a row; `launch` is what the host takes to launch a step, and `step` is a step as the engine runs
-them, each launched before the last one is collected. --kernels names the kernels of one graph, by
-the time that they take in all.
+FOLDER needs a config.json alone. `graph`, `head` and `sampling` are what the GPU takes for each,
+over many in a row; `launch` is what the host takes to launch a step, and `step` is a step as the
+engine runs them, each launched before the last one is collected. --kernels names the kernels of one
+graph, by the time that they take in all.
 """
 
 from __future__ import annotations
