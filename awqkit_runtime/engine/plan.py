@@ -127,6 +127,7 @@ def plan_memory(
             step_tokens=step_tokens,
             max_batch_size=max_batch_size,
             session_len=session_len,
+            deterministic=engine.deterministic,
         ),
     )
 
