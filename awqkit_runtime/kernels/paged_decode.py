@@ -46,8 +46,9 @@ def paged_decode(
     for the device, and the launch does not depend on what page_table and lengths hold: a CUDA graph
     that captured it, after prepare_decode, may be replayed with other values in them.
 
-    A kernel launched just before with LaunchShape.overlap may write q and store the new tokens; the
-    rest, which is lengths, page_table and all earlier tokens, is read while that one still runs.
+    lengths, page_table and all tokens but the newest are read while the launches ahead may still
+    run. Only kernels that start their successors early matter, and they may write q and store the
+    new tokens but none of the rest; whatever is written before a launch without overlap is there.
     """
     plan = plan_paged_decode(pages.format, q.shape[1], gpu_model(q.device))
     return run_paged_decode(

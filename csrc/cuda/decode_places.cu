@@ -3,8 +3,9 @@
 // page_table holds the pages of each row's sequence in order, its rows row_stride numbers apart;
 // positions [rows] the place of its token. slots[row] = page * 64 + offset in it, lengths[row] =
 // position + 1; of a row whose position is negative -1 and 0.
-// The successor does not start before this has ended: attention, right behind it, reads lengths before
-// its own predecessor has ended.
+//
+// No successor starts before this kernel has ended: attention reads the lengths of a step ahead of its
+// predecessors' end, however many kernels overlap between the two (paged_decode.cu).
 // Launch: grid (ceil(rows / threads)), block (threads), no dynamic shared memory.
 #include "bf16.cuh"
 
@@ -21,9 +22,11 @@ extern "C" __global__ void decode_places(const int* page_table, const long long*
   if (position < 0) {
     slots[row] = -1;
     lengths[row] = 0;
-    return;
+  } else {
+    const long long page =
+        page_table[static_cast<long long>(row) * row_stride + position / kPageTokens];
+    slots[row] = page * kPageTokens + position % kPageTokens;
+    lengths[row] = static_cast<int>(position) + 1;
   }
-  const long long page = page_table[static_cast<long long>(row) * row_stride + position / kPageTokens];
-  slots[row] = page * kPageTokens + position % kPageTokens;
-  lengths[row] = static_cast<int>(position) + 1;
+  __threadfence();
 }
