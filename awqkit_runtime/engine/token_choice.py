@@ -42,7 +42,10 @@ def _draw(logits: Tensor, inputs: SamplingInputs) -> Tensor:
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(inputs.uniform * total, below_total)
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    # Behind the last one lies what numbers that are not finite give; the next step, which may be
+    # launched before anybody knows, looks it up in the embedding.
+    return tokens.clamp_(max=logits.shape[-1] - 1)
 
 
 def _cutoffs(scaled: Tensor, inputs: SamplingInputs) -> Tensor:

@@ -194,7 +194,13 @@ def test_launching_prompts_waits_for_nothing(tmp_path: Path, policy: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}]
+    "params",
+    [
+        {},
+        {"temperature": 0.8},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    ],
 )
 def test_launching_a_decode_step_waits_for_nothing(tmp_path: Path, params: dict[str, Any]) -> None:
     decoder = int4_decoder(tmp_path, "internlm2", 128)

@@ -270,3 +270,15 @@ def test_rows_in_parts_keep_what_they_keep_together(monkeypatch: pytest.MonkeyPa
     together = tokens(logits, rows)
     monkeypatch.setattr("awqkit_runtime.engine.token_choice._ORDERED_TOGETHER", 450)
     assert tokens(logits, rows) == together
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_give_a_token_of_the_vocabulary(
+    params: dict[str, Any], value: float
+) -> None:
+    """An error comes when the step is collected; until then the next one may read the token."""
+    everywhere, once = torch.full((2, VOCAB), value), random_logits(12)
+    everywhere[1] = once
+    everywhere[1, -1] = value
+    assert all(0 <= token < VOCAB for token in tokens(everywhere, [request(**params)] * 2))
