@@ -19,7 +19,7 @@ from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.fast_decoder import fast_decoder
 from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
 from awqkit_runtime.engine.launched_step import launcher
-from awqkit_runtime.engine.memory import cache_pages, free_memory
+from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.runners import reserved_for_steps
@@ -90,8 +90,9 @@ class Engine:
             free_bytes=free_memory(decoder.device) if free_bytes is None else free_bytes,
             reserved_bytes=reserved_for_steps(decoder, config),
         )
-        pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
-        self._runner = (new_runner or partial(runners.new_runner, config=config))(decoder, pool)
+        with told_of_lack():
+            pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
+            self._runner = (new_runner or partial(runners.new_runner, config=config))(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -68,16 +70,20 @@ def cache_pages(
 
 
 def set_aside(size: int, device: torch.device) -> None:
-    """Lets torch take so many bytes of a GPU now, from which it serves what steps ask for later.
+    """Lets torch take so many bytes of a GPU now, from which it serves what steps ask for later."""
+    torch.empty(size, dtype=torch.uint8, device=device)
 
-    OutOfMemoryError where they are not there.
-    """
+
+@contextmanager
+def told_of_lack() -> Iterator[None]:
+    """Says what to do where a GPU lacks the memory that an engine takes at its start."""
     try:
-        torch.empty(size, dtype=torch.uint8, device=device)
+        yield
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"The largest step takes {_mib(size)}, which are not free on {device}. Set "
-            "cache_max_entry_count, max_prefill_tokens or max_batch_size lower."
+            "The GPU has less memory free than it had when the engine's share was planned: another "
+            "process takes some of it. End that one, or set cache_max_entry_count, "
+            "max_prefill_tokens or max_batch_size lower."
         ) from error
 
 

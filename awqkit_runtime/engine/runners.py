@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 def new_runner(
     decoder: DecoderModel, pool: PagePool, *, config: EngineConfig
 ) -> Runner | SteadyRunner:
-    """The engine's. On a GPU all memory that steps take is set aside now.
-
-    OutOfMemoryError where it is not there.
-    """
+    """The engine's. On a GPU all memory that steps take is set aside now."""
     if decoder.device.type == "cuda":
         set_aside(_steps(cast("Decoder", decoder), config).workspace.total, decoder.device)
     return runner_for(decoder, pool, config)

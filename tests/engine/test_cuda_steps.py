@@ -153,7 +153,7 @@ def test_graphs_compute_what_single_launches_do(
             deliver(plain.launch(decodes(running), None))
         first, replayed, expected = found
         assert torch.equal(first, replayed)
-        assert (replayed - expected).norm() <= 0.03 * expected.norm()
+        assert (replayed - expected).norm() <= 0.05 * expected.norm()
 
 
 def test_steps_follow_each_other_without_the_host(tmp_path: Path) -> None:
