@@ -60,9 +60,10 @@ def rotary_append_(
     qkv: BF16 [rows, (query_heads + 2 · kv_heads) · head_dim], rows contiguous in themselves and at
     an even stride: in place queries become what attends over the pages; keys are turned, and where
     the pages are dense they become what these hold. cos, sin: float32 [rows, rotary_dim], as
-    kernels.rotary.rotary_ takes them. slots: int64 [rows], page · 64 + offset; a row whose slot is
-    negative is not stored. The pages are such as can_append allows. Rotation and frame are computed
-    in FP32; between them numbers are rounded to BF16, as if they were done one after the other.
+    kernels.rotary.rotary_ takes them; written by a kernel that starts none early. slots: int64
+    [rows], page · 64 + offset; a row whose slot is negative is not stored. The pages are such as
+    can_append allows. Rotation and frame are computed in FP32; between them numbers are rounded to
+    BF16, as if they were done one after the other.
     """
     rows = qkv.shape[0]
     if not rows:

@@ -1,4 +1,4 @@
-// What attention needs of a step's new tokens, in one kernel: queries and keys normed, turned and laid
+// What attention needs of new tokens, in one kernel: queries and keys normed, turned and laid
 // in the key frame, keys and values stored in the pages.
 //
 // Row t of qkv holds query_heads queries, kv_heads keys and kv_heads values of HEAD_DIM BF16 numbers;
@@ -12,7 +12,9 @@
 //   params         [pages, 2 * kv_heads, 64] pairs of FP16: scale, minimum; keys, then values
 //   mean, channel_scale   FP32 [kv_heads, HEAD_DIM] or null
 //
-// A warp takes heads_a_warp heads of one row and keeps the angles meanwhile.
+// A warp takes heads_a_warp heads of one row and keeps the angles meanwhile. It fetches them before
+// the predecessor ends: what wrote cos and sin must have ended before that one began, as the angles of
+// a step have, which torch computes before the first layer.
 // Launch: grid (rows, ceil((query_heads + 2 * kv_heads) / (warps * heads_a_warp))), block
 // (32 * warps), no dynamic shared memory. HEAD_DIM is a multiple of 32; row_stride is even; qkv and
 // pages are 4-byte aligned.
@@ -115,10 +117,10 @@ extern "C" __global__ void __launch_bounds__(128)
   const Store key_store{keys, params, key_bits, kv_heads, 0};
   const Store value_store{values, params, value_bits, kv_heads, kv_heads};
   let_successor_start();
+  const Angles angles(cos + row * rotary_dim, sin + row * rotary_dim, rotary_dim / 2, lane);
   wait_for_predecessor();
 
   const long long slot = slots[row];
-  const Angles angles(cos + row * rotary_dim, sin + row * rotary_dim, rotary_dim / 2, lane);
   const int end = min(heads, (warp + 1) * heads_a_warp);
   for (int index = warp * heads_a_warp; index < end; ++index) {
     u16* head = qkv + row * row_stride + static_cast<long long>(index) * HEAD_DIM;

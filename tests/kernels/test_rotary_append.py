@@ -26,8 +26,10 @@ HEADS = ((64, 64), (96, 24), (128, 128), (256, 128))
 BITS = ((16, 16), (8, 8), (4, 4), (8, 4))
 #: Mean key, channel scales, rotation.
 FRAMES = ((False, False, False), (True, False, False), (False, True, False), (True, True, True))
-#: Share of codes and parameters that sums in another order may move by one step.
+#: Share of codes and parameters that sums in another order may move by one step, …
 MOVED = 1e-3
+#: … and of numbers where a rotation hands on what became of one to all of its head.
+MOVED_BY_ROTATION = 2e-2
 
 
 def page_format(head_dim: int, k_bits: int, v_bits: int) -> PageFormat:
@@ -68,35 +70,36 @@ def make_norms(head_dim: int) -> HeadNorms:
     return HeadNorms(query=query, key=key, eps=1e-6, unit_offset=False)
 
 
-def assert_same_codes(found: Tensor, expected: Tensor, bits: int) -> None:
+def assert_same_codes(found: Tensor, expected: Tensor, bits: int, moved: float) -> None:
     """Of bytes of codes; a few may differ by one step."""
     pairs = [(found, expected)]
     if bits == 4:
         pairs = [(found & 15, expected & 15), (found >> 4, expected >> 4)]
     steps = torch.stack([(left.int() - right.int()).abs() for left, right in pairs])
     assert int(steps.max()) <= 1
-    assert float((steps > 0).double().mean()) <= MOVED
+    assert float((steps > 0).double().mean()) <= moved
 
 
-def assert_same_numbers(found: Tensor, expected: Tensor) -> None:
+def assert_same_numbers(found: Tensor, expected: Tensor, moved: float) -> None:
     """Of BF16 or FP16: a few may be rounded the other way."""
     unit = torch.finfo(expected.dtype).eps
-    torch.testing.assert_close(found.float(), expected.float(), rtol=2 * unit, atol=1e-6)
-    assert float((found != expected).double().mean()) <= MOVED
+    error = (found.double() - expected.double()).abs()
+    assert float(error.max()) <= unit * float(expected.double().abs().max())
+    assert float((found != expected).double().mean()) <= moved
 
 
-def assert_same_pages(found: LayerPages, expected: LayerPages) -> None:
+def assert_same_pages(found: LayerPages, expected: LayerPages, moved: float = MOVED) -> None:
     form = expected.format
     for left, right, bits in (
         (found.keys, expected.keys, form.k_bits),
         (found.values, expected.values, form.v_bits),
     ):
         if bits == 16:
-            assert_same_numbers(left, right)
+            assert_same_numbers(left, right, moved)
         else:
-            assert_same_codes(left, right, bits)
+            assert_same_codes(left, right, bits, moved)
     if expected.params is not None and found.params is not None:
-        assert_same_numbers(found.params, expected.params)
+        assert_same_numbers(found.params, expected.params, moved)
 
 
 @gpu
@@ -129,12 +132,13 @@ def test_equals_rotary_and_append(head_dim: int, rotary_dim: int, k_bits: int, v
             norms=norms,
             frame=frame.layer(1),
         )
+        moved = MOVED_BY_ROTATION if frame.rotated else MOVED
         for layer in range(2):
-            assert_same_pages(found.layer(layer), expected.layer(layer))
+            assert_same_pages(found.layer(layer), expected.layer(layer), moved)
         found_q, found_k, found_v = qkv.unflatten(1, (-1, head_dim)).split(
             (QUERY_HEADS, KV_HEADS, KV_HEADS), 1
         )
-        assert_same_numbers(found_q, expected.queries(1, q))
+        assert_same_numbers(found_q, expected.queries(1, q), moved)
         assert torch.equal(found_v, v)
         if not form.quantized:
             assert torch.equal(found_k[stored], found.gather(1, slots[stored])[0])
