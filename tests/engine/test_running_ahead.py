@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import NumericsError
-from tests.engine.fakes import generate, make_engine
+from awqkit_runtime.models.loader import load_decoder
+from tests.engine.fakes import VOCAB, generate, make_engine
 from tests.engine.late_device import LateDevice, LateStep
 from tests.engine.random_traffic import Drive, Mishap, draw_orders
+from tests.tiny_models import write_tiny_model
 
 LONGEST = 150
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices of this size are faster so, and several tests may run at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def engine_on(trouble: Any = None, **options: Any) -> tuple[Engine, LateDevice]:
@@ -160,6 +174,23 @@ def test_the_traffic_brings_what_it_is_meant_to() -> None:
         reasons |= {completion.finish_reason for completion in ahead.done.values()}
     assert preemptions > 10 and reused > 500 and mishaps > 10, (preemptions, reused, mishaps)
     assert reasons == {"stop", "length", "abort"}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("policy", [0, 8])
+def test_a_real_decoder_answers_the_same(device: str, policy: int, tmp_path: Path) -> None:
+    decoder = load_decoder(write_tiny_model(tmp_path / "llama"), device=device, dtype="float32")
+    rng = random.Random(3)
+    prompts = [[rng.randrange(VOCAB) for _ in range(rng.randint(30, 60))] for _ in range(5)]
+    params = SamplingParams(max_tokens=70)
+    limits = {"pages": 5, "max_prefill_tokens": 64, "quant_policy": policy}
+    plain = generate(make_engine(decoder, run_ahead=False, **limits), prompts, params)
+    # One of them ends with a token that the engine cannot foresee.
+    stops = [*[params] * 4, replace(params, stop_token_ids=[plain[4].token_ids[20]])]
+    expected = generate(make_engine(decoder, run_ahead=False, **limits), prompts, stops)
+    engine = make_engine(decoder, run_ahead=True, **limits)
+    assert generate(engine, prompts, stops) == expected
+    assert engine.stats().preemptions > 0 and engine.stats().used_pages == 0
 
 
 @pytest.mark.slow
