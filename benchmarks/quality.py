@@ -25,6 +25,7 @@ from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, writ
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.checkpoint.tokenizer import load_tokenizer
 from awqkit.config import QUALITIES
+from awqkit.device import resolve_device
 from awqkit.search.affine import in_groups, min_max_grid, nearest_codes, to_quantized_weight
 from awqkit_runtime import load
 
@@ -112,10 +113,11 @@ def nearest(source: Checkpoint) -> Iterator[tuple[str, Tensor | QuantizedWeight]
 
 
 def log_probabilities(folder: Path, rows: Tensor) -> Tensor:
-    """float32 [rows, seqlen - 1, vocab]: of each next token."""
-    model = load(folder, device="cpu", dtype=torch.float32)
+    """float32 [rows, seqlen - 1, vocab] on the host: of each next token."""
+    device = resolve_device("auto")
+    model = load(folder, device=device, dtype=torch.float32)
     with torch.inference_mode():
-        logits = torch.cat([model(row.unsqueeze(0)) for row in rows])
+        logits = torch.cat([model(row.unsqueeze(0).to(device)).cpu() for row in rows])
     return torch.log_softmax(logits[:, :-1], dim=-1)
 
 
