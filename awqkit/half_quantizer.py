@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import groupby
@@ -118,7 +118,8 @@ class _HalfSearch:
         """Clip and round; what comes second reads what the first has become."""
         for site in self._task.sites:
             self.block = _store_feeder(self._job, site, self.block)
-        self._unrounded = self.block
+        dtype = self._job.compute_dtype  # in which it runs, and half as large
+        self._unrounded = {name: tensor.to(dtype) for name, tensor in self.block.items()}
         integers: Integers = {}
         for position, (kind, group) in enumerate(groupby(self._task.sites, lambda s: s.kind)):
             sites = tuple(group)
@@ -132,16 +133,26 @@ class _HalfSearch:
                     moments = self._kept | self._moments(batch, drifting=sites)
                 with self._job.timed("rounding"):
                     for turn in in_turns(self._job.ranks, batch):
-                        works = [partial(self._rounded, r, moments[r.name]) for r in turn]
-                        for reader, rounded in zip(
-                            turn, shared_out(self._job.ranks, works), strict=True
-                        ):
-                            self._take(reader, rounded.linears, integers)
-                            self._sketches.append(rounded.sketch)
-                            errors = errors + rounded.error
-                            kept |= set(rounded.linears.kept)
+                        error, stages = self._round_turn(turn, moments, integers)
+                        errors, kept = errors + error, kept | stages
             self._tell(kind, sites, errors, kept)
         return self.block, integers
+
+    def _round_turn(
+        self, turn: Sequence[Input], moments: Mapping[str, Rows], integers: Integers
+    ) -> tuple[SiteError, set[str]]:
+        """Round the linears of some inputs; their error, and the stages that were kept.
+
+        Nothing but the integers outlives it: codes as floats are as large as the weights.
+        """
+        errors, kept = SiteError(), set[str]()
+        works = [partial(self._rounded, reader, moments[reader.name]) for reader in turn]
+        for reader, rounded in zip(turn, shared_out(self._job.ranks, works), strict=True):
+            self._take(reader, rounded.linears, integers)
+            self._sketches.append(rounded.sketch)
+            errors = errors + rounded.error
+            kept |= set(rounded.linears.kept)
+        return errors, kept
 
     def _rounded(self, reader: Input, rows: Rows) -> _RoundedInput:
         """The input's linears as one, which takes the same steps with fewer and larger products."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: A matrix on a GPU that is wider than this takes gigabytes, and is factorised where it lies, so
-#: many columns at once.
-WIDE, PANEL = 20000, 4096
+#: A matrix on a GPU that is wider than this takes hundreds of megabytes, and is factorised where it
+#: lies, so many columns at once.
+WIDE, PANEL = 10000, 4096
 
 
 def cholesky(matrix: Tensor) -> Tensor | None:

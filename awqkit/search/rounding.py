@@ -19,6 +19,7 @@ from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid
 from awqkit.search.factor import cholesky
 from awqkit.search.products import has_triton, product
+from awqkit.search.row_parts import row_parts
 from awqkit.search.weighted_range import weighted_range
 
 #: Share of the mean diagonal that is added to it, so that the Gram matrix can be factorised.
@@ -90,6 +91,14 @@ def _order(diagonal: Tensor) -> Tensor:
     return (first + inside[first.squeeze(1) // GROUP_SIZE]).flatten()
 
 
+def _reordered(gram: Tensor, order: Tensor) -> Tensor:
+    """gram[order, order] in a new matrix, without one of indexes, which would be twice as large."""
+    ordered = torch.empty_like(gram)
+    for rows in row_parts(len(gram), len(gram)):
+        torch.index_select(gram[order[rows]], 1, order, out=ordered[rows])
+    return ordered
+
+
 def _factors(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """L and D of the damped Gram matrix in this order; what lies above L's diagonal means nothing.
 
@@ -98,7 +107,7 @@ def _factors(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     damping = damping_of(gram)
     mean, factor = damping / DAMPING, None
     while factor is None:
-        ordered = gram[order.unsqueeze(1), order]
+        ordered = _reordered(gram, order)
         diagonal = ordered.diagonal()
         diagonal[diagonal <= 0] = mean
         diagonal += damping
