@@ -53,6 +53,34 @@ __device__ __forceinline__ u32 opaque_magic() {
   return magic;
 }
 
+// Scale and negative offset of rows r and r + 8, the scales in FP32.
+struct ExactParams {
+  float scale[2];
+  u32 minus_offset[2];
+};
+
+__device__ __forceinline__ ExactParams unpack_exact_params(uint2 words) {
+  ExactParams params;
+  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
+      : "=f"(params.scale[0])
+      : "r"(words.x));
+  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
+      : "=f"(params.scale[1])
+      : "r"(words.y));
+  params.minus_offset[0] = __byte_perm(words.x, 0, 0x3232) ^ 0x80008000u;
+  params.minus_offset[1] = __byte_perm(words.y, 0, 0x3232) ^ 0x80008000u;
+  return params;
+}
+
+// The four registers of one k16 step as code minus zero point, which BF16 holds exactly.
+__device__ __forceinline__ void subtract_zeros(u32 codes, const u32 (&minus_offset)[2], u32 magic,
+                                               u32 (&fragment)[4]) {
+#pragma unroll
+  for (int p = 0; p < 4; ++p)
+    fragment[p] =
+        fma_bf16x2(biased_pair(codes >> (4 * p), magic), 0x3f803f80u, minus_offset[p % 2]);
+}
+
 // The four registers of one k16 step; odd registers belong to row r + 8.
 __device__ __forceinline__ void dequantize(u32 codes, const RowParams& params, u32 magic,
                                            u32 (&fragment)[4]) {

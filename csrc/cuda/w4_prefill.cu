@@ -96,7 +96,7 @@ class Warpgroup {
 
 }  // namespace w4_prefill
 
-extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
+extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
 #if W4_CLUSTER * W4_SPLIT > 1
     __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
@@ -134,7 +134,10 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
   else
     cluster_sync();
 
-  if (threadIdx.x >= kWarpgroup * kConsumers) {
+  // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
+  // place in the ring in uniform registers.
+  const int role = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
+  if (role == kConsumers) {
     release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
     if (threadIdx.x == kWarpgroup * kConsumers) producer.run_tokens(x_map);

@@ -55,7 +55,7 @@ class Store {
     const u32 buffer = buffers_ + turn_ * kStoreBytes;
     turn_ ^= 1;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kStoreTokens / 16; ++half) {
       const float* s = sums + 8 * half;
       store_matrices_transposed(buffer + half * 16 * 128 + write_at_,
                                 pack_bf16(s[0] + bias[0], s[1] + bias[0]),
@@ -65,7 +65,7 @@ class Store {
     }
     w4::named_barrier(barrier_, kWarpgroup);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kStoreTokens / 16; ++half) {
       const int to_token = token + token_ + 16 * half, to_row = row + 8 * chunk_;
       if (to_token < out_.m && to_row < out_.n)
         *reinterpret_cast<uint4*>(out_.y + static_cast<long long>(to_token) * out_.n + to_row) =

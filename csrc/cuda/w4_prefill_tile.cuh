@@ -19,6 +19,15 @@
 #ifndef W4_STAGES
 #define W4_STAGES 5
 #endif
+#ifndef W4_BATCH
+#define W4_BATCH 1
+#endif
+#ifndef W4_SCALE_SUMS
+#define W4_SCALE_SUMS 0
+#endif
+#ifndef W4_BLOCKS
+#define W4_BLOCKS 1
+#endif
 
 #include "w4_prefill_async.cuh"
 
@@ -31,17 +40,25 @@ constexpr int kConsumers = W4_CONSUMERS;  // warpgroups
 constexpr int kCluster = W4_CLUSTER;      // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;          // blocks that share a tile, each a part of K
 constexpr int kStages = W4_STAGES;
+constexpr int kBatch = W4_BATCH;          // k16 steps that are dequantized and multiplied at a time
+constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
+constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles a block
 constexpr int kRows = 16 * kTiles;
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-constexpr int kProducerRegisters = kConsumers == 4 ? 32 : 40;
-constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : kConsumers == 3 ? 152 : 112;
+static_assert(kBlocks == 1 || kConsumers < 4, "too few registers");
+constexpr int kProducerRegisters = kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) ? 32 : 40;
+constexpr int kConsumerRegisters = kBlocks == 2      ? (kConsumers == 2 ? 104 : 72)
+                                   : kConsumers == 2 ? 232
+                                   : kConsumers == 3 ? 152
+                                                     : 112;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 constexpr int kBlockSums = kTokens / 2;              // those of 64 rows
-constexpr int kStoreTokens = 32;                     // tokens that pass to Y at a time
+// Tokens that pass to Y at a time; few where every block of a cluster is to add up a part of a tile.
+constexpr int kStoreTokens = kTokens % 32 || kTokens * kConsumers < 32 * kSplit ? 16 : 32;
 constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one pass
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
@@ -51,7 +68,8 @@ constexpr int kShareBytes = kTokenBytes / kCluster;
 constexpr int kCodeBytes = kTiles * 512;
 constexpr int kParamBytes = kTiles * 64;
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
-constexpr int kSumBytes = kSplit > 1 ? kParts * kConsumers * kPartBytes : 0;
+constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
+constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 
 // Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
 // the other blocks of a split tile send, barriers.
