@@ -8,13 +8,17 @@
 // along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of a cluster
 // share one tile along K instead and sum it through distributed shared memory.
 //
-// Compile-time: W4_TOKENS (tokens a tile, multiple of 32 up to 256), W4_CONSUMERS (2 to 4; 128
-// tokens at most with 4, 192 with 3), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
-// (blocks that share a tile; a divisor of W4_TOKENS / 32; not with W4_CLUSTER), W4_STAGES.
-// Launch: block 128 * (W4_CONSUMERS + 1) threads; one block an SM; dynamic shared memory
-//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS) + 8192 * W4_CONSUMERS + 1280 bytes,
-//   with W4_SPLIT another 256 * W4_TOKENS * W4_CONSUMERS bytes.
-// row_tiles = ceil(n / (64 * W4_CONSUMERS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
+// Compile-time: W4_TOKENS (tokens a tile, 16, 48 or a multiple of 32 up to 256), W4_CONSUMERS (2 to
+// 4; 128 tokens at most with 4, 192 with 3), W4_ROW_BLOCKS (64 rows each, of a consumer), W4_CLUSTER
+// (blocks that share a token tile, 1 or 2), W4_SPLIT (blocks that share a tile; not with
+// W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 or 2; 2 with at most 3 consumers), W4_BATCH (k16
+// steps a batch of wgmma, 1, 2 or 4), W4_SCALE_SUMS and W4_MMA_SYNC (how a group is multiplied).
+// Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with S store tokens, 32 or
+//   16 (kStoreTokens), and R row blocks,
+//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS * R + 16) + 256 * S * W4_CONSUMERS
+//   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT another
+//   256 * S * W4_SPLIT * ceil(W4_CONSUMERS * R * W4_TOKENS / S / W4_SPLIT) bytes.
+// row_tiles = ceil(n / (64 * W4_CONSUMERS * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
 // Without W4_SPLIT: grid W4_CLUSTER * workers, all resident at once. With: grid W4_SPLIT * tiles,
 // stream_tiles 0, k / 128 >= W4_SPLIT.

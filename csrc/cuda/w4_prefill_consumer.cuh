@@ -24,7 +24,11 @@ class Consumer {
   // A batch of k16 steps is dequantized while the tensor cores multiply the one before: two sets of
   // fragment registers, one batch in flight.
   __device__ __forceinline__ void accumulate(float (&sums)[kSums], const w4::Segment& segment) {
-    if constexpr (kScaleSums)
+    if constexpr (kBare)
+      pass_by(sums, segment);
+    else if constexpr (kMmaSync)
+      accumulate_mma_sync(sums, segment);
+    else if constexpr (kScaleSums)
       accumulate_scaled_sums(sums, segment);
     else
       accumulate_scaled_weights(sums, segment);
@@ -146,6 +150,76 @@ class Consumer {
     wgmma_wait<0>();
     add_scaled(totals, sums, scale);
     release();
+  }
+
+  __device__ __forceinline__ void pass_by(float (&sums)[kSums], const w4::Segment& segment) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
+    for (int slice = 2 * segment.begin; slice < 2 * segment.end; ++slice) {
+      barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+      ring_.advance();
+      release();
+    }
+  }
+
+  // The same without wgmma: every warp by itself, with mma.m16n8k16, whose sums lie alike.
+  __device__ __forceinline__ void accumulate_mma_sync(float (&totals)[kSums],
+                                                      const w4::Segment& segment) {
+    static_assert(!kMmaSync || kRowBlocks == 1, "one row block a warpgroup");
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
+    const u32 magic = w4::opaque_magic();
+    for (int group = segment.begin; group < segment.end; ++group) {
+      float sums[kSums] = {};
+      w4::ExactParams params;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+        const uint4 codes = load_codes(0);
+        if (half == 0) params = w4::unpack_exact_params(load_params(0));
+        u32 tokens[4][kTokens / 16][4];
+#pragma unroll
+        for (int step = 0; step < 4; ++step)
+#pragma unroll
+          for (int pair = 0; pair < kTokens / 16; ++pair)
+            load_token_fragments(tokens[step][pair], pair, step);
+        ring_.advance();
+        release();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          u32 fragment[4];
+          w4::subtract_zeros(word_of(codes, step), params.minus_offset, magic, fragment);
+#pragma unroll
+          for (int pair = 0; pair < kTokens / 16; ++pair) {
+            mma(sums + 8 * pair, fragment, tokens[step][pair][0], tokens[step][pair][1]);
+            mma(sums + 8 * pair + 4, fragment, tokens[step][pair][2], tokens[step][pair][3]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) totals[i] += params.scale[i / 2 % 2] * sums[i];
+    }
+  }
+
+  // The B fragments of tokens 16 * pair ... + 15, inputs 16 * step ... + 15: two registers for the
+  // first eight tokens and two for the others. In the 128-byte swizzle the 16-byte chunk c of token
+  // t lies at c XOR t mod 8.
+  __device__ __forceinline__ void load_token_fragments(u32 (&fragments)[4], int pair,
+                                                       int step) const {
+    const int token = 16 * pair + lane_ / 16 * 8 + lane_ % 8;
+    const int chunk = (2 * step + lane_ / 8 % 2) ^ (lane_ % 8);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
+                 : "r"(shared_.tokens + ring_.stage * kTokenBytes + token * 128 + chunk * 16)
+                 : "memory");
+  }
+
+  // d[16 x 8] += a[16 x 16] . b[8 x 16]^T
+  __device__ __forceinline__ static void mma(float* d, const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
+        " {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 
   // Sums 0 and 1 of every four belong to row r, the others to row r + 8.

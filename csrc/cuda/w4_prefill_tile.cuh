@@ -25,6 +25,12 @@
 #ifndef W4_SCALE_SUMS
 #define W4_SCALE_SUMS 0
 #endif
+#ifndef W4_MMA_SYNC
+#define W4_MMA_SYNC 0
+#endif
+#ifndef W4_BARE
+#define W4_BARE 0
+#endif
 #ifndef W4_BLOCKS
 #define W4_BLOCKS 1
 #endif
@@ -42,6 +48,8 @@ constexpr int kSplit = W4_SPLIT;          // blocks that share a tile, each a pa
 constexpr int kStages = W4_STAGES;
 constexpr int kBatch = W4_BATCH;          // k16 steps that are dequantized and multiplied at a time
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
+constexpr bool kMmaSync = W4_MMA_SYNC;  // mma.sync instead of wgmma
+constexpr bool kBare = W4_BARE;  // for measurements: copies and edges without arithmetic
 constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 
