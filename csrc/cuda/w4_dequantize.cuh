@@ -94,4 +94,62 @@ __device__ __forceinline__ void dequantize(u32 codes, const RowParams& params, u
   }
 }
 
+// The same from subnormal numbers, whose bits are a number: 0x00XX is XX * 2^-133 in BF16, normal
+// from 0x80 on and yet in line. Both nibbles of a byte need no shift, then, and no magic number, and
+// the fused multiplication brings them to (code - z) / 64.
+constexpr float kCodeScale = 64.0f;
+
+// From the params of subtract_zeros to those of subtract_small_zeros.
+__device__ __forceinline__ ExactParams small_params(const ExactParams& exact) {
+  ExactParams params;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    params.scale[row] = exact.scale[row] * kCodeScale;
+    // minus_offset holds -(128 + z): it becomes -(128 + z) / 64 + 2.
+    params.minus_offset[row] = fma_bf16x2(exact.minus_offset[row], 0x3c803c80u, 0x40004000u);
+  }
+  return params;
+}
+
+// kFewer: one logic instruction less a word for one multiplication more.
+template <bool kFewer>
+__device__ __forceinline__ void subtract_small_zeros(u32 codes, const u32 (&minus_offset)[2],
+                                                     u32 (&fragment)[4]) {
+  constexpr u32 kLow = 0x7f007f00u;   // 2^127
+  constexpr u32 kHigh = 0x7d007d00u;  // 2^123
+  fragment[0] = fma_bf16x2(codes & 0x000f000fu, kLow, minus_offset[0]);
+  fragment[1] = fma_bf16x2(codes & 0x00f000f0u, kHigh, minus_offset[1]);
+  if constexpr (kFewer) {
+    const u32 both = __byte_perm(codes, 0, 0x4341);
+    const u32 high = both & 0x00f000f0u;
+    fragment[2] = fma_bf16x2(high, 0xff00ff00u, fma_bf16x2(both, kLow, minus_offset[0]));
+    fragment[3] = fma_bf16x2(high, kHigh, minus_offset[1]);
+  } else {
+    const u32 upper = codes >> 8;
+    fragment[2] = fma_bf16x2(upper & 0x000f000fu, kLow, minus_offset[0]);
+    fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, minus_offset[1]);
+  }
+}
+
+// With the scale, as a BF16 pair for each row: 64 times it.
+template <bool kFewer>
+__device__ __forceinline__ void dequantize_small(u32 codes, const RowParams& params,
+                                                 u32 (&fragment)[4]) {
+  subtract_small_zeros<kFewer>(codes, params.minus_offset, fragment);
+#pragma unroll
+  for (int p = 0; p < 4; ++p)
+    fragment[p] = fma_bf16x2(fragment[p], params.scale[p % 2], 0x80008000u);
+}
+
+// From the params of dequantize to those of dequantize_small.
+__device__ __forceinline__ RowParams small_params(const RowParams& params) {
+  RowParams small;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    small.scale[row] = fma_bf16x2(params.scale[row], 0x42804280u, 0x80008000u);
+    small.minus_offset[row] = fma_bf16x2(params.minus_offset[row], 0x3c803c80u, 0x40004000u);
+  }
+  return small;
+}
+
 }  // namespace w4

@@ -40,27 +40,31 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
     const u32 magic = w4::opaque_magic();
-    constexpr int kBatches = 4 / kBatch;  // of a row block and stage
+    constexpr int kBatches = 4 / kBatch;  // of a row block and slice
     u32 fragments[2][kBatch][4];
     w4::RowParams params[kRowBlocks];
     barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-    uint4 codes = load_codes(0);
+    uint4 codes = load_codes(0, 0);
     uint2 words = load_params(0);
     for (int group = segment.begin; group < segment.end; ++group) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const u64 tokens = stage_tokens();
+        const bool last_slice = kSlices == 1 || half == 1;  // of the stage
+        const u64 tokens = slice_tokens(half);
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
-          if (half == 0) params[block] = w4::unpack_row_params(words);
+          if (half == 0) params[block] = row_params(words);
           uint4 next_codes = codes;
 #pragma unroll
           for (int batch = 0; batch < kBatches; ++batch) {
             const int set = ((half * kRowBlocks + block) * kBatches + batch) % 2;
 #pragma unroll
             for (int i = 0; i < kBatch; ++i) {
-              w4::dequantize(word_of(codes, batch * kBatch + i), params[block], magic,
-                             fragments[set][i]);
+              const u32 word = word_of(codes, batch * kBatch + i);
+              if constexpr (kSubnormal)
+                w4::dequantize_small<kSubnormal == 2>(word, params[block], fragments[set][i]);
+              else
+                w4::dequantize(word, params[block], magic, fragments[set][i]);
               pin_registers(fragments[set][i]);
             }
             wgmma_fence();
@@ -71,19 +75,22 @@ class Consumer {
             wgmma_commit();
             const bool fetch = batch == (kBatches > 2 ? 2 : kBatches - 1);
             if (fetch && block + 1 < kRowBlocks) {
-              next_codes = load_codes(block + 1);
+              next_codes = load_codes(block + 1, half);
               if (half == 0) words = load_params(block + 1);
             }
-            if (fetch && block + 1 == kRowBlocks) {
+            if (fetch && block + 1 == kRowBlocks && !last_slice) next_codes = load_codes(0, 1);
+            if (fetch && block + 1 == kRowBlocks && last_slice) {
               ring_.advance();
               if (half == 0 || group + 1 < segment.end) {
                 barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-                next_codes = load_codes(0);
+                next_codes = load_codes(0, 1 - half);
                 if (half == 1) words = load_params(0);
               }
             }
             wgmma_wait<1>();
-            if (batch == 0 && block == 0 && (half > 0 || group > segment.begin)) release();
+            const bool first_slice = kSlices == 1 || half == 0;
+            if (batch == 0 && block == 0 && first_slice && (half > 0 || group > segment.begin))
+              release();
           }
           codes = next_codes;
         }
@@ -94,7 +101,7 @@ class Consumer {
   }
 
   // The tensor cores multiply codes less zero points, and a group's scales meet its sums. A group's
-  // first stage is dequantized while the last one of the group before is multiplied.
+  // first slice is dequantized while the last one of the group before is multiplied.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
                                                          const w4::Segment& segment) {
     static_assert(!kScaleSums || kRowBlocks == 1, "one row block a warpgroup");
@@ -105,16 +112,21 @@ class Consumer {
     float sums[kSums] = {};
     float scale[2];
     barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-    uint4 codes = load_codes(0);
+    uint4 codes[2] = {load_codes(0, 0), load_codes(0, kSlices - 1)};
     uint2 words = load_params(0);
     for (int group = segment.begin; group < segment.end; ++group) {
-      const w4::ExactParams params = w4::unpack_exact_params(words);
+      const w4::ExactParams params = exact_params(words);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const u64 tokens = stage_tokens();
+        const u64 tokens = slice_tokens(half);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          w4::subtract_zeros(word_of(codes, i), params.minus_offset, magic, fragments[half][i]);
+          const u32 word = word_of(codes[kSlices == 1 ? 0 : half], i);
+          if constexpr (kSubnormal)
+            w4::subtract_small_zeros<kSubnormal == 2>(word, params.minus_offset,
+                                                      fragments[half][i]);
+          else
+            w4::subtract_zeros(word, params.minus_offset, magic, fragments[half][i]);
           pin_registers(fragments[half][i]);
         }
         if (half == 0) {
@@ -135,15 +147,18 @@ class Consumer {
             wgmma(sums, fragments[half][i], tokens + 2 * i);
         }
         wgmma_commit();
-        ring_.advance();
-        if (half == 0 || group + 1 < segment.end) {
-          barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-          codes = load_codes(0);
-          if (half == 1) words = load_params(0);
+        if (kSlices == 1 || half == 1) {
+          ring_.advance();
+          if (half == 0 || group + 1 < segment.end) {
+            barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+            codes[0] = load_codes(0, 0);
+            if (kSlices == 2) codes[1] = load_codes(0, 1);
+            if (half == 1) words = load_params(0);
+          }
         }
         if (half == 1) {
           wgmma_wait<1>();
-          release();
+          if (kSlices == 1) release();
         }
       }
     }
@@ -155,7 +170,7 @@ class Consumer {
   __device__ __forceinline__ void pass_by(float (&sums)[kSums], const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
-    for (int slice = 2 * segment.begin; slice < 2 * segment.end; ++slice) {
+    for (int slice = 2 * segment.begin; slice < 2 * segment.end; slice += kSlices) {
       barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
       ring_.advance();
       release();
@@ -165,7 +180,7 @@ class Consumer {
   // The same without wgmma: every warp by itself, with mma.m16n8k16, whose sums lie alike.
   __device__ __forceinline__ void accumulate_mma_sync(float (&totals)[kSums],
                                                       const w4::Segment& segment) {
-    static_assert(!kMmaSync || kRowBlocks == 1, "one row block a warpgroup");
+    static_assert(!kMmaSync || (kRowBlocks == 1 && kSlices == 1), "one row block a warpgroup");
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
     const u32 magic = w4::opaque_magic();
@@ -175,7 +190,7 @@ class Consumer {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-        const uint4 codes = load_codes(0);
+        const uint4 codes = load_codes(0, 0);
         if (half == 0) params = w4::unpack_exact_params(load_params(0));
         u32 tokens[4][kTokens / 16][4];
 #pragma unroll
@@ -232,14 +247,33 @@ class Consumer {
   }
 
   // Read from one lane, so that the descriptor lies in uniform registers.
-  __device__ __forceinline__ u64 stage_tokens() const {
+  __device__ __forceinline__ u64 slice_tokens(int half) const {
+    const u32 slice = kSlices == 1 ? 0 : half * kSliceBytes;
     return token_descriptor(
-        __shfl_sync(0xffffffffu, shared_.tokens + ring_.stage * kTokenBytes, 0));
+        __shfl_sync(0xffffffffu, shared_.tokens + ring_.stage * kTokenBytes, 0) + slice);
   }
 
-  __device__ __forceinline__ uint4 load_codes(int block) const {
-    return load_shared(shared_.codes + ring_.stage * kCodeBytes + (first_tile_ + 4 * block) * 512 +
+  // half: of the group; only where a stage holds both.
+  __device__ __forceinline__ uint4 load_codes(int block, int half) const {
+    return load_shared(shared_.codes + ring_.stage * kCodeBytes +
+                       (first_tile_ + 4 * block) * kTileBytes + (kSlices == 1 ? 0 : half * 512) +
                        lane_ * 16);
+  }
+
+  __device__ __forceinline__ static w4::RowParams row_params(uint2 words) {
+    const w4::RowParams params = w4::unpack_row_params(words);
+    if constexpr (kSubnormal)
+      return w4::small_params(params);
+    else
+      return params;
+  }
+
+  __device__ __forceinline__ static w4::ExactParams exact_params(uint2 words) {
+    const w4::ExactParams params = w4::unpack_exact_params(words);
+    if constexpr (kSubnormal)
+      return w4::small_params(params);
+    else
+      return params;
   }
 
   __device__ __forceinline__ uint2 load_params(int block) const {

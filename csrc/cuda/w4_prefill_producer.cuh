@@ -14,8 +14,8 @@ class Producer {
       : shared_(shared), problem_(problem), worker_(worker),
         rank_(kCluster == 1 ? 0 : cluster_rank()) {}
 
-  // The codes of 64 inputs a stage, and with every even one its group's params. Row tiles that do
-  // not exist arrive as zeros. Weights do not depend on the kernel before this one.
+  // The codes of a stage, and with a group's first ones its params. Row tiles that do not exist
+  // arrive as zeros. Weights do not depend on the kernel before this one.
   __device__ __forceinline__ void run_weights(const TensorMap& codes,
                                               const TensorMap& params) const {
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
@@ -33,17 +33,23 @@ class Producer {
     wait_for_predecessors();
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
       const u32 full = shared_.full + 8 * stage;
-      const u32 target = shared_.tokens + stage * kTokenBytes + rank_ * kShareBytes;
       const int row = at.token_tile * kTokens + rank_ * (kTokens / kCluster);
       barrier_expect(full, kTokenBytes);
-      if (kCluster == 1)
-        tensor_copy(target, tokens, slice * 64, row, full);
-      else
-        tensor_copy_to_all(target, tokens, slice * 64, row, full, (1 << kCluster) - 1);
+#pragma unroll
+      for (int i = 0; i < kSlices; ++i) {
+        const u32 target =
+            shared_.tokens + stage * kTokenBytes + i * kSliceBytes + rank_ * kShareBytes;
+        const int input = (slice + i) * 64;
+        if (kCluster == 1)
+          tensor_copy(target, tokens, input, row, full);
+        else
+          tensor_copy_to_all(target, tokens, input, row, full, (1 << kCluster) - 1);
+      }
     });
   }
 
  private:
+  // `slice`: the stage's first one.
   template <typename Fetch>
   __device__ __forceinline__ void for_each_stage(Fetch&& fetch) const {
     w4::Schedule schedule(problem_, worker_);
@@ -51,7 +57,7 @@ class Producer {
     Ring ring;
     while (schedule.next(segment)) {
       const w4::TilePosition at = w4::tile_position(problem_, segment.tile);
-      for (int slice = 2 * segment.begin; slice < 2 * segment.end; ++slice) {
+      for (int slice = 2 * segment.begin; slice < 2 * segment.end; slice += kSlices) {
         barrier_wait(shared_.empty + 8 * ring.stage, ring.parity ^ 1);
         fetch(at, slice, ring.stage);
         ring.advance();

@@ -19,6 +19,12 @@
 #ifndef W4_STAGES
 #define W4_STAGES 5
 #endif
+#ifndef W4_SLICES
+#define W4_SLICES 1
+#endif
+#ifndef W4_SUBNORMAL
+#define W4_SUBNORMAL 0
+#endif
 #ifndef W4_BATCH
 #define W4_BATCH 1
 #endif
@@ -46,12 +52,15 @@ constexpr int kConsumers = W4_CONSUMERS;  // warpgroups
 constexpr int kCluster = W4_CLUSTER;      // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;          // blocks that share a tile, each a part of K
 constexpr int kStages = W4_STAGES;
+constexpr int kSlices = W4_SLICES;        // of 64 inputs, of a stage
 constexpr int kBatch = W4_BATCH;          // k16 steps that are dequantized and multiplied at a time
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
+constexpr int kSubnormal = W4_SUBNORMAL;  // codes as subnormal numbers: fewer shifts
 constexpr bool kMmaSync = W4_MMA_SYNC;  // mma.sync instead of wgmma
 constexpr bool kBare = W4_BARE;  // for measurements: copies and edges without arithmetic
 constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
+static_assert(kSlices == 1 || kSlices == 2, "a stage is half a group or one");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles a block
 constexpr int kRows = 16 * kTiles;
@@ -71,9 +80,11 @@ constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one p
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
 
-constexpr int kTokenBytes = kTokens * 128;
-constexpr int kShareBytes = kTokenBytes / kCluster;
-constexpr int kCodeBytes = kTiles * 512;
+constexpr int kSliceBytes = kTokens * 128;           // tokens of a slice
+constexpr int kTokenBytes = kSliceBytes * kSlices;
+constexpr int kShareBytes = kSliceBytes / kCluster;
+constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage
+constexpr int kCodeBytes = kTiles * kTileBytes;
 constexpr int kParamBytes = kTiles * 64;
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
