@@ -53,7 +53,9 @@ class Build:
     consumers: int
     batch: int = 4
     scale_sums: int = 0
-    mma_sync: int = 0
+    slices: int = 1
+    subnormal: int = 0
+    turns: int = 0
     bare: int = 0
     blocks: int = 1
     split: int = 1
@@ -78,7 +80,8 @@ class Build:
 
     @property
     def _stage_bytes(self) -> int:
-        return 128 * self.tokens + 2304 * self.consumers * self.row_blocks
+        rows = self.consumers * self.row_blocks
+        return self.slices * (128 * self.tokens + 2048 * rows) + 256 * rows
 
     @property
     def _fixed_bytes(self) -> int:
@@ -104,7 +107,9 @@ class Build:
             "W4_STAGES": self.stages,
             "W4_BATCH": self.batch,
             "W4_SCALE_SUMS": self.scale_sums,
-            "W4_MMA_SYNC": self.mma_sync,
+            "W4_SLICES": self.slices,
+            "W4_SUBNORMAL": self.subnormal,
+            "W4_TURNS": self.turns,
             "W4_BARE": self.bare,
             "W4_BLOCKS": self.blocks,
             "W4_ROW_BLOCKS": self.row_blocks,
@@ -116,8 +121,9 @@ class Build:
     @property
     def label(self) -> str:
         parts = [f"{self.tokens}x{self.rows}"]
-        arithmetic = "fp32s" if self.scale_sums else f"b{self.batch}"
-        parts.append("mma" if self.mma_sync else arithmetic)
+        parts.append(f"{'f' if self.scale_sums else ''}b{self.batch}")
+        parts += ["group"] * (self.slices == 2) + ["early"] * self.turns
+        parts += [f"sub{self.subnormal}"] * (self.subnormal > 0)
         parts += ["BARE"] * self.bare
         parts += ["2/SM"] * (self.blocks == 2) + [f"split{self.split}"] * (self.split > 1)
         parts += ["pair"] * (self.cluster == 2) + ["rb2"] * (self.row_blocks == 2)
@@ -136,40 +142,42 @@ class Mode:
         return ("share" if self.share else "whole") + str(self.per_sm)
 
 
+#: A group a stage, its scales on the sums, subnormal codes.
+NEW: dict[str, Any] = {"scale_sums": 1, "slices": 2, "turns": 1, "subnormal": 1}
+#: The same with scales on the weights.
+NEW_WEIGHTS: dict[str, Any] = {"slices": 2, "subnormal": 1}
+
+
 def builds() -> list[Build]:
     """In the order of what is hoped of them."""
-    found = [Build(tokens=t, consumers=4) for t in (16, 32, 48, 64)]
-    found += [Build(tokens=t, consumers=4, scale_sums=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2, scale_sums=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2) for t in (16, 32, 48, 64)]
-    found += [Build(tokens=t, consumers=4, mma_sync=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2, mma_sync=1) for t in (16, 32)]
-    found += [Build(tokens=16, consumers=3, blocks=2, mma_sync=1)]
-    found += [Build(tokens=16, consumers=2, blocks=2, split=4, mma_sync=1)]
-    found += [Build(tokens=t, consumers=3, scale_sums=1) for t in (16, 32, 48, 64)]
-    found += [Build(tokens=16, consumers=3, blocks=2, scale_sums=1)]
-    found += [Build(tokens=16, consumers=3, blocks=2)]
-    found += [Build(tokens=t, consumers=3, blocks=2, batch=2) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=4, split=2) for t in (32, 64)]
-    found += [Build(tokens=t, consumers=4, split=4, scale_sums=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=4, split=8, scale_sums=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=3, split=4, scale_sums=1) for t in (16, 32, 64)]
-    for split in (4, 8):
-        found += [
-            Build(tokens=t, consumers=2, blocks=2, split=split, scale_sums=1) for t in (16, 32)
-        ]
-        found += [Build(tokens=64, consumers=2, blocks=2, split=split)]
-    found += [Build(tokens=16, consumers=3, blocks=2, split=4, scale_sums=1)]
-    found += [Build(tokens=32, consumers=3, blocks=2, split=4, batch=2)]
-    found += [Build(tokens=64, consumers=3, split=2), Build(tokens=64, consumers=4, batch=2)]
-    found += [Build(tokens=64, consumers=4, cluster=2), Build(tokens=64, consumers=3)]
-    found += [Build(tokens=t, consumers=4, row_blocks=2) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2, row_blocks=2) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=4, batch=1) for t in (32, 64)]
-    found += [Build(tokens=t, consumers=4, bare=1) for t in (16, 32, 64)]
-    found += [Build(tokens=t, consumers=2, blocks=2, bare=1) for t in (16, 64)]
-    found += [Build(tokens=16, consumers=3, blocks=2, bare=1)]
-    found += [Build(tokens=t, consumers=4, split=8, bare=1) for t in (16, 32)]
+    found = [Build(tokens=t, consumers=4, **NEW) for t in (16, 32, 48)]
+    found += [Build(tokens=t, consumers=4, **NEW, batch=2) for t in (16, 32, 48, 64)]
+    found += [Build(tokens=t, consumers=4, **{**NEW, "subnormal": 2}) for t in (16, 32, 48)]
+    found += [Build(tokens=64, consumers=4, **{**NEW, "subnormal": 2}, batch=2)]
+    found += [Build(tokens=t, consumers=3, **NEW) for t in (16, 32, 48, 64)]
+    found += [Build(tokens=t, consumers=2, blocks=2, **NEW) for t in (16, 32)]
+    found += [Build(tokens=t, consumers=2, blocks=2, **NEW, batch=2) for t in (16, 32, 48)]
+    found += [Build(tokens=t, consumers=2, blocks=2, split=4, **NEW) for t in (16, 32)]
+    found += [Build(tokens=t, consumers=2, blocks=2, split=8, **NEW) for t in (16, 32)]
+    found += [Build(tokens=48, consumers=2, blocks=2, split=4, **NEW, batch=2)]
+    found += [Build(tokens=t, consumers=4, split=4, **NEW) for t in (16, 32)]
+    found += [Build(tokens=t, consumers=3, split=4, **NEW) for t in (16, 32, 64)]
+    found += [Build(tokens=16, consumers=3, blocks=2, **NEW, batch=2)]
+    found += [Build(tokens=t, consumers=4, **NEW_WEIGHTS) for t in (48, 64)]
+    found += [Build(tokens=64, consumers=4, **NEW_WEIGHTS, batch=2)]
+    found += [Build(tokens=t, consumers=2, blocks=2, **NEW_WEIGHTS) for t in (32, 48, 64)]
+    found += [Build(tokens=64, consumers=2, blocks=2, split=4, **NEW_WEIGHTS)]
+    found += [Build(tokens=t, consumers=4, cluster=2, **NEW, batch=2) for t in (32, 64)]
+    found += [Build(tokens=64, consumers=4, cluster=2, **NEW_WEIGHTS)]
+    found += [Build(tokens=64, consumers=4, **NEW, batch=1)]
+    # What each change is worth by itself.
+    found += [
+        Build(tokens=t, consumers=4, scale_sums=1, slices=slices, subnormal=subnormal, turns=turns)
+        for t in (16,)
+        for slices, subnormal, turns in ((1, 0, 0), (1, 1, 0), (2, 0, 1), (2, 1, 0))
+    ]
+    found += [Build(tokens=t, consumers=4, bare=1, slices=2) for t in (16, 32, 64)]
+    found += [Build(tokens=t, consumers=2, blocks=2, bare=1, slices=2) for t in (16, 64)]
     return found
 
 
@@ -214,6 +222,7 @@ def plan_of(build: Build, mode: Mode, m: int, n: int, k: int, gpu: GpuModel) -> 
             tokens=build.tokens // build.cluster,
             inputs=64,
             row_tiles=4 * build.consumers * build.row_blocks,
+            code_inputs=64 * build.slices,
         ),
         workspace_bytes=blocks * build.rows * build.tokens * 4 if mode.share else 0,
         flags=blocks * build.consumers if mode.share else 0,

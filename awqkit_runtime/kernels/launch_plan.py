@@ -48,11 +48,15 @@ class GpuModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight."""
+    """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
+
+    code_inputs: inputs of the weight's codes, whose params it brings for one group.
+    """
 
     tokens: int
     inputs: int
     row_tiles: int = 0
+    code_inputs: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,12 +99,12 @@ __device__ __forceinline__ void dequantize(u32 codes, const RowParams& params, u
 // the fused multiplication brings them to (code - z) / 64.
 constexpr float kCodeScale = 64.0f;
 
-// From the params of subtract_zeros to those of subtract_small_zeros.
+// From the params of subtract_zeros to those of subtract_small_zeros; the sums want kCodeScale yet.
 __device__ __forceinline__ ExactParams small_params(const ExactParams& exact) {
   ExactParams params;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    params.scale[row] = exact.scale[row] * kCodeScale;
+    params.scale[row] = exact.scale[row];
     // minus_offset holds -(128 + z): it becomes -(128 + z) / 64 + 2.
     params.minus_offset[row] = fma_bf16x2(exact.minus_offset[row], 0x3c803c80u, 0x40004000u);
   }

@@ -17,7 +17,10 @@ class Consumer {
  public:
   __device__ __forceinline__ explicit Consumer(const Shared& shared)
       : shared_(shared), lane_(threadIdx.x % 32),
-        first_tile_((threadIdx.x / kWarpgroup) * kRowBlocks * 4 + threadIdx.x / 32 % 4) {}
+        first_tile_((threadIdx.x / kWarpgroup) * kRowBlocks * 4 + threadIdx.x / 32 % 4),
+        codes_(kept(shared.codes + first_tile_ * kTileBytes + lane_ * 16)),
+        params_(kept(shared.params + first_tile_ * 64 + lane_ / 4 * 8)),
+        tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))) {}
 
   // Sums the segment's groups into sums, which it clears first.
   //
@@ -28,6 +31,8 @@ class Consumer {
       pass_by(sums, segment);
     else if constexpr (kMmaSync)
       accumulate_mma_sync(sums, segment);
+    else if constexpr (kScaleSums && kSlices == 2 && kTurns)
+      accumulate_group_sums(sums, segment);
     else if constexpr (kScaleSums)
       accumulate_scaled_sums(sums, segment);
     else
@@ -46,11 +51,12 @@ class Consumer {
     barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
     uint4 codes = load_codes(0, 0);
     uint2 words = load_params(0);
+    u64 tokens = 0;
     for (int group = segment.begin; group < segment.end; ++group) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const bool last_slice = kSlices == 1 || half == 1;  // of the stage
-        const u64 tokens = slice_tokens(half);
+        if (kSlices == 1 || half == 0) tokens = stage_tokens();
 #pragma unroll
         for (int block = 0; block < kRowBlocks; ++block) {
           if (half == 0) params[block] = row_params(words);
@@ -71,7 +77,7 @@ class Consumer {
 #pragma unroll
             for (int i = 0; i < kBatch; ++i)
               wgmma(sums + block * kBlockSums, fragments[set][i],
-                    tokens + 2 * (batch * kBatch + i));
+                    tokens + kStep * (batch * kBatch + i) + half_offset(half));
             wgmma_commit();
             const bool fetch = batch == (kBatches > 2 ? 2 : kBatches - 1);
             if (fetch && block + 1 < kRowBlocks) {
@@ -107,27 +113,22 @@ class Consumer {
     static_assert(!kScaleSums || kRowBlocks == 1, "one row block a warpgroup");
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
-    const u32 magic = w4::opaque_magic();
     u32 fragments[2][4][4];
     float sums[kSums] = {};
     float scale[2];
     barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
     uint4 codes[2] = {load_codes(0, 0), load_codes(0, kSlices - 1)};
     uint2 words = load_params(0);
+    u64 tokens = 0;
     for (int group = segment.begin; group < segment.end; ++group) {
       const w4::ExactParams params = exact_params(words);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const u64 tokens = slice_tokens(half);
+        if (kSlices == 1 || half == 0) tokens = stage_tokens();
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const u32 word = word_of(codes[kSlices == 1 ? 0 : half], i);
-          if constexpr (kSubnormal)
-            w4::subtract_small_zeros<kSubnormal == 2>(word, params.minus_offset,
-                                                      fragments[half][i]);
-          else
-            w4::subtract_zeros(word, params.minus_offset, magic, fragments[half][i]);
-          pin_registers(fragments[half][i]);
+          dequantize_exactly(word_of(codes[kSlices == 1 ? 0 : half], i), params,
+                             fragments[half][i]);
         }
         if (half == 0) {
           if (group > segment.begin) {
@@ -144,7 +145,7 @@ class Consumer {
           if (half == 0 && i == 0)
             wgmma_first(sums, fragments[half][i], tokens);
           else
-            wgmma(sums, fragments[half][i], tokens + 2 * i);
+            wgmma(sums, fragments[half][i], tokens + kStep * i + half_offset(half));
         }
         wgmma_commit();
         if (kSlices == 1 || half == 1) {
@@ -165,6 +166,89 @@ class Consumer {
     wgmma_wait<0>();
     add_scaled(totals, sums, scale);
     release();
+    if constexpr (kSubnormal) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
+    }
+  }
+
+  // The same with a group a stage. Nothing is in flight where the loop begins anew: a group's first
+  // slice was dequantized while the second one of the group before was multiplied.
+  __device__ __forceinline__ void accumulate_group_sums(float (&totals)[kSums],
+                                                        const w4::Segment& segment) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
+    constexpr int kBatches = 8 / kBatch;  // of a group
+    u32 fragments[2][kBatch][4];
+    float sums[kSums] = {};
+    barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+    uint4 codes[2] = {load_codes(0, 0), load_codes(0, 1)};
+    w4::ExactParams params = exact_params(load_params(0));
+    dequantize_batch(codes, 0, params, fragments[0]);
+    for (int left = segment.end - segment.begin;;) {
+      const u64 tokens = stage_tokens();
+#pragma unroll
+      for (int batch = 0; batch < kBatches; ++batch) {
+        multiply_batch(sums, fragments[batch % 2], tokens, batch);
+        if (batch + 1 == kBatches) break;
+        if (batch > 0) wgmma_wait<1>();
+        dequantize_batch(codes, batch + 1, params, fragments[(batch + 1) % 2]);
+      }
+      const float scale[2] = {params.scale[0], params.scale[1]};
+      ring_.advance();
+      if (--left > 0) {
+        barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+        codes[0] = load_codes(0, 0);
+        codes[1] = load_codes(0, 1);
+        params = exact_params(load_params(0));
+        wgmma_wait<1>();
+        dequantize_batch(codes, 0, params, fragments[0]);
+      }
+      wgmma_wait<0>();
+      add_scaled(totals, sums, scale);
+      release();
+      if (left == 0) break;
+    }
+    if constexpr (kSubnormal) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
+    }
+  }
+
+  // Batches of kBatch k16 steps of a group.
+  __device__ __forceinline__ static void dequantize_batch(const uint4 (&codes)[2], int batch,
+                                                          const w4::ExactParams& params,
+                                                          u32 (&fragments)[kBatch][4]) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int step = batch * kBatch + i;
+      dequantize_exactly(word_of(codes[step / 4], step % 4), params, fragments[i]);
+    }
+  }
+
+  __device__ __forceinline__ static void multiply_batch(float (&sums)[kSums],
+                                                        const u32 (&fragments)[kBatch][4],
+                                                        u64 tokens, int batch) {
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int step = batch * kBatch + i;
+      if (step == 0)
+        wgmma_first(sums, fragments[i], tokens);
+      else
+        wgmma(sums, fragments[i], tokens + kStep * (step % 4) + half_offset(step / 4));
+    }
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ static void dequantize_exactly(u32 word,
+                                                            const w4::ExactParams& params,
+                                                            u32 (&fragment)[4]) {
+    if constexpr (kSubnormal)
+      w4::subtract_small_zeros<kSubnormal == 2>(word, params.minus_offset, fragment);
+    else
+      w4::subtract_zeros(word, params.minus_offset, w4::opaque_magic(), fragment);
+    pin_registers(fragment);
   }
 
   __device__ __forceinline__ void pass_by(float (&sums)[kSums], const w4::Segment& segment) {
@@ -246,18 +330,29 @@ class Consumer {
     for (int i = 0; i < kSums; ++i) totals[i] += scale[i / 2 % 2] * sums[i];
   }
 
-  // Read from one lane, so that the descriptor lies in uniform registers.
-  __device__ __forceinline__ u64 slice_tokens(int half) const {
-    const u32 slice = kSlices == 1 ? 0 : half * kSliceBytes;
-    return token_descriptor(
-        __shfl_sync(0xffffffffu, shared_.tokens + ring_.stage * kTokenBytes, 0) + slice);
+  // Read from one lane, so that the descriptor lies in uniform registers. No stage lies beyond what
+  // its address field holds, so that adding to the low word is adding to the address.
+  __device__ __forceinline__ u64 stage_tokens() const {
+    const u32 low = __shfl_sync(0xffffffffu, tokens_ + ring_.stage * (kTokenBytes / 16), 0);
+    return static_cast<u64>(kTokenDescriptor >> 32) << 32 | low;
+  }
+
+  // Of a step of 16 inputs, and of a slice in its stage, in descriptors' addresses.
+  static constexpr int kStep = 2;
+  __device__ __forceinline__ static int half_offset(int half) {
+    return kSlices == 1 ? 0 : half * (kSliceBytes / 16);
   }
 
   // half: of the group; only where a stage holds both.
   __device__ __forceinline__ uint4 load_codes(int block, int half) const {
-    return load_shared(shared_.codes + ring_.stage * kCodeBytes +
-                       (first_tile_ + 4 * block) * kTileBytes + (kSlices == 1 ? 0 : half * 512) +
-                       lane_ * 16);
+    return load_shared(codes_ + ring_.stage * kCodeBytes + 4 * block * kTileBytes +
+                       (kSlices == 1 ? 0 : half * 512));
+  }
+
+  // A value that is not computed anew wherever it is used.
+  __device__ __forceinline__ static u32 kept(u32 value) {
+    asm volatile("" : "+r"(value));
+    return value;
   }
 
   __device__ __forceinline__ static w4::RowParams row_params(uint2 words) {
@@ -280,24 +375,24 @@ class Consumer {
     uint2 words;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(words.x), "=r"(words.y)
-                 : "r"(shared_.params + ring_.stage * kParamBytes +
-                       (first_tile_ + 4 * block) * 64 + lane_ / 4 * 8));
+                 : "r"(params_ + ring_.stage * kParamBytes + 4 * block * 64));
     return words;
   }
 
   // Gives the oldest stage still held back to the producers of the whole cluster.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (lane_ < kCluster) {
-      const u32 own = shared_.empty + 8 * released_;
-      barrier_arrive_remote(kCluster == 1 ? own : address_in(own, lane_));
-    }
+    const u32 own = shared_.empty + 8 * released_;
+    if (kCluster == 1 && lane_ == 0) barrier_arrive(own);
+    if (kCluster > 1 && lane_ < kCluster) barrier_arrive_remote(address_in(own, lane_));
     if (++released_ == kStages) released_ = 0;
   }
 
   const Shared& shared_;
   int lane_;
   int first_tile_;
+  u32 codes_, params_;  // this lane's of stage 0
+  u32 tokens_;          // low word of stage 0's descriptor
   Ring ring_;
   int released_ = 0;
 };

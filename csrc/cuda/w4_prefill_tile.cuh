@@ -25,6 +25,9 @@
 #ifndef W4_SUBNORMAL
 #define W4_SUBNORMAL 0
 #endif
+#ifndef W4_TURNS
+#define W4_TURNS 0
+#endif
 #ifndef W4_BATCH
 #define W4_BATCH 1
 #endif
@@ -56,6 +59,7 @@ constexpr int kSlices = W4_SLICES;        // of 64 inputs, of a stage
 constexpr int kBatch = W4_BATCH;          // k16 steps that are dequantized and multiplied at a time
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
 constexpr int kSubnormal = W4_SUBNORMAL;  // codes as subnormal numbers: fewer shifts
+constexpr bool kTurns = W4_TURNS;        // two sets of sums in turn
 constexpr bool kMmaSync = W4_MMA_SYNC;  // mma.sync instead of wgmma
 constexpr bool kBare = W4_BARE;  // for measurements: copies and edges without arithmetic
 constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once

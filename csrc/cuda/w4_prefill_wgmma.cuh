@@ -103,12 +103,11 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Descriptor of a K-major tile [tokens x 64 BF16] in the 128-byte swizzle: 8 rows lie 1024 bytes
-// apart. The next 16 inputs lie 32 bytes further on, which is 2 in the descriptor's address.
-__device__ __forceinline__ u64 token_descriptor(u32 address) {
-  return (static_cast<u64>(1) << 62) | (static_cast<u64>(1024 >> 4) << 32) |
-         (static_cast<u64>(1) << 16) | ((address & 0x3ffff) >> 4);
-}
+// Descriptor of a K-major tile [tokens x 64 BF16] in the 128-byte swizzle, less its address: 8 rows
+// lie 1024 bytes apart. The next 16 inputs lie 32 bytes further on, which is 2 in the descriptor's
+// address.
+constexpr u64 kTokenDescriptor = static_cast<u64>(1) << 62 | static_cast<u64>(1024 >> 4) << 32 |
+                                 static_cast<u64>(1) << 16;
 
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {
