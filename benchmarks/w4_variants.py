@@ -30,6 +30,7 @@ from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.launch_plan import Boxes, GpuModel, LaunchPlan, ceil_div
+from awqkit_runtime.kernels.w4_decode_plan import DecodeInstance
 
 LINEARS = {
     "qkv": (6144, 4096),
@@ -142,15 +143,89 @@ class Mode:
         return ("share" if self.share else "whole") + str(self.per_sm)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeBuild:
+    """One set of macros of w4_decode.cu. share: blocks that fetch x once for all of them."""
+
+    tokens: int
+    warps: int
+    share: int
+    depth: int
+    chunk: int = 2
+    blocks: int = 1
+    bare: int = 0
+
+    @property
+    def program(self) -> Program:
+        numbers = {
+            "W4_NT": self.tokens // 8,
+            "W4_WARPS": self.warps,
+            "W4_SHARE": self.share,
+            "W4_CHUNK": self.chunk,
+            "W4_DEPTH": self.depth,
+            "W4_BLOCKS": self.blocks,
+        }
+        return Program(
+            stem="w4_decode", defines=tuple(f"{name}={value}" for name, value in numbers.items())
+        )
+
+    @property
+    def label(self) -> str:
+        shape = f"{self.warps}w chunk{self.chunk} depth{self.depth}"
+        return f"decode{self.tokens} {shape} {self.blocks}/SM share{self.share}"
+
+    def plan(self, m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:
+        instance = DecodeInstance(
+            tokens=self.tokens,
+            depth=self.depth,
+            blocks=self.blocks,
+            warps=self.warps,
+            chunk=self.chunk,
+        )
+        shared_bytes = instance.shared_bytes(m, k)
+        if m > self.tokens or gpu.blocks_that_fit(shared_bytes) < self.blocks:
+            return None
+        blocks = min(gpu.multiprocessors * self.blocks, ceil_div(n, 16)) // self.share * self.share
+        if blocks == 0:
+            return None
+        return LaunchPlan(
+            kernel="decode",
+            program=self.program,
+            entry="w4_decode_kernel",
+            shape=LaunchShape(
+                grid=(blocks, 1, 1),
+                block=(32 * (self.warps + 2), 1, 1),
+                shared_bytes=shared_bytes,
+                cluster=self.share,
+                overlap=True,
+            ),
+            operands=("codes", "params", "x", "bias", "y"),
+            extra=(0,),
+        )
+
+
 #: A group a stage, its scales on the sums, subnormal codes.
 NEW: dict[str, Any] = {"scale_sums": 1, "slices": 2, "turns": 1, "subnormal": 1}
 #: The same with scales on the weights.
 NEW_WEIGHTS: dict[str, Any] = {"slices": 2, "subnormal": 1}
 
 
-def builds() -> list[Build]:
+def decode_builds() -> list[DecodeBuild]:
+    """Fewer copies of x than today's: for blocks of a cluster at once, or one block an SM."""
+    found = [DecodeBuild(tokens=8, warps=16, share=share, depth=4) for share in (1, 2, 4)]
+    found += [DecodeBuild(tokens=8, warps=8, share=share, depth=8) for share in (1, 2)]
+    found += [
+        DecodeBuild(tokens=8, warps=8, share=share, depth=4, chunk=1, blocks=2) for share in (1, 2)
+    ]
+    found += [DecodeBuild(tokens=8, warps=16, share=2, depth=8, chunk=1)]
+    found += [DecodeBuild(tokens=16, warps=16, share=share, depth=3, chunk=1) for share in (1, 2)]
+    return found
+
+
+def builds() -> list[Build | DecodeBuild]:
     """In the order of what is hoped of them."""
-    found = [Build(tokens=t, consumers=4, **NEW) for t in (16, 32, 48)]
+    found: list[Build | DecodeBuild] = []
+    found += [Build(tokens=t, consumers=4, **NEW) for t in (16, 32, 48)]
     found += [Build(tokens=t, consumers=4, **NEW, batch=2) for t in (16, 32, 48, 64)]
     found += [Build(tokens=t, consumers=4, **{**NEW, "subnormal": 2}) for t in (16, 32, 48)]
     found += [Build(tokens=64, consumers=4, **{**NEW, "subnormal": 2}, batch=2)]
@@ -164,25 +239,29 @@ def builds() -> list[Build]:
     found += [Build(tokens=t, consumers=3, split=4, **NEW) for t in (16, 32, 64)]
     found += [Build(tokens=16, consumers=3, blocks=2, **NEW, batch=2)]
     found += [Build(tokens=t, consumers=4, **NEW_WEIGHTS) for t in (48, 64)]
-    found += [Build(tokens=64, consumers=4, **NEW_WEIGHTS, batch=2)]
     found += [Build(tokens=t, consumers=2, blocks=2, **NEW_WEIGHTS) for t in (32, 48, 64)]
     found += [Build(tokens=64, consumers=2, blocks=2, split=4, **NEW_WEIGHTS)]
     found += [Build(tokens=t, consumers=4, cluster=2, **NEW, batch=2) for t in (32, 64)]
     found += [Build(tokens=64, consumers=4, cluster=2, **NEW_WEIGHTS)]
     found += [Build(tokens=64, consumers=4, **NEW, batch=1)]
+    found += decode_builds()
     # What each change is worth by itself.
     found += [
         Build(tokens=t, consumers=4, scale_sums=1, slices=slices, subnormal=subnormal, turns=turns)
-        for t in (16,)
+        for t in (16, 32)
         for slices, subnormal, turns in ((1, 0, 0), (1, 1, 0), (2, 0, 1), (2, 1, 0))
     ]
+    found += [Build(tokens=64, consumers=4, **{**NEW, "subnormal": 0}, batch=2)]
     found += [Build(tokens=t, consumers=4, bare=1, slices=2) for t in (16, 32, 64)]
     found += [Build(tokens=t, consumers=2, blocks=2, bare=1, slices=2) for t in (16, 64)]
+    found += [
+        Build(tokens=16, consumers=2, blocks=2, split=split, bare=1, slices=2) for split in (4, 8)
+    ]
     return found
 
 
-def modes(build: Build) -> list[Mode]:
-    if build.split > 1:
+def modes(build: Build | DecodeBuild) -> list[Mode]:
+    if isinstance(build, DecodeBuild) or build.split > 1:
         return [Mode(share=False, per_sm=build.blocks)]
     return [
         Mode(share=share, per_sm=per_sm)
@@ -191,8 +270,12 @@ def modes(build: Build) -> list[Mode]:
     ]
 
 
-def plan_of(build: Build, mode: Mode, m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:
+def plan_of(
+    build: Build | DecodeBuild, mode: Mode, m: int, n: int, k: int, gpu: GpuModel
+) -> LaunchPlan | None:
     """None where this build cannot run this shape this way."""
+    if isinstance(build, DecodeBuild):
+        return build.plan(m, n, k, gpu)
     groups = k // 128
     tiles = ceil_div(n, build.rows * build.cluster) * ceil_div(m, build.tokens)
     workers = gpu.multiprocessors * mode.per_sm // (build.cluster * build.split)
@@ -229,8 +312,10 @@ def plan_of(build: Build, mode: Mode, m: int, n: int, k: int, gpu: GpuModel) -> 
     )
 
 
-def worth_timing(build: Build, mode: Mode, m: int, n: int, gpu: GpuModel) -> bool:
+def worth_timing(build: Build | DecodeBuild, mode: Mode, m: int, n: int, gpu: GpuModel) -> bool:
     """Whether the tokens suit the tile, and most multiprocessors have something to do."""
+    if isinstance(build, DecodeBuild):
+        return m <= build.tokens
     if not (build.tokens - 16 < m <= build.tokens or (m, build.tokens) == (48, 64)):
         return False
     blocks = ceil_div(n, build.rows * build.cluster) * build.cluster * build.split
@@ -347,15 +432,15 @@ def run_build(bench: Bench, index: int) -> None:
                     continue
                 case = {"index": index, "mode": mode.label, "linear": name, "m": m}
                 try:
-                    error = 0.0 if build.bare else bench.check(plan, bench.weights(name)[0], m)
-                    say(**case, error=error, us=bench.time(plan, name, m))
+                    wrong = 0.0 if build.bare else bench.check(plan, bench.weights(name)[0], m)
+                    say(**case, error=wrong, us=bench.time(plan, name, m))
                 except RuntimeError as problem:
                     say(**case, failed=str(problem)[:200])
                     if "CUDA error" in str(problem):
                         raise
 
 
-def check_odd(bench: Bench, build: Build, mode: Mode) -> None:
+def check_odd(bench: Bench, build: Build | DecodeBuild, mode: Mode) -> None:
     for n, k in ODD:
         if (n, k) not in bench.odd:
             bench.odd[n, k] = random_tiles(n, k)
