@@ -235,6 +235,7 @@ def builds() -> list[Build | DecodeBuild]:
     found += [Build(tokens=t, consumers=2, blocks=2, split=4, **NEW) for t in (16, 32)]
     found += [Build(tokens=t, consumers=2, blocks=2, split=8, **NEW) for t in (16, 32)]
     found += [Build(tokens=48, consumers=2, blocks=2, split=4, **NEW, batch=2)]
+    found += [Build(tokens=t, consumers=2, blocks=2, split=5, **NEW) for t in (16, 32)]
     found += [Build(tokens=t, consumers=4, split=4, **NEW) for t in (16, 32)]
     found += [Build(tokens=t, consumers=3, split=4, **NEW) for t in (16, 32, 64)]
     found += [Build(tokens=16, consumers=3, blocks=2, **NEW, batch=2)]
@@ -463,32 +464,70 @@ def run_today(bench: Bench) -> None:
             say(index=-1, mode="today", linear=name, m=m, us=us)
 
 
-def run_blocks(bench: Bench, choices: dict[str, list[list[Any]]]) -> None:
-    """One block's four linears in order, for each M: the plan of today, and the chosen ones."""
+def run_blocks(bench: Bench, candidates: dict[str, list[list[list[Any]]]]) -> None:
+    """One block's four linears in order, for each M: the plans of today, and the best mixture.
+
+    candidates: for each M and linear [index of a build, mode], the fastest by itself first. Kernels
+    of different sizes get in each other's way, so the mixture is sought by trying them in turn.
+    """
+    for m_text, lists in candidates.items():
+        m = int(m_text)
+        say(block="today", m=m, us=time_block(bench, m, [[-1, ""]] * len(lists)))
+        best = [options[0] for options in lists]
+        least = time_block(bench, m, best)
+        say(block="first", m=m, us=least, choice=best)
+        for _ in range(2):
+            for position, options in enumerate(lists):
+                for option in options:
+                    trial = [*best[:position], option, *best[position + 1 :]]
+                    if trial == best:
+                        continue
+                    us = time_block(bench, m, trial)
+                    if us < least:
+                        best, least = trial, us
+        say(block="mixture", m=m, us=least, choice=best)
+
+
+def time_block(bench: Bench, m: int, choice: list[list[Any]]) -> float:
     from awqkit_runtime.kernels.w4_plan import plan_w4_linear
     from awqkit_runtime.kernels.w4_tiled_linear import run_plan
 
     sets = 12
-    for m_text, lists in choices.items():
-        m = int(m_text)
-        for label, chosen in enumerate(lists):
-            plans = []
-            for (n, k), (index, mode) in zip(LINEARS.values(), chosen, strict=True):
-                plan = plan_w4_linear(m, n, k, bench.gpu)
-                if index >= 0:
-                    build = builds()[index]
-                    found = next(x for x in modes(build) if x.label == mode)
-                    plan = plan_of(build, found, m, n, k, bench.gpu) or plan
-                plans.append(plan)
-            outs = [bench.tokens(m, 4096).new_empty(m, n) for n, _ in LINEARS.values()]
+    plans = []
+    for (n, k), (index, label) in zip(LINEARS.values(), choice, strict=True):
+        plan = plan_w4_linear(m, n, k, bench.gpu)
+        if index >= 0:
+            build = builds()[index]
+            mode = next(mode for mode in modes(build) if mode.label == label)
+            plan = plan_of(build, mode, m, n, k, bench.gpu) or plan
+        plans.append(plan)
+    outs = [bench.tokens(m, 4096).new_empty(m, n) for n, _ in LINEARS.values()]
 
-            def work(plans: Any = plans, outs: Any = outs, m: int = m) -> None:
-                for i in range(sets):
-                    for (name, (_, k)), plan, out in zip(LINEARS.items(), plans, outs, strict=True):
-                        weights = bench.weights(name)
-                        run_plan(plan, bench.tokens(m, k), weights[i % len(weights)], None, out)
+    def work() -> None:
+        for i in range(sets):
+            for (name, (_, k)), plan, out in zip(LINEARS.items(), plans, outs, strict=True):
+                weights = bench.weights(name)
+                run_plan(plan, bench.tokens(m, k), weights[i % len(weights)], None, out)
 
-            say(block=label, m=m, us=microseconds(work) / sets)
+    return microseconds(work) / sets
+
+
+def room_class(event: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides how a kernel gets on with its neighbours: blocks an SM, and how many run."""
+    if event["index"] < 0:
+        return ("today",)
+    build = builds()[event["index"]]
+    if isinstance(build, DecodeBuild):
+        return ("decode", build.blocks, build.share)
+    return ("wgmma", build.blocks, build.split > 1, event["mode"])
+
+
+def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
+    """[index, mode] of the fastest of each class, the fastest first."""
+    kept: dict[tuple[Any, ...], list[Any]] = {}
+    for event in cases:
+        kept.setdefault(room_class(event), [event["index"], event["mode"]])
+    return list(kept.values())[:7]
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -564,8 +603,9 @@ def collect(indices: list[int], deadline: float) -> list[dict[str, Any]]:
 
 
 def label_of(event: dict[str, Any]) -> str:
-    build = "" if event["index"] < 0 else builds()[event["index"]].label
-    return f"{build} {event['mode']}".strip()
+    build = "today" if event["index"] < 0 else builds()[event["index"]].label
+    mode = "" if event["index"] < 0 else event["mode"]
+    return f"{build} {mode}".strip()
 
 
 def main() -> None:
@@ -587,9 +627,10 @@ def main() -> None:
         if "failed" in event:
             where = f"{event.get('linear', '')} {event.get('m', '')}"
             print(f"FAILED {label_of(event)} {where}: {event['failed']}"[:220])
-    choices = {}
+    candidates = {}
     for m in TOKENS:
         best, today = [], 0.0
+        options: list[list[list[Any]]] = []
         for name in LINEARS:
             cases = [event for event in timed if event["linear"] == name and event["m"] == m]
             cases.sort(key=lambda event: event["us"])
@@ -602,17 +643,23 @@ def main() -> None:
                 print(" " * 15 + ", ".join(f"{label_of(e)} {e['us']:.2f}" for e in bare[:3]))
             today += now
             best += cases[:1]
+            options.append(best_of_each_class(cases))
         print(f"M={m:3} sum      today {today:6.2f} | best {sum(e['us'] for e in best):.2f}")
         if len(best) == len(LINEARS):
-            chosen = [[event["index"], event["mode"]] for event in best]
-            choices[m] = [[[-1, ""]] * len(LINEARS), chosen]
-    blocks = list(events(["--blocks", json.dumps(choices)], time.monotonic() + 30))
+            candidates[m] = options
+    blocks = list(events(["--blocks", json.dumps(candidates)], time.monotonic() + 40))
     for event in blocks:
         if "died" in event:
             print(f"blocks died: {event['died']}")
-        else:
-            kind = "best" if event["block"] else "today"
-            print(f"block in order, M={event['m']:3} {kind:5} {event['us']:.2f}")
+            continue
+        chosen = [
+            label_of({"index": index, "mode": mode}) for index, mode in event.get("choice", [])
+        ]
+        print(
+            f"block in order, M={event['m']:3} {event['block']:7} {event['us']:.2f}",
+            *chosen,
+            sep=" | ",
+        )
     if arguments.json:
         named = [{**event, "label": label_of(event)} for event in figures]
         document = {"figures": named, "blocks": blocks, "builds": [asdict(b) for b in builds()]}
