@@ -233,11 +233,12 @@ def builds() -> list[Build | DecodeBuild]:
     found += [Build(tokens=t, consumers=2, blocks=2, **NEW) for t in (16, 32)]
     found += [Build(tokens=t, consumers=2, blocks=2, **NEW, batch=2) for t in (16, 32, 48)]
     found += [Build(tokens=t, consumers=2, blocks=2, split=4, **NEW) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2, split=8, **NEW) for t in (16, 32)]
+    found += [Build(tokens=16, consumers=2, blocks=2, split=8, **NEW)]
     found += [Build(tokens=48, consumers=2, blocks=2, split=4, **NEW, batch=2)]
     found += [Build(tokens=t, consumers=2, blocks=2, split=5, **NEW) for t in (16, 32)]
     found += [Build(tokens=t, consumers=4, split=4, **NEW) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=3, split=4, **NEW) for t in (16, 32, 64)]
+    found += [Build(tokens=t, consumers=4, split=s, **NEW) for t in (16, 32) for s in (6, 7)]
+    found += [Build(tokens=t, consumers=3, split=s, **NEW) for t in (16, 32, 64) for s in (3, 4, 5)]
     found += [Build(tokens=16, consumers=3, blocks=2, **NEW, batch=2)]
     found += [Build(tokens=t, consumers=4, **NEW_WEIGHTS) for t in (48, 64)]
     found += [Build(tokens=t, consumers=2, blocks=2, **NEW_WEIGHTS) for t in (32, 48, 64)]
@@ -256,8 +257,9 @@ def builds() -> list[Build | DecodeBuild]:
     found += [Build(tokens=t, consumers=4, bare=1, slices=2) for t in (16, 32, 64)]
     found += [Build(tokens=t, consumers=2, blocks=2, bare=1, slices=2) for t in (16, 64)]
     found += [
-        Build(tokens=16, consumers=2, blocks=2, split=split, bare=1, slices=2) for split in (4, 8)
+        Build(tokens=16, consumers=2, blocks=2, split=split, bare=1, slices=2) for split in (4, 5)
     ]
+    found += [Build(tokens=16, consumers=4, split=split, bare=1, slices=2) for split in (4, 7)]
     return found
 
 
@@ -321,7 +323,7 @@ def worth_timing(build: Build | DecodeBuild, mode: Mode, m: int, n: int, gpu: Gp
         return False
     blocks = ceil_div(n, build.rows * build.cluster) * build.cluster * build.split
     if build.split > 1:
-        return 90 <= blocks <= 600
+        return 85 <= blocks <= 300
     return mode.share or blocks >= 90
 
 
@@ -527,7 +529,7 @@ def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
     kept: dict[tuple[Any, ...], list[Any]] = {}
     for event in cases:
         kept.setdefault(room_class(event), [event["index"], event["mode"]])
-    return list(kept.values())[:7]
+    return list(kept.values())[:5]
 
 
 def child(arguments: argparse.Namespace) -> None:
