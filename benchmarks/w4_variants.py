@@ -57,6 +57,7 @@ class Build:
     slices: int = 1
     subnormal: int = 0
     turns: int = 0
+    direct: int = 0
     bare: int = 0
     blocks: int = 1
     split: int = 1
@@ -111,6 +112,7 @@ class Build:
             "W4_SLICES": self.slices,
             "W4_SUBNORMAL": self.subnormal,
             "W4_TURNS": self.turns,
+            "W4_DIRECT": self.direct,
             "W4_BARE": self.bare,
             "W4_BLOCKS": self.blocks,
             "W4_ROW_BLOCKS": self.row_blocks,
@@ -125,7 +127,7 @@ class Build:
         parts.append(f"{'f' if self.scale_sums else ''}b{self.batch}")
         parts += ["group"] * (self.slices == 2) + ["early"] * self.turns
         parts += [f"sub{self.subnormal}"] * (self.subnormal > 0)
-        parts += ["BARE"] * self.bare
+        parts += ["direct"] * self.direct + ["BARE"] * self.bare
         parts += ["2/SM"] * (self.blocks == 2) + [f"split{self.split}"] * (self.split > 1)
         parts += ["pair"] * (self.cluster == 2) + ["rb2"] * (self.row_blocks == 2)
         return " ".join(parts)
@@ -247,6 +249,10 @@ def builds() -> list[Build | DecodeBuild]:
     found += [Build(tokens=64, consumers=4, cluster=2, **NEW_WEIGHTS)]
     found += [Build(tokens=64, consumers=4, **NEW, batch=1)]
     found += decode_builds()
+    found += [Build(tokens=t, consumers=2, blocks=2, **NEW, direct=1) for t in (16, 32)]
+    found += [Build(tokens=t, consumers=3, **NEW, direct=1) for t in (16, 32)]
+    found += [Build(tokens=16, consumers=4, **NEW, direct=1)]
+    found += [Build(tokens=16, consumers=2, blocks=2, bare=1, slices=2, direct=1)]
     # What each change is worth by itself.
     found += [
         Build(tokens=t, consumers=4, scale_sums=1, slices=slices, subnormal=subnormal, turns=turns)
@@ -269,7 +275,7 @@ def modes(build: Build | DecodeBuild) -> list[Mode]:
     return [
         Mode(share=share, per_sm=per_sm)
         for per_sm in range(build.blocks, 0, -1)
-        for share in (False, True)
+        for share in ((True,) if build.direct else (False, True))
     ]
 
 
@@ -311,7 +317,9 @@ def plan_of(
             code_inputs=64 * build.slices,
         ),
         workspace_bytes=blocks * build.rows * build.tokens * 4 if mode.share else 0,
-        flags=blocks * build.consumers if mode.share else 0,
+        flags=blocks * (2 * build.rows * build.tokens if build.direct else build.consumers)
+        if mode.share
+        else 0,
     )
 
 
@@ -380,11 +388,13 @@ class Bench:
             space = x.new_full((m + 4, tiles.out_features), float("nan"))
             run_plan(plan, x, tiles, None, space[:m])
             torch.cuda.synchronize()
+            flags = _scratch(x.device)._flags
+            if bool(flags.any()):
+                flags.zero_()
+                raise RuntimeError("left flags behind")
             if not bool(space[m:].isnan().all()):
                 raise RuntimeError("wrote beyond its output")
             results.append(space[:m])
-        if bool(_scratch(x.device)._flags.any()):
-            raise RuntimeError("left flags behind")
         if not torch.equal(*results):
             raise RuntimeError("gave other bits the second time, or NaN")
         error = float((results[0].float() - expected).norm() / expected.norm())

@@ -32,6 +32,7 @@
 // stream_tiles * k / 128 >= workers.
 // workspace (where stream_tiles > 0): grid * 64 * W4_CONSUMERS * W4_TOKENS floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
+#include "w4_direct_exchange.cuh"
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_consumer.cuh"
@@ -49,7 +50,11 @@ class Warpgroup {
       : shared_(shared), problem_(problem), worker_(worker),
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
+#if W4_DIRECT
+        exchange_(flags, rank_ * kConsumers + index_, kCluster * kConsumers),
+#else
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
+#endif
         store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
@@ -94,7 +99,11 @@ class Warpgroup {
   int index_;  // among the block's consumers
   int rank_;
   Consumer consumer_;
+#if W4_DIRECT
+  w4::DirectExchange<kWarpgroup, kSums> exchange_;
+#else
   w4::Exchange<kWarpgroup, kSums> exchange_;
+#endif
   Store store_;
 };
 

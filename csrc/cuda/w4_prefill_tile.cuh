@@ -28,6 +28,9 @@
 #ifndef W4_TURNS
 #define W4_TURNS 0
 #endif
+#ifndef W4_DIRECT
+#define W4_DIRECT 0
+#endif
 #ifndef W4_BATCH
 #define W4_BATCH 1
 #endif
