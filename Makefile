@@ -21,9 +21,10 @@ test-slow: $(READY) $(OLD_FORMAT)
 	$(BIN)/python -m pip install --quiet "ray[serve]>=2.50"
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-## What needs a CUDA device; uses the Python that has the GPU build of torch.
+## What needs a CUDA device; uses the Python that has the GPU build of torch. No server is among it,
+## whose tests want more packages.
 test-gpu:
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -m gpu --ignore tests/serve --ignore tests/webui
 
 ## Style, types and import arrows.
 check: $(READY)

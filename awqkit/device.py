@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from awqkit.errors import ConfigError, QuantizationError
 
 #: Linux's account of this process, and where writing 5 makes it begin its peak anew.
 HOST_PEAK, FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+#: By which a user tells torch's allocator what to do, by its names of today and before.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -77,6 +81,19 @@ def telling_of_full_memory(device: torch.device) -> Iterator[None]:
             "--calib-samples, stop what else uses it, or take another device; --dry-run says what "
             "a conversion needs."
         ) from error
+
+
+def join_freed_memory(device: torch.device) -> None:
+    """Have torch map a GPU's memory in pieces that it can join when they are freed.
+
+    Otherwise blocks of many sizes leave gaps: a third of what a conversion took. What the user has
+    set for torch's allocator stays.
+    """
+    if device.type != "cuda" or any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        return
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if configure is not None:
+        configure("expandable_segments:True")
 
 
 def begin_peak(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from awqkit.calibration.self_sampling import sampling_seconds
 from awqkit.checkpoint import Checkpoint, DecoderConfig
 from awqkit.checkpoint.canonical import layer_shapes
 from awqkit.config import QuantConfig
-from awqkit.device import begin_peak, peak_bytes
+from awqkit.device import begin_peak, join_freed_memory, peak_bytes
 from awqkit.row_share import share_of
 from awqkit.run import compute_dtype
 from awqkit.stopwatch import Stopwatch
@@ -67,6 +67,7 @@ def forecast(
     activations from one to the other is not counted.
     """
     decoder = checkpoint.config
+    join_freed_memory(device)
     begin_peak(device)
     start = time.perf_counter()
     warm_up(config, device)

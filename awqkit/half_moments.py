@@ -10,10 +10,11 @@ from torch import Tensor
 from awqkit.block_job import Block, BlockJob
 from awqkit.calibration.capture import Reference, capture_moments
 from awqkit.half_task import HalfTask
+from awqkit.search.moments import Moments
 from awqkit.search.site import Rows
 from awqkit.search.sites import Input, Site
 
-#: Inputs wider than this have moments of gigabytes, and those that judge wait on the host.
+#: Inputs wider than this have moments of gigabytes; those that judge, and drift, wait on the host.
 WIDEST_ON_DEVICE = 20000
 #: Kinds of sites whose outputs are added to the residual stream, unless a norm stands between.
 ADDED = ("o", "down")
@@ -41,11 +42,18 @@ def half_moments(
         rows, references = job.share.split(hidden), _references(job, task, unrounded, drifting)
         # Those that judge first, so that wide ones are out of the way of the others.
         judged = {
-            name: moments.on_host() if len(moments.gram) > WIDEST_ON_DEVICE else moments
+            name: moments.on_host() if _is_wide(moments) else moments
             for name, moments in capture(rows[1], names, reference=references[1]).items()
         }
-        searched = capture(rows[0], names, reference=references[0])
+        searched = {
+            name: moments.with_drift_on_host() if _is_wide(moments) else moments
+            for name, moments in capture(rows[0], names, reference=references[0]).items()
+        }
     return {name: Rows(searched[name], judged[name]) for name in searched.keys() & judged.keys()}
+
+
+def _is_wide(moments: Moments) -> bool:
+    return len(moments.gram) > WIDEST_ON_DEVICE
 
 
 def _references(

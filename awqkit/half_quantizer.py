@@ -21,6 +21,7 @@ from awqkit.ranks.ranks import in_turns, shared_out
 from awqkit.search.affine import rounding_offsets, to_quantized_weight
 from awqkit.search.fold import fold
 from awqkit.search.moments import divided_by
+from awqkit.search.row_parts import row_parts
 from awqkit.search.site import RoundedLinear, Rows, round_linear
 from awqkit.search.sites import Input, Site, feeder_scale
 from awqkit.site_error import SiteError, nearest_error
@@ -148,10 +149,13 @@ class _HalfSearch:
         stacked = torch.cat([weight.float() for weight in weights])
         outputs, seed = self._outputs(reader), self._task.layer
         rounded = round_linear(stacked, rows, outputs=outputs, seed=seed)
+        errors, sketches = [], []
+        parts = stacked.split([p.stop - p.start for p in row_parts(*stacked.shape)])
+        for part, piece in zip(parts, rounded.split(list(map(len, parts))), strict=True):
+            errors.append(SiteError.of(piece.weight().sub_(part), part, rows))
+            sketches.append(Sketch.of(part, piece.grid, rows))
         return _RoundedInput(
-            linears=rounded,
-            error=SiteError.of(rounded.weight().sub_(stacked), stacked, rows),
-            sketch=Sketch.of(stacked, rounded.grid, rows),
+            linears=rounded, error=reduce(add, errors), sketch=reduce(add, sketches)
         )
 
     def _take(self, reader: Input, rounded: RoundedLinear, integers: Integers) -> None:

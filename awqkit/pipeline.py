@@ -15,7 +15,7 @@ from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
 from awqkit.checkpoint.staging import ResumableFolder, resumable_folder
 from awqkit.config import QuantConfig
 from awqkit.converting import Task, assist, convert
-from awqkit.device import rank_devices, telling_of_full_memory
+from awqkit.device import join_freed_memory, rank_devices, telling_of_full_memory
 from awqkit.errors import ConfigError
 from awqkit.head import check_head
 from awqkit.journal import Journal
@@ -78,6 +78,7 @@ def quantize(
         with kept_if_resumable(folder, blocks):
             progress = progress or Silent()
             if processes == 1:
+                join_freed_memory(devices[0])
                 with telling_of_full_memory(devices[0]):
                     report = convert(
                         task, checkpoint, folder, journal, progress=progress, ranks=ALONE
@@ -114,6 +115,7 @@ def _part(
     device = task.devices[rank]
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    join_freed_memory(device)
     ranks = Group(rank=rank, count=len(task.devices), device=device, meeting=meeting)
     checkpoint, folder = open_checkpoint(task.model), ResumableFolder(task.output)
     with telling_of_full_memory(device):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from awqkit.search.affine import min_max_grid, round_to_nearest
 from awqkit.search.moments import output_error
+from awqkit.search.row_parts import row_parts
 from awqkit.search.site import Rows
 from awqkit.search.sites import Input
 
@@ -37,7 +38,9 @@ def nearest_error(block: Mapping[str, Tensor], reader: Input, rows: Rows) -> Sit
     """What plain rounding to nearest does to the linears that read an input."""
     error = SiteError()
     for linear in reader.linears:
-        weight = block[f"{linear}.weight"].float()
-        rounded = round_to_nearest(weight, min_max_grid(weight))
-        error = error + SiteError.of(rounded.sub_(weight), weight, rows)
+        stored = block[f"{linear}.weight"]
+        for part in row_parts(*stored.shape):
+            weight = stored[part].float()
+            rounded = round_to_nearest(weight, min_max_grid(weight))
+            error = error + SiteError.of(rounded.sub_(weight), weight, rows)
     return error

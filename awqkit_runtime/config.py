@@ -176,7 +176,7 @@ class EngineConfig:
         return cast(float | int | TokenCount, self.cache_max_entry_count)
 
     def cache_bytes(self, free_bytes: int, *, page_tokens: int, page_bytes: int) -> int:
-        """Bytes that the cache may take where free_bytes are free after loading the weights.
+        """Bytes that the cache may take where free_bytes are free for it.
 
         The cache has pages of page_tokens tokens and page_bytes bytes; tokens are asked for in
         whole ones. ConfigError when an absolute size asks for more than there is.
@@ -189,7 +189,7 @@ class EngineConfig:
         if size > free_bytes:
             raise ConfigError(
                 f"cache_max_entry_count asks for {size / 2**30:.2f} GiB, but only "
-                f"{free_bytes / 2**30:.2f} GiB are free after the weights; ask for less, "
+                f"{free_bytes / 2**30:.2f} GiB are free for it; ask for less, "
                 "or give a share such as 0.8."
             )
         return size

@@ -19,7 +19,8 @@ def scale_embedding(x: Tensor, config: DecoderConfig, dtype: torch.dtype) -> Ten
     """Embedded tokens times the model's factor, which is rounded to dtype before it multiplies."""
     if config.embedding_scale is None:
         return x
-    return x * torch.tensor(config.embedding_scale, dtype=dtype).to(x)
+    # A number and not a tensor, which would have to get to the device of x first.
+    return x * float(torch.tensor(config.embedding_scale, dtype=dtype))
 
 
 def final_logits(hidden: Tensor, norm: Tensor, head: Tensor, config: DecoderConfig) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class Drift:
     inputs: Tensor
     sums: Tensor | None
 
+    def on_host(self) -> Drift:
+        return Drift(self.inputs.cpu(), None if self.sums is None else self.sums.cpu())
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -41,16 +44,18 @@ class Moments:
 
     def on_host(self) -> Moments:
         """The matrices out of a GPU's way; products take them from there."""
-        drift = self.drift
-        return Moments(
-            gram=self.gram.cpu(),
-            magnitude=self.magnitude,
-            drift=drift
-            and Drift(
-                inputs=drift.inputs.cpu(),
-                sums=None if drift.sums is None else drift.sums.cpu(),
-            ),
-        )
+        return replace(self.with_drift_on_host(), gram=self.gram.cpu())
+
+    def of_outputs(self, part: slice) -> Moments:
+        """The same inputs, and what some of the outputs are added to."""
+        if self.drift is None or self.drift.sums is None:
+            return self
+        drift = Drift(inputs=self.drift.inputs, sums=self.drift.sums[part])
+        return replace(self, drift=drift)
+
+    def with_drift_on_host(self) -> Moments:
+        """Its matrices, which are read but once, out of a GPU's way."""
+        return self if self.drift is None else replace(self, drift=self.drift.on_host())
 
 
 def add_gram(total: Tensor, x: Tensor, only: Collection[int] = range(STRIPS)) -> None:

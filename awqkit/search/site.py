@@ -22,6 +22,7 @@ from awqkit.search.joint_descent import descend_jointly
 from awqkit.search.moments import Moments, divided_by, output_error
 from awqkit.search.refinement import refine
 from awqkit.search.rounding import round_second_order
+from awqkit.search.row_parts import row_parts
 from awqkit.search.scale import ScaleChoice, rank_scales
 from awqkit.search.target import Aim, corrected_target
 
@@ -90,13 +91,15 @@ class _Errors:
 
 def _clipped_errors(weights: Sequence[Tensor], rows: Rows, scale: Tensor) -> _Errors:
     """Output errors of rounding W·scale to nearest on clipped ranges, summed over the linears."""
-    search = divided_by(rows.search, scale).gram
     scaled = torch.cat([weight * scale for weight in weights])
-    delta = round_to_nearest(scaled, search_clip(scaled, search)).sub_(scaled)
-    search_error = float(output_error(delta, search))
+    parts = [scaled[part] for part in row_parts(*scaled.shape)]
+    search = divided_by(rows.search, scale).gram
+    deltas = [round_to_nearest(part, search_clip(part, search)).sub_(part) for part in parts]
+    search_error = sum(float(output_error(delta, search)) for delta in deltas)
     del search  # of a wide input, as large as the weights: not held beside the next
     judge = divided_by(rows.judge, scale).gram
-    return _Errors(search=search_error, judge=float(output_error(delta, judge)))
+    judge_error = sum(float(output_error(delta, judge)) for delta in deltas)
+    return _Errors(search=search_error, judge=judge_error)
 
 
 def round_linear(
@@ -105,8 +108,42 @@ def round_linear(
     """The best stage that beats rounding to nearest on plain grids on the judging rows.
 
     weight: float32 [out, in], already scaled, like the rows' inputs.  outputs: diagonal blocks of
-    what is minded of the linear's outputs, by which the codes are then moved, or nothing.
+    what is minded of the linear's outputs, by which the codes are then moved, or nothing.  Of a
+    large matrix each part of the rows chooses for itself.
     """
+    parts = [
+        _round_rows(weight[part], _lacking(rows, part), _within(outputs, part), seed)
+        for part in row_parts(*weight.shape)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return RoundedLinear(
+        torch.cat([part.codes for part in parts]),
+        GroupGrid(
+            torch.cat([part.grid.scale for part in parts]),
+            torch.cat([part.grid.zero for part in parts]),
+        ),
+        tuple(dict.fromkeys(stage for part in parts for stage in part.kept)),
+    )
+
+
+def _lacking(rows: Rows, part: slice) -> Rows:
+    """The rows' moments as some of the outputs see them."""
+    return Rows(rows.search.of_outputs(part), rows.judge.of_outputs(part))
+
+
+def _within(outputs: Sequence[Tensor], part: slice) -> list[Tensor]:
+    """Diagonal blocks of these outputs; those that lie across an edge are cut there."""
+    cut, start = [], 0
+    for moments in outputs:
+        inside = slice(max(part.start - start, 0), max(part.stop - start, 0))
+        if moments[inside].numel():
+            cut.append(moments[inside, inside])
+        start += len(moments)
+    return cut
+
+
+def _round_rows(weight: Tensor, rows: Rows, outputs: Sequence[Tensor], seed: int) -> RoundedLinear:
     judge = Aim.of(weight, rows.judge)
     target = corrected_target(Aim.of(weight, rows.search), judge)
     least = judge.error(round_to_nearest(weight, min_max_grid(weight)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,8 +11,9 @@ from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.engine.launched_step import LaunchedStep, StepLauncher, launcher
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.sampler import SampledToken, sample
+from awqkit_runtime.engine.sampler import SampledToken
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
 
@@ -21,24 +23,61 @@ def prepare_work(
 ) -> Callable[[], list[SampledToken]]:
     """A call that computes the scenario's new tokens and gives the next one of each sequence.
 
-    It runs and samples, in steps of at most step_tokens new tokens or one of every sequence, and
-    computes the same each time.
+    It runs and samples, in steps of at most step_tokens new tokens or one of every sequence, as
+    the engine does: where the runner can follow, on a GPU, each step is launched before the one in
+    front of it is collected, so a call gives what the call before it launched.
     """
     decoder = subject.decoder
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
     pool = PagePool(page_format, scenario.pages, decoder.device)
     requests = list(_requests(scenario, decoder.config.vocab_size))
     steps = _steps(requests, scenario, max(step_tokens, scenario.batch))
-    runner = subject.runner(pool, scenario.quant_policy)
+    steps_of = launcher(subject.runner(pool, scenario.quant_policy, max_rows=scenario.batch))
+    if decoder.device.type == "cuda" and steps_of.can_follow:
+        ahead = RunningAhead(steps_of, steps)
+        ahead()  # Loads kernels and makes the graphs.
+        return ahead
+    return OneByOne(steps_of, steps)
 
-    def compute() -> list[SampledToken]:
+
+class OneByOne:
+    """Each step is collected before the next one is launched."""
+
+    def __init__(self, launching: StepLauncher, steps: Sequence[Sequence[Chunk]]) -> None:
+        self._launching = launching
+        self._steps = steps
+
+    def __call__(self) -> list[SampledToken]:
+        return [
+            token for step in self._steps for token in self._launching.launch(step, None).collect()
+        ]
+
+
+class RunningAhead:
+    """Each step is launched before the one in front of it is collected, across calls too."""
+
+    def __init__(self, launching: StepLauncher, steps: Sequence[Sequence[Chunk]]) -> None:
+        self._launching = launching
+        self._steps = steps
+        self._in_flight: LaunchedStep | None = None
+
+    def __call__(self) -> list[SampledToken]:
         found: list[SampledToken] = []
-        for chunks in steps:
-            logits = runner.run(chunks)
-            found += sample(logits, [chunk.request for chunk in chunks if chunk.samples])
+        for chunks in self._steps:
+            ahead = self._launching.launch(follow(chunks, self._in_flight), self._in_flight)
+            if self._in_flight is not None:
+                found += self._in_flight.collect()
+            self._in_flight = ahead
         return found
 
-    return compute
+
+def follow(chunks: Sequence[Chunk], in_flight: LaunchedStep | None) -> list[Chunk]:
+    """Decodes take the token that the step in flight samples for their sequence."""
+    sampled = set() if in_flight is None else {one.request_id for one in in_flight.requests}
+    return [
+        replace(chunk, follows=chunk.length == 1 and chunk.request.request_id in sampled)
+        for chunk in chunks
+    ]
 
 
 def _requests(scenario: Scenario, vocab_size: int) -> Iterator[Request]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import DecoderConfig, QuantizedWeight
+from awqkit.checkpoint import DecoderConfig, PackedWeight, QuantizedWeight, pack_weight
 from awqkit.checkpoint.canonical import (
     EMBEDDING,
     FINAL_NORM,
@@ -23,6 +23,8 @@ from awqkit_runtime.models.decoder import Decoder, DecoderLayer
 from awqkit_runtime.models.loader import resolve_session_len
 from awqkit_runtime.units import human_bytes
 
+Weight = Tensor | QuantizedWeight | PackedWeight
+
 #: The standard deviation of weights, small enough for activations to stay finite.
 _SPREAD = 0.02
 #: That of codes drawn evenly from 0…15.
@@ -39,15 +41,17 @@ def random_decoder(
     """
     _require_room(size.weights(placement), placement.device)
     config = size.config
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(placement.device).manual_seed(0)
     layers: list[DecoderLayer] = []
-    drawn: dict[tuple[str, tuple[int, ...]], Tensor | QuantizedWeight] = {}
+    drawn: dict[tuple[str, tuple[int, ...]], Weight] = {}
     for layer in range(config.num_layers):
-        block: dict[str, Tensor | QuantizedWeight] = {}
+        block: dict[str, Weight] = {}
         for name, shape in layer_shapes(config, layer).items():
             packed = len(shape) == 2 and size.is_packed(layer_prefix(layer) + name)
             if (name, shape) not in drawn:
-                drawn[name, shape] = _draw(name, shape, generator, config, packed=packed)
+                drawn[name, shape] = _as_read(
+                    _draw(name, shape, generator, config, packed=packed), placement
+                )
             block[name] = _copy(drawn[name, shape])
         layers.append(DecoderLayer(config, layer, block, placement))
     shapes = canonical_shapes(config)
@@ -77,22 +81,33 @@ def _draw(
     *,
     packed: bool,
 ) -> Tensor | QuantizedWeight:
-    """Norms do nothing but normalise, biases nothing at all."""
+    """On the generator's device. Norms do nothing but normalise, biases nothing at all."""
+    device = generator.device
     if len(shape) == 1:
         scales = name.endswith("norm.weight") and not config.norm_unit_offset
-        return torch.ones(shape) if scales else torch.zeros(shape)
+        return torch.full(shape, float(scales), device=device)
     if not packed:
         # In BF16 at once: of a large vocabulary float32 would take gigabytes.
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(0, _SPREAD, generator=generator)
+        weight = torch.empty(shape, dtype=torch.bfloat16, device=device)
+        return weight.normal_(0, _SPREAD, generator=generator)
     groups = (shape[0], shape[1] // GROUP_SIZE)
-    codes = torch.randint(MAX_CODE + 1, shape, generator=generator, dtype=torch.uint8)
+    codes = torch.randint(
+        MAX_CODE + 1, shape, generator=generator, dtype=torch.uint8, device=device
+    )
     return QuantizedWeight(
         codes=codes,
-        scales=torch.full(groups, _SPREAD / _CODE_SPREAD, dtype=torch.float16),
-        zeros=torch.full(groups, (MAX_CODE + 1) // 2, dtype=torch.uint8),
+        scales=torch.full(groups, _SPREAD / _CODE_SPREAD, dtype=torch.float16, device=device),
+        zeros=torch.full(groups, (MAX_CODE + 1) // 2, dtype=torch.uint8, device=device),
     )
 
 
-def _copy(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
-    """4-bit weights are packed anew for each layer; dense ones might be shared."""
+def _as_read(weight: Tensor | QuantizedWeight, placement: Placement) -> Weight:
+    """As a checkpoint's files give it, where that saves packing it for every layer."""
+    if isinstance(weight, QuantizedWeight) and placement.uses_cuda_kernels:
+        return pack_weight(weight)
+    return weight
+
+
+def _copy(weight: Weight) -> Weight:
+    """4-bit weights are laid out anew for each layer; dense ones might be shared."""
     return weight.clone() if isinstance(weight, Tensor) else weight

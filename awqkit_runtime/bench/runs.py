@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from awqkit_runtime.bench.machine import multiply_rate, read_bandwidth
 from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.scenarios import Scenario, Work, work_of
 from awqkit_runtime.bench.subject import Subject
-from awqkit_runtime.bench.timing import time_calls
+from awqkit_runtime.bench.timing import time_steps
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.memory import free_memory, part_of_memory
-from awqkit_runtime.engine.workspace import workspace
+from awqkit_runtime.engine.step_memory import step_memory
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.units import human_bytes
 
@@ -87,7 +88,7 @@ def run_scenarios(
     for index, scenario in enumerate(scenarios):
         left = deadline - time.perf_counter()
         if decoder.device.type == "cuda":
-            torch.cuda.empty_cache()  # What the last scenario took counts as free again.
+            gc.collect()  # The last scenario's cache is gone before the next one asks for room.
         work = work_of(scenario, decoder.config, subject.is_packed, decoder.placement)
         limit, limited_by = speed.limit(work)
         reason = _reason_to_skip(subject, scenario, step_tokens) or _too_slow(limit, left)
@@ -108,8 +109,7 @@ def run_scenarios(
 
 def _time(subject: Subject, scenario: Scenario, step_tokens: int, *, seconds: float) -> list[float]:
     """Seconds of each call."""
-    call = prepare_work(subject, scenario, step_tokens)
-    return time_calls(call, subject.decoder.device, seconds=seconds)
+    return time_steps(prepare_work(subject, scenario, step_tokens), seconds=seconds)
 
 
 def _reason_to_skip(subject: Subject, scenario: Scenario, step_tokens: int) -> str | None:
@@ -117,14 +117,18 @@ def _reason_to_skip(subject: Subject, scenario: Scenario, step_tokens: int) -> s
     if scenario.session_len > decoder.session_len:
         return f"{scenario.session_len} tokens, the model takes {decoder.session_len}"
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
-    step = workspace(
+    steps = step_memory(
         decoder.config,
         decoder.placement,
-        step_tokens=max(step_tokens, scenario.batch),
-        max_batch_size=scenario.batch,
+        EngineConfig(
+            quant_policy=scenario.quant_policy,
+            max_batch_size=scenario.batch,
+            max_prefill_tokens=max(step_tokens, scenario.batch),
+            tp=subject.ranks,
+        ),
         session_len=scenario.session_len,
     )
-    needed = scenario.pages * page_format.bytes_per_page + step.total
+    needed = scenario.pages * page_format.bytes_per_page + steps.total
     free = part_of_memory(free_memory(decoder.device), decoder.device, subject.ranks)
     if needed > free:
         return f"takes {human_bytes(needed)}, {human_bytes(free)} are free"

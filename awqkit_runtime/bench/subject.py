@@ -15,6 +15,8 @@ from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text
 from awqkit_runtime.engine.parallel.loading import SharedModel, load_shared
 from awqkit_runtime.engine.parallel.noise import fill_with_noise
 from awqkit_runtime.engine.runner import Runner
+from awqkit_runtime.engine.runners import runner_for
+from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.model_size import read_model_size
 from awqkit_runtime.models.decoder import Decoder
@@ -49,11 +51,17 @@ class Subject:
             new_runner=new_runner,
         )
 
-    def runner(self, pool: PagePool, quant_policy: QuantPolicy) -> Runner:
-        """What computes steps over this pool, which gets random keys and values on every rank."""
+    def runner(
+        self, pool: PagePool, quant_policy: QuantPolicy, *, max_rows: int
+    ) -> Runner | SteadyRunner:
+        """What computes steps of so many sequences over this pool, as in the engine.
+
+        The pool gets random keys and values on every rank.
+        """
         fill_with_noise(pool)
         if self.shared is None:
-            return Runner(self.decoder, pool)
+            config = EngineConfig(quant_policy=quant_policy, max_batch_size=max_rows)
+            return runner_for(self.decoder, pool, config)
         return self.shared.new_runner(self.decoder, pool, quant_policy=quant_policy, noise=True)
 
 

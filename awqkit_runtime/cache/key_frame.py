@@ -18,6 +18,7 @@ from torch import Tensor
 
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.kernels.hadamard import hadamard
+from awqkit_runtime.kernels.rotary_append import LayerFrame
 
 #: Of m and of c, float32.
 _ELEMENT_BYTES = 4
@@ -32,6 +33,14 @@ class KeyFrame:
     #: c, as m; None: channels stay as loud as they are.
     channel_scale: Tensor | None = None
     rotated: bool = False
+
+    def layer(self, layer: int) -> LayerFrame:
+        """A layer's part, as kernels take it."""
+        return LayerFrame(
+            mean=None if self.mean is None else self.mean[layer],
+            channel_scale=None if self.channel_scale is None else self.channel_scale[layer],
+            rotated=self.rotated,
+        )
 
     def keys(self, layer: int, k: Tensor) -> Tensor:
         """k [T, kv_heads, head_dim] after rotary → what pages store; float32 where it changes."""

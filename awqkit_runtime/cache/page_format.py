@@ -1,9 +1,14 @@
 """Bytes of a cache page, defined once; pool, planner and kernels derive every size from here.
 
-A page holds PAGE_TOKENS tokens. For each layer it has one row per token: the key vectors of all
-kv heads, then their value vectors. A dense vector is head_dim elements of the model's dtype. A
-quantized one is head_dim codes of 8 or 4 bits; its scale and minimum, both FP16, lie in a second
-array, [tokens, key heads then value heads, (scale, minimum)]:
+A page holds PAGE_TOKENS tokens. For each layer and kv head it has one run of key vectors and one of
+value vectors, token after token, so that a head is read in one piece:
+
+    keys, values    [layers, pages, kv_heads, PAGE_TOKENS, element_bytes]
+
+A dense vector is head_dim elements of the model's dtype. A quantized one is head_dim codes of 8 or
+4 bits; its scale and minimum, both FP16, lie in a third array, again in one run per head:
+
+    params          [layers, pages, key heads then value heads, PAGE_TOKENS, (scale, minimum)]
 
     x = code · scale + minimum        scale = (max − min) / (2^bits − 1)
 
@@ -17,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.config import QuantPolicy, parse_quant_policy
@@ -117,6 +123,20 @@ class PageFormat:
     def bytes_per_page(self) -> int:
         """Of all layers, keys and values, parameters included."""
         return PAGE_TOKENS * self.bytes_per_token
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerPages:
+    """The pages of one layer, as kernels get them. All tensors are contiguous."""
+
+    format: PageFormat
+    #: uint8 [pages, kv_heads, PAGE_TOKENS, element_bytes] of codes, or
+    #: [pages, kv_heads, PAGE_TOKENS, head_dim] of the model's dtype.
+    keys: Tensor
+    #: As keys, in their own width.
+    values: Tensor
+    #: float16 [pages, 2 · kv_heads, PAGE_TOKENS, 2], scale and minimum; None where dense.
+    params: Tensor | None
 
 
 def pages_for(tokens: int) -> int:

@@ -8,55 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
+from awqkit_runtime.cache.kernel_step import KernelStep, runs_in_kernels
+from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
+from awqkit_runtime.cache.sequence_span import SequenceSpan
 from awqkit_runtime.kernels.attention import AttentionBlock, attend, plan_attention
+from awqkit_runtime.kernels.rotary import AttendProjected
+
+__all__ = ["PagedAttention", "SequenceSpan"]
 
 #: Sequences are attended together while padding adds at most this share of keys …
 _PADDING_SHARE = 0.25
 #: … or this number of them.
 _PADDING_TOKENS = 64
-#: … and while the batch gathers no more keys than this, which bounds its workspace.
-BATCH_KEYS = 32768
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceSpan:
-    """The new tokens of one sequence in a step."""
-
-    #: Row of the first new token in the step's batch of tokens.
-    start: int
-    #: New tokens.
-    length: int
-    #: Tokens that the pages hold already.
-    context: int
-    #: Page ids in order; they have room for context + length tokens.
-    pages: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.context < 0 or self.start < 0:
-            raise ValueError(f"a span needs new tokens and sane counts: {self}")
-        if pages_for(self.total) > len(self.pages):
-            raise ValueError(
-                f"{len(self.pages)} pages cannot hold {self.total} tokens of {PAGE_TOKENS} each"
-            )
-
-    @property
-    def total(self) -> int:
-        return self.context + self.length
-
-    def slots(self, start: int, stop: int) -> list[int]:
-        """Slots of the tokens at positions start … stop − 1."""
-        return [
-            self.pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
-            for position in range(start, stop)
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +43,16 @@ class _Group:
     blocks: tuple[AttentionBlock, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TorchPlan:
+    """What torch's operations need of a step."""
+
+    #: Of the new tokens, int64 [T].
+    slots: Tensor
+    #: By window.
+    groups: dict[int | None, tuple[_Group, ...]]
+
+
 class PagedAttention:
     """AttentionState of one step: stores the new keys and values, attends over the pages."""
 
@@ -79,22 +61,20 @@ class PagedAttention:
     ) -> None:
         self._pool = pool
         self._config = config
-        ordered = sorted(spans, key=lambda span: span.start)
-        if [span.start for span in ordered] != _starts(ordered):
+        self._spans = sorted(spans, key=lambda span: span.start)
+        if [span.start for span in self._spans] != _starts(self._spans):
             raise ValueError("the spans of a step must cover its rows without gaps or overlaps")
-        slots = [slot for span in ordered for slot in span.slots(span.context, span.total)]
-        self._slots = torch.tensor(slots, device=pool.device)
-        batches = _batch_spans(spans)
-        self._groups = {
-            window: tuple(_plan_group(batch, window, pool.device) for batch in batches)
-            for window in {config.window(layer) for layer in range(config.num_layers)}
-        }
+
+    @property
+    def attend_projected(self) -> AttendProjected | None:
+        return None if self._in_kernels is None else self._in_kernels.attend
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
-        self._pool.append(layer, k, v, self._slots)
+        plan = self._in_torch
+        self._pool.append(layer, k, v, plan.slots)
         q = self._pool.queries(layer, q)
-        groups = self._groups[self._config.window(layer)]
+        groups = plan.groups[self._config.window(layer)]
         if len(groups) == 1:
             return self._attend_group(layer, q, groups[0])
         out = torch.empty_like(q)
@@ -102,6 +82,26 @@ class PagedAttention:
             rows = q.index_select(0, group.rows)
             out.index_copy_(0, group.rows, self._attend_group(layer, rows, group))
         return out
+
+    @cached_property
+    def _in_kernels(self) -> KernelStep | None:
+        if not runs_in_kernels(self._pool, self._spans, self._config):
+            return None
+        return KernelStep(self._pool, self._spans, config=self._config)
+
+    @cached_property
+    def _in_torch(self) -> _TorchPlan:
+        slots = [slot for span in self._spans for slot in span.slots(span.context, span.total)]
+        batches = _batch_spans(self._spans)
+        windows = {self._config.window(layer) for layer in range(self._config.num_layers)}
+        device = self._pool.device
+        return _TorchPlan(
+            slots=torch.tensor(slots, device=device),
+            groups={
+                window: tuple(_plan_group(batch, window, device) for batch in batches)
+                for window in windows
+            },
+        )
 
     def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
         k, v = self._pool.gather(layer, group.slots)

@@ -38,6 +38,8 @@ class TokenPlace:
 class SteadyAttention:
     """AttentionState of one step. Rows that no token has are neither stored nor attended."""
 
+    attend_projected = None
+
     def __init__(
         self, pool: PagePool, places: Sequence[TokenPlace], *, config: DecoderConfig
     ) -> None:

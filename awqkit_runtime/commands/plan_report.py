@@ -131,6 +131,10 @@ def _steps(plan: MemoryPlan, size: ModelSize, room: Room) -> list[tuple[str, int
     if room.device.type == "cpu" and plan.sessions == plan.max_batch_size:
         asked = f"{plan.max_batch_size} sessions, the most at once"
     step = f"a step of {plan.step_tokens:,} new tokens"
+    kept = [
+        ("− graphs", plan.graphs, f"of steps of up to {plan.max_batch_size} sequences"),
+        ("− libraries", plan.libraries, "and the code of kernels, about"),
+    ]
     return [
         ("memory", plan.memory, room.origin),
         ("− weights", plan.weights, source),
@@ -138,6 +142,7 @@ def _steps(plan: MemoryPlan, size: ModelSize, room: Room) -> list[tuple[str, int
         ("− cache", plan.cache, asked),
         ("− activations", plan.workspace.activations, step),
         ("− logits", plan.workspace.logits, f"and sampling, {plan.max_batch_size} at once"),
+        *(line for line in kept if line[1]),
         ("= left over", plan.left, ""),
     ]
 
@@ -154,8 +159,8 @@ def _summary(plan: MemoryPlan) -> str:
         f"Cache: {plan.pages:,} pages of {PAGE_TOKENS} tokens = {plan.tokens:,} tokens of "
         f"{plan.bytes_per_token:,} bytes. A session of {plan.session_len:,} tokens takes "
         f"{human_bytes(plan.session_bytes)}, so {plan.sessions:,} of full length fit at once. The "
-        f"share of the cache is --cache-max-entry-count, of what is free after the weights; what "
-        "it leaves must hold activations and logits. On a CPU the cache is never more than "
+        f"share of the cache is --cache-max-entry-count, of what is free after the weights; on a "
+        "GPU it leaves room for all the rest in any case. On a CPU the cache is never more than "
         "--max-batch-size sessions of --session-len tokens need."
     )
 

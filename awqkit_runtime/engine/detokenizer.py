@@ -118,6 +118,10 @@ class StopTexts:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        #: Characters that the beginning of a stop text begins and ends with.
+        self._first = {stop[0] for stop in self._stops}
+        self._last = {character for stop in self._stops for character in stop[:-1]}
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -125,10 +129,10 @@ class StopTexts:
         if not self._stops:
             return piece, False
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
+        for stop in self._stops:
+            if stop in text:
+                self._held = ""
+                return text[: min(at for at in map(text.find, self._stops) if at >= 0)], True
         keep = self._possible_start(text)
         self._held = text[keep:]
         return text[:keep], False
@@ -140,8 +144,12 @@ class StopTexts:
 
     def _possible_start(self, text: str) -> int:
         """Where the longest end of `text` starts that begins a stop text; its length if none."""
-        longest = max(len(stop) for stop in self._stops) - 1
-        for start in range(max(len(text) - longest, 0), len(text)):
-            if any(stop.startswith(text[start:]) for stop in self._stops):
+        if not text or text[-1] not in self._last:
+            return len(text)
+        for start in range(max(len(text) - self._longest + 1, 0), len(text)):
+            if text[start] in self._first and self._begins_stop(text[start:]):
                 return start
         return len(text)
+
+    def _begins_stop(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from awqkit_runtime.cache.allocator import BlockAllocator
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine import runners
+from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
 from awqkit_runtime.engine.detokenizer import TextDecoder
+from awqkit_runtime.engine.fast_decoder import fast_decoder
 from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
-from awqkit_runtime.engine.memory import cache_pages, free_memory
+from awqkit_runtime.engine.launched_step import launcher
+from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
-from awqkit_runtime.engine.sampler import SampledToken, sample
+from awqkit_runtime.engine.runners import reserved_for_steps
+from awqkit_runtime.engine.sampler import SampledToken
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.engine.scheduler import Chunk, Scheduler
+from awqkit_runtime.engine.scheduler import Scheduler
 from awqkit_runtime.engine.steady_runner import SteadyRunner
+from awqkit_runtime.engine.step_pipeline import StepPipeline
 from awqkit_runtime.errors import RequestError
 
 #: Between the seeds of a request's choices: 2^64 over the golden ratio, so that neighbouring seeds
@@ -57,19 +63,22 @@ class Engine:
         key_frame: KeyFrame = PLAIN_FRAME,
         new_runner: Callable[[DecoderModel, PagePool], Runner | SteadyRunner] | None = None,
         free_bytes: int | None = None,
+        run_ahead: bool | None = None,
     ) -> None:
         """stop_token_ids: the model's own. grammars: for requests that bring one. key_frame: how
         the cache lays keys.
 
         new_runner: what computes the steps, None for what the config asks for. free_bytes: what
-        the cache gets its share of, None for what is free on the decoder's device.
+        the cache gets its share of, None for what is free on the decoder's device. run_ahead:
+        whether to launch each step before the one before it is collected, where the runner can;
+        None: on a GPU.
         OutOfMemoryError when no session fits the cache.
         """
         self.config = config
         self.session_len = decoder.session_len
         self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
-        self._tokenizer = tokenizer
+        self._tokenizer = fast_decoder(tokenizer)
         self._grammars = grammars
         self._stop_token_ids = frozenset(stop_token_ids)
         page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
@@ -79,16 +88,24 @@ class Engine:
             device=decoder.device,
             session_len=self.session_len,
             free_bytes=free_memory(decoder.device) if free_bytes is None else free_bytes,
+            reserved_bytes=reserved_for_steps(decoder, config),
         )
-        pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
-        new_runner = new_runner or (SteadyRunner if config.deterministic else Runner)
-        self._runner = new_runner(decoder, pool)
+        with told_of_lack():
+            pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
+            self._runner = (new_runner or partial(runners.new_runner, config=config))(decoder, pool)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,
             max_batch_size=self.max_batch_size,
             max_step_tokens=config.max_prefill_tokens,
             prefix_caching=config.enable_prefix_caching,
+        )
+        steps = launcher(self._runner)
+        on_gpu = decoder.device.type == "cuda"
+        self._steps = StepPipeline(
+            self._scheduler,
+            steps,
+            runs_ahead=steps.can_follow and (on_gpu if run_ahead is None else run_ahead),
         )
         self._texts: dict[int, AnswerText] = {}
         self._seeds = random.Random(config.seed)
@@ -128,7 +145,8 @@ class Engine:
             leader = leader or request
             self._next_id += 1
             self._texts[request.request_id] = AnswerText(self._tokenizer, params, prompt=prompt)
-            self._scheduler.add(request)
+            with self._steps:
+                self._scheduler.add(request)
             numbers.append(request.request_id)
         return numbers
 
@@ -138,22 +156,22 @@ class Engine:
         if request is None:
             return None
         self._texts[request_id].finish()
-        return self._finish(request, "abort")
+        with self._steps:
+            completion = self._finish(request, "abort")
+            self._rest()
+        return completion
 
     def has_unfinished(self) -> bool:
+        """Whether step() has something to do; a step in flight always serves a request."""
         return bool(self._scheduler.requests)
 
     def step(self) -> list[RequestOutput]:
-        """Computes one batch; what it added to the requests that got a token."""
+        """Collects one batch; what it added to the requests that got a token."""
         if not self.has_unfinished():
             return []
-        with ExitStack() as undo:
-            undo.callback(self._scheduler.recover)
-            chunks = self._scheduler.schedule()
-            logits = self._runner.run(chunks)
-            tokens = sample(logits, [chunk.request for chunk in chunks if chunk.samples])
-            outputs = self._postprocess(chunks, tokens)
-            undo.pop_all()
+        with self._steps:
+            outputs = [self._append(request, token) for request, token in self._steps.step()]
+            self._rest()
         return outputs
 
     def stats(self) -> EngineStats:
@@ -183,32 +201,19 @@ class Engine:
                     f"{self._vocab_size - 1}."
                 )
 
-    def _postprocess(
-        self, chunks: Sequence[Chunk], tokens: Sequence[SampledToken]
-    ) -> list[RequestOutput]:
-        for chunk in chunks:
-            self._scheduler.advance(chunk)
-        requests = [chunk.request for chunk in chunks if chunk.samples]
-        return [
-            self._append(request, token) for request, token in zip(requests, tokens, strict=True)
-        ]
+    def _rest(self) -> None:
+        """When all have ended, a step in flight serves nobody and is not waited for."""
+        if not self.has_unfinished():
+            self._steps.drop()
 
     def _append(self, request: Request, sampled: SampledToken) -> RequestOutput:
         """Adds a token to the answer, and ends it where that token says so."""
-        token = sampled.token_id
-        request.output_token_ids.append(token)
-        if sampled.logprobs is not None:
-            request.output_logprobs.append(sampled.logprobs)
         answer = self._texts[request.request_id]
-        piece = "" if token in request.stop_token_ids else answer.push(token)
-        reason = _reason_to_end(request, answer, token)
-        if reason is not None:
-            piece += answer.finish()
-            reason = "stop" if answer.stopped else reason
+        piece, reason = extend_answer(request, answer, sampled)
         return RequestOutput(
             request_id=request.request_id,
             text=piece,
-            token_ids=[token],
+            token_ids=[sampled.token_id],
             logprobs=None if sampled.logprobs is None else [sampled.logprobs],
             completion=None if reason is None else self._finish(request, reason),
         )
@@ -216,25 +221,5 @@ class Engine:
     def _finish(self, request: Request, reason: FinishReason) -> Completion:
         request.finish_reason = reason
         self._scheduler.remove(request)
-        return Completion(
-            text=self._texts.pop(request.request_id).text,
-            token_ids=list(request.output_token_ids),
-            finish_reason=reason,
-            prompt_token_ids=list(request.prompt_token_ids),
-            logprobs=None if request.params.logprobs is None else list(request.output_logprobs),
-            reused_tokens=request.reused_tokens,
-        )
-
-
-def _reason_to_end(request: Request, answer: AnswerText, token: int) -> FinishReason | None:
-    """Why an answer ends with the token that it just got; None where it goes on."""
-    constraint = request.constraint
-    if constraint is not None:
-        constraint.accept(token)
-        if constraint.failed:
-            return "error"
-    if token in request.stop_token_ids or answer.stopped:
-        return "stop"
-    if constraint is not None and constraint.complete:
-        return "stop"
-    return "length" if len(request.output_token_ids) >= request.max_output else None
+        answer = self._texts.pop(request.request_id)
+        return complete_answer(request, answer, reason)

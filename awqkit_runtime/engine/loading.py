@@ -22,6 +22,7 @@ from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
 from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.footprint import loaded_bytes
 from awqkit_runtime.models.loader import load_decoder, resolve_dtype
 
@@ -135,4 +136,16 @@ def load_engine(
         checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
     )
     page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
-    return around(decoder, key_frame=key_frame_for(decoder, page_format)), text
+    key_frame = key_frame_for(decoder, page_format)
+    return around(decoder, key_frame=key_frame, free_bytes=_free_as_planned(plan, decoder)), text
+
+
+def _free_as_planned(plan: MemoryPlan, decoder: Decoder) -> int | None:
+    """What the cache gets its share of; None for what is free now.
+
+    On a GPU what the plan said, so that it holds, unless others took memory in the meantime. What
+    libraries keep is in use by now, in part, and the plan counts it by itself.
+    """
+    if decoder.device.type != "cuda":
+        return None
+    return min(plan.free, free_memory(decoder.device) + plan.libraries)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,8 +18,12 @@ _CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "t
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on this device."""
+    """Bytes that can still be allocated on this device.
+
+    On a GPU torch first gives back what it keeps for later.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     bounds = [_machine_memory(), *_container_memory(Path("/sys/fs/cgroup"))]
     return min(bounds)
@@ -35,14 +41,20 @@ def cache_pages(
     device: torch.device,
     session_len: int,
     free_bytes: int,
+    reserved_bytes: int = 0,
 ) -> int:
     """Pages of the cache: what cache_max_entry_count allows of free_bytes.
 
-    On CPU, where others want the memory too, no more than max_batch_size full sessions need.
-    OutOfMemoryError when that does not hold a single session.
+    Of these bytes reserved_bytes are for the steps, and never become pages. On CPU, where others
+    want the memory too, no more than max_batch_size full sessions need. ConfigError for a size
+    that is not there, OutOfMemoryError when the pages do not hold a single session.
     """
     page_bytes = page_format.bytes_per_page
-    budget = config.cache_bytes(free_bytes, page_tokens=PAGE_TOKENS, page_bytes=page_bytes)
+    room = max(free_bytes - reserved_bytes, 0)
+    # A share is one of all that is free; a size has to fit beside the steps.
+    asked_of = free_bytes if isinstance(config.cache_size, float) else room
+    budget = config.cache_bytes(asked_of, page_tokens=PAGE_TOKENS, page_bytes=page_bytes)
+    budget = min(budget, room)
     pages = budget // page_bytes
     session = pages_for(session_len)
     if pages < session:
@@ -55,6 +67,24 @@ def cache_pages(
     if device.type == "cuda":
         return pages
     return min(pages, session * config.batch_size_for(device))
+
+
+def set_aside(size: int, device: torch.device) -> None:
+    """Lets torch take so many bytes of a GPU now, from which it serves what steps ask for later."""
+    torch.empty(size, dtype=torch.uint8, device=device)
+
+
+@contextmanager
+def told_of_lack() -> Iterator[None]:
+    """Says what to do where a GPU lacks the memory that an engine takes at its start."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            "The GPU has less memory free than it had when the engine's share was planned: another "
+            "process takes some of it. End that one, or set cache_max_entry_count, "
+            "max_prefill_tokens or max_batch_size lower."
+        ) from error
 
 
 def _mib(size: int) -> str:

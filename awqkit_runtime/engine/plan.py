@@ -2,8 +2,9 @@
 
     free = memory − weights        cache = cache_max_entry_count · free, in whole pages
 
-What the cache leaves is for the workspace of a step. The pages are those that the engine
-allocates, and on a CPU never more than max_batch_size sessions of session_len need.
+What the cache leaves is for the steps: workspace, graphs, what libraries keep. On a GPU the cache
+takes nothing of that; on a CPU it is never more than max_batch_size sessions of session_len need.
+The pages are those that the engine allocates.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig, QuantPolicy, TokenCount
 from awqkit_runtime.engine.memory import cache_pages
-from awqkit_runtime.engine.workspace import Workspace, workspace
+from awqkit_runtime.engine.step_memory import reserved, step_memory
+from awqkit_runtime.engine.workspace import Workspace
 from awqkit_runtime.errors import OutOfMemoryError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.loader import resolve_session_len
@@ -46,6 +48,9 @@ class MemoryPlan:
     #: What the whole cache takes.
     cache: int
     workspace: Workspace
+    #: Of CUDA graphs and of what libraries and kernels keep; 0 where there are none.
+    graphs: int
+    libraries: int
 
     @property
     def free(self) -> int:
@@ -55,7 +60,7 @@ class MemoryPlan:
     @property
     def left(self) -> int:
         """Unused in the largest step; below 0 that step may run out of memory."""
-        return self.free - self.cache - self.workspace.total
+        return self.free - self.cache - self.workspace.total - self.graphs - self.libraries
 
     @property
     def tokens(self) -> int:
@@ -71,10 +76,12 @@ class MemoryPlan:
     def line(self) -> str:
         """The plan in a line."""
         step = "fits besides" if self.left >= 0 else "may not fit besides"
+        kept = self.graphs + self.libraries
+        beside = f", with {human_bytes(kept)} for graphs and libraries," if kept else ","
         return (
             f"Memory: {human_bytes(self.memory)} free, {human_bytes(self.weights)} for weights, "
             f"{human_bytes(self.cache)} for a cache of {self.tokens:,} tokens; the largest step, "
-            f"{human_bytes(self.workspace.total)}, {step}."
+            f"{human_bytes(self.workspace.total)}{beside} {step}."
         )
 
     @property
@@ -98,6 +105,7 @@ def plan_memory(
     session_len = resolve_session_len(config, engine.session_len)
     _require_weights_fit(weights, memory)
     page_format = PageFormat.for_policy(config, engine.policy, placement.dtype)
+    steps = step_memory(config, placement, engine, session_len=session_len)
     try:
         pages = cache_pages(
             engine,
@@ -105,6 +113,7 @@ def plan_memory(
             device=placement.device,
             session_len=session_len,
             free_bytes=memory - weights,
+            reserved_bytes=reserved(steps, placement.device),
         )
     except OutOfMemoryError as error:
         raise DoesNotFit(str(error), lacking="no session") from error
@@ -121,13 +130,9 @@ def plan_memory(
         bytes_per_token=page_format.bytes_per_token,
         pages=pages,
         cache=pages * page_format.bytes_per_page,
-        workspace=workspace(
-            config,
-            placement,
-            step_tokens=step_tokens,
-            max_batch_size=max_batch_size,
-            session_len=session_len,
-        ),
+        workspace=steps.workspace,
+        graphs=steps.graphs,
+        libraries=steps.libraries,
     )
 
 

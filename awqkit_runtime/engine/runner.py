@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.engine.host_arrays import to_device
+from awqkit_runtime.engine.launched_step import (
+    LaunchedStep,
+    finite_rows,
+    not_finite,
+    sampled_step,
+)
 from awqkit_runtime.engine.scheduler import Chunk
-from awqkit_runtime.errors import NumericsError
 from awqkit_runtime.layers.attention import AttentionState
 
 
@@ -35,7 +42,10 @@ class DecoderModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """The new tokens of a step, sequence by sequence, and where each sequence's pages are."""
+    """The new tokens of a step, sequence by sequence, and where each sequence's pages are.
+
+    A token that the step before samples, and that the host does not know yet, is 0.
+    """
 
     token_ids: list[int]
     positions: list[int]
@@ -44,6 +54,8 @@ class StepInputs:
 
 class Runner:
     """Runs a decoder over chunks whose keys and values live in the pages of a pool."""
+
+    can_follow: ClassVar[bool] = True
 
     def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
         self.decoder = decoder
@@ -55,32 +67,49 @@ class Runner:
 
         NumericsError when they are not finite.
         """
-        hidden = self.hidden(step_inputs(chunks))
-        ends = accumulate(chunk.length for chunk in chunks)
-        rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-        if not rows:
-            return hidden.new_empty((0, self.decoder.config.vocab_size), dtype=torch.float32)
-        return require_finite(self.decoder.logits(hidden[rows]), self.decoder)
+        return require_finite(self._logits(self.hidden(step_inputs(chunks)), chunks), self.decoder)
+
+    @torch.inference_mode()
+    def launch(self, chunks: Sequence[Chunk], previous: LaunchedStep | None = None) -> LaunchedStep:
+        """Enqueues a step and the sampling of its tokens, and waits for nothing.
+
+        previous: the step before, of which chunks that follow take their token.
+        """
+        inputs = step_inputs(chunks)
+        arrays = [numpy.array(numbers) for numbers in (inputs.token_ids, inputs.positions)]
+        token_ids, positions = to_device(arrays, self.decoder.device)
+        token_ids = take_sampled(token_ids, chunks, previous)
+        hidden = self._compute(token_ids, positions, inputs.spans)
+        return sampled_step(self._logits(hidden, chunks), chunks, dtype=self.decoder.dtype)
 
     @torch.inference_mode()
     def hidden(self, inputs: StepInputs) -> Tensor:
         """Of every token of the step, [tokens, hidden]."""
-        state = PagedAttention(self.pool, inputs.spans, config=self.decoder.config)
-        device = self.decoder.device
-        return self.decoder.hidden(
-            torch.tensor(inputs.token_ids, device=device),
-            torch.tensor(inputs.positions, device=device),
-            state,
-        )
+        arrays = [numpy.array(numbers) for numbers in (inputs.token_ids, inputs.positions)]
+        token_ids, positions = to_device(arrays, self.decoder.device)
+        return self._compute(token_ids, positions, inputs.spans)
+
+    def _compute(
+        self, token_ids: Tensor, positions: Tensor, spans: Sequence[SequenceSpan]
+    ) -> Tensor:
+        state = PagedAttention(self.pool, spans, config=self.decoder.config)
+        return self.decoder.hidden(token_ids, positions, state)
+
+    def _logits(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        ends = accumulate(chunk.length for chunk in chunks)
+        rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+        if not rows:
+            return hidden.new_empty((0, self.decoder.config.vocab_size), dtype=torch.float32)
+        if len(rows) < hidden.shape[0]:
+            hidden = hidden.index_select(0, *to_device([numpy.array(rows)], hidden.device))
+        return self.decoder.logits(hidden)
 
 
 def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
     """What the decoder gets for these chunks."""
     ends = accumulate(chunk.length for chunk in chunks)
     return StepInputs(
-        token_ids=[
-            token for c in chunks for token in c.request.tokens(c.start, c.start + c.length)
-        ],
+        token_ids=[token for chunk in chunks for token in known_tokens(chunk)],
         positions=[position for c in chunks for position in range(c.start, c.start + c.length)],
         spans=[
             SequenceSpan(
@@ -94,12 +123,41 @@ def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
     )
 
 
+def known_tokens(chunk: Chunk) -> list[int]:
+    """A chunk's tokens; 0 for one that the step before samples."""
+    if chunk.follows:
+        return [0]
+    return chunk.request.tokens(chunk.start, chunk.start + chunk.length)
+
+
+def rows_followed(chunks: Sequence[Chunk], previous: LaunchedStep | None) -> list[int]:
+    """For each chunk the row of previous that samples its token; −1 where that is known.
+
+    ValueError where a chunk follows what no step samples.
+    """
+    rows = {} if previous is None else {id(r): row for row, r in enumerate(previous.requests)}
+    found = [rows.get(id(chunk.request), -1) if chunk.follows else -1 for chunk in chunks]
+    if any(chunk.follows and row < 0 for chunk, row in zip(chunks, found, strict=True)):
+        raise ValueError("a chunk follows a token that the step before does not sample")
+    return found
+
+
+def take_sampled(
+    token_ids: Tensor, chunks: Sequence[Chunk], previous: LaunchedStep | None
+) -> Tensor:
+    """token_ids [tokens] with those in place that the step before samples."""
+    followed = rows_followed(chunks, previous)
+    if previous is None or max(followed, default=-1) < 0:
+        return token_ids
+    ends = accumulate(chunk.length for chunk in chunks)
+    pairs = [(end - 1, row) for end, row in zip(ends, followed, strict=True) if row >= 0]
+    arrays = [numpy.array(numbers) for numbers in zip(*pairs, strict=True)]
+    places, sources = to_device(arrays, token_ids.device)
+    return token_ids.index_copy(0, places, previous.token_ids.index_select(0, sources))
+
+
 def require_finite(logits: Tensor, decoder: DecoderModel) -> Tensor:
-    """The logits themselves; NumericsError when they are not finite."""
-    if not logits.isfinite().all():
-        raise NumericsError(
-            f"The model gave logits that are not finite in {decoder.dtype}. Its numbers "
-            "overflow that dtype, or its weights are damaged; try dtype='bfloat16' or "
-            "'float32'."
-        )
+    """The logits themselves; NumericsError when they are not finite. Waits for the device."""
+    if not finite_rows(logits).all():
+        raise not_finite(decoder.dtype)
     return logits

@@ -6,12 +6,19 @@ Pure decisions over requests and page numbers: no tensors, no clock, no I/O.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from awqkit_runtime.cache.allocator import BlockAllocator
+from awqkit_runtime.engine.answer_room import answer_room
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.errors import RequestError
+from awqkit_runtime.engine.request_pages import (
+    forget_pages,
+    free_pages,
+    publish_full_pages,
+    reuse_prefix,
+)
 
 _TURN = attrgetter("turn")
 
@@ -23,8 +30,14 @@ class Chunk:
     request: Request
     start: int
     length: int
-    #: It reaches the last known token, so that its last logits give the next one.
+    #: It reaches the last token that is there, so that its last logits give the next one.
     samples: bool
+    #: It is one token, which the step before samples: the host does not know it yet.
+    follows: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
 
 
 class Scheduler:
@@ -39,6 +52,10 @@ class Scheduler:
     counts as steps. All who wait grow older alike, so turns never change, and who comes much later
     does not overtake. Nobody enters before who waits in front of him, and the first of those that
     run can always go on; so every request ends.
+
+    A step may be scheduled while the one before it is in flight: launched, not recorded. Nobody
+    gives way then. Pages of a request that ends meanwhile are free at once: the device may still
+    write there, but whoever gets them comes in a later step, and steps run in order.
     """
 
     def __init__(
@@ -58,7 +75,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.requests: dict[int, Request] = {}
-        #: schedule() was called so often.
+        #: So often schedule() gave work.
         self.steps = 0
         self.preemptions = 0
         #: Tokens that entering requests brought, and those of them that the cache already held.
@@ -66,27 +83,14 @@ class Scheduler:
         self.reused_tokens = 0
 
     @property
-    def capacity(self) -> int:
-        """Tokens of prompt and answer that one request can have; the last is never cached."""
-        return min(self.session_len, self.allocator.num_pages * self.allocator.page_tokens + 1)
+    def cache_tokens(self) -> int:
+        return self.allocator.num_pages * self.allocator.page_tokens
 
     def room_after(self, prompt_length: int) -> int:
         """Tokens that an answer to such a prompt can have; RequestError if not even one."""
-        if prompt_length < 1:
-            raise RequestError("The prompt is empty: there is no token to continue from.")
-        if prompt_length + 1 > self.session_len:
-            raise RequestError(
-                f"The prompt has {prompt_length} tokens; with at least one of the answer that is "
-                f"more than the session length, {self.session_len}. Shorten the prompt or raise "
-                "session_len."
-            )
-        if prompt_length + 1 > self.capacity:
-            raise RequestError(
-                f"The prompt has {prompt_length} tokens, but the whole cache holds "
-                f"{self.capacity - 1}. Shorten the prompt, or make the cache larger with "
-                "cache_max_entry_count or its entries smaller with quant_policy."
-            )
-        return self.capacity - prompt_length
+        return answer_room(
+            prompt_length, session_len=self.session_len, cache_tokens=self.cache_tokens
+        )
 
     def add(self, request: Request) -> None:
         request.arrived = self.steps
@@ -102,44 +106,37 @@ class Scheduler:
             self.waiting.remove(request)
         self._free_pages(request)
 
-    def schedule(self) -> list[Chunk]:
-        """The next step's work; empty only when there are no requests."""
-        self.steps += 1
-        chunks: list[Chunk] = []
-        budget = self.max_step_tokens
-        decoding = [request for request in self.running if request.num_pending == 1]
-        for request in decoding[:budget]:
-            if request in self.running and self._grow(request):
-                chunks.append(_chunk(request, 1))
-        budget -= len(chunks)
-        prefilling = [request for request in self.running if request.num_pending > 1]
-        for request in prefilling:
-            if budget > 0:
-                chunks.append(_chunk(request, budget))
-                budget -= chunks[-1].length
-        while self.waiting and budget > 0:
-            request = self.waiting[0]
-            if not self._admit(request):
-                break
-            chunks.append(_chunk(request, budget))
-            budget -= chunks[-1].length
+    def schedule(self, in_flight: Sequence[Chunk] = ()) -> list[Chunk]:
+        """The next step's work; empty only when there are no requests, or when none can go on
+        before the chunks of the step in flight are recorded.
+        """
+        launched = {chunk.request.request_id: chunk for chunk in in_flight}
+        decodes: list[Chunk] = []
+        prefills: list[Chunk] = []
+        # Who gives way is the last of them, and so none that was looked at before.
+        for request in self.running:
+            rest = _rest(request, launched.get(request.request_id))
+            if rest is None:
+                continue
+            if rest.length > 1:
+                prefills.append(rest)
+            elif len(decodes) < self.max_step_tokens:
+                if not self._has_page(rest):
+                    if in_flight and self.allocator.available < 1:
+                        return []
+                    if not self._grow(request):
+                        continue
+                decodes.append(rest)
+        chunks = self._fill(decodes, prefills)
+        self.steps += bool(chunks)
         return chunks
 
     def advance(self, chunk: Chunk) -> None:
         """Records that a chunk was computed; full pages can from now on be shared."""
         request = chunk.request
-        request.num_computed = chunk.start + chunk.length
-        if not self.prefix_caching:
-            return
-        size = self.allocator.page_tokens
-        while (request.num_published + 1) * size <= request.num_computed:
-            index = request.num_published
-            request.pages[index] = self.allocator.publish(
-                request.pages[index],
-                parent=request.pages[index - 1] if index else None,
-                tokens=tuple(request.tokens(index * size, (index + 1) * size)),
-            )
-            request.num_published += 1
+        request.num_computed = chunk.end
+        if self.prefix_caching:
+            publish_full_pages(self.allocator, request)
 
     def recover(self) -> None:
         """Makes the state sound again after a step was interrupted halfway (by Ctrl-C, say).
@@ -150,6 +147,8 @@ class Scheduler:
             request.num_computed = min(request.num_computed, request.num_tokens - 1)
         placed = [request.request_id for request in (*self.running, *self.waiting)]
         tables = [request.pages for request in self.running]
+        for request in self.waiting:
+            forget_pages(request)
         if sorted(placed) == sorted(self.requests) and self.allocator.is_sound(tables):
             return
         self.allocator = BlockAllocator(
@@ -158,12 +157,30 @@ class Scheduler:
         self.running = []
         self.waiting = sorted(self.requests.values(), key=_TURN)
         for request in self.waiting:
-            _forget_pages(request)
+            forget_pages(request)
+
+    def _fill(self, decodes: list[Chunk], prefills: Sequence[Chunk]) -> list[Chunk]:
+        """The decodes, and of prompts what else a step can compute."""
+        chunks = decodes
+        budget = self.max_step_tokens - len(decodes)
+        for rest in prefills:
+            if budget > 0:
+                chunks.append(_beginning(rest, budget))
+                budget -= chunks[-1].length
+        while self.waiting and budget > 0:
+            request = self.waiting[0]
+            if not self._admit(request):
+                break
+            chunks.append(_beginning(_known_rest(request, request.num_computed), budget))
+            budget -= chunks[-1].length
+        return chunks
+
+    def _has_page(self, decode: Chunk) -> bool:
+        """Whether its token has a place already."""
+        return decode.start < len(decode.request.pages) * self.allocator.page_tokens
 
     def _grow(self, request: Request) -> bool:
-        """Gets the page for one more token, if need be from those that run after this one."""
-        if len(request.pages) >= self.allocator.pages_for(request.num_tokens):
-            return True
+        """Gets one more page, if need be from those that run after this request."""
         while self.allocator.available < 1:
             if self.running[-1] is request:
                 return False
@@ -173,42 +190,31 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Moves the first waiting request to the running ones, if there is room."""
-        if len(self.running) >= self.max_batch_size or self._leader_reads(request):
+        spare = len(self.running)
+        if spare >= self.max_batch_size or spare > self.allocator.available:
             return False
-        tokens = request.tokens()
+        if self._leader_reads(request):
+            return False
         if self.prefix_caching:
-            self._reuse(request, tokens)
-        missing = self.allocator.pages_for(len(tokens)) - len(request.pages)
-        if missing + len(self.running) > self.allocator.available:
+            reuse_prefix(self.allocator, request)
+        missing = self.allocator.pages_for(request.num_tokens) - len(request.pages)
+        if missing + spare > self.allocator.available:
             self._free_pages(request)
             return False
         request.pages += self.allocator.allocate(missing)
         if not request.output_token_ids:
             request.reused_tokens = request.num_computed
-        self.admitted_tokens += len(tokens)
+        self.admitted_tokens += request.num_tokens
         self.reused_tokens += request.num_computed
         insort(self.running, self.waiting.pop(0), key=_TURN)
         return True
 
-    def _reuse(self, request: Request, tokens: list[int]) -> None:
-        """Gives a request the pages that begin as it does; its last token is never among them."""
-        size = self.allocator.page_tokens
-        request.pages = self.allocator.reuse(tokens)
-        request.num_published = len(request.pages)
-        request.num_computed = len(request.pages) * size
-        parent = request.pages[-1] if request.pages else None
-        rest = tokens[request.num_computed : -1][:size]
-        tail = self.allocator.adopt(parent, rest)
-        if tail is not None:
-            request.pages.append(tail[0])
-            request.num_computed += tail[1]
-
     def _leader_reads(self, request: Request) -> bool:
         """Whether a request with the same prompt, ahead of this one, still has to read it."""
-        leader = request.leader
-        if leader is None or not self.prefix_caching or leader.request_id not in self.requests:
-            return False
-        return not leader.prompt_computed
+        leader = request.leader if self.prefix_caching else None
+        return (
+            leader is not None and leader.request_id in self.requests and not leader.prompt_computed
+        )
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -217,34 +223,27 @@ class Scheduler:
         self.preemptions += 1
 
     def _free_pages(self, request: Request) -> None:
-        """Last page first; a page that is full in part can be adopted by who goes on from there."""
-        pages, size = request.pages, self.allocator.page_tokens
-        full, rest = divmod(request.num_computed, size)
-        if rest and self.prefix_caching:
-            self.allocator.release(pages[full + 1 :])
-            self.allocator.retire(
-                pages[full],
-                parent=pages[full - 1] if full else None,
-                tokens=tuple(request.tokens(full * size, request.num_computed)),
-            )
-            self.allocator.release(pages[:full])
-        else:
-            self.allocator.release(pages)
-        _forget_pages(request)
+        free_pages(self.allocator, request, keep_tail=self.prefix_caching)
 
 
-def _chunk(request: Request, budget: int) -> Chunk:
-    """As many of the request's pending tokens as `budget` allows."""
-    length = min(request.num_pending, budget)
-    return Chunk(
-        request=request,
-        start=request.num_computed,
-        length=length,
-        samples=length == request.num_pending,
-    )
+def _rest(request: Request, last: Chunk | None) -> Chunk | None:
+    """All that the model has yet to read of a request, behind its chunk in flight, if any.
+
+    None where it is certain to end with the token that is in flight.
+    """
+    if last is None:
+        return _known_rest(request, request.num_computed)
+    if not last.samples:
+        return _known_rest(request, last.end)
+    if len(request.output_token_ids) + 1 >= request.max_output:
+        return None
+    return Chunk(request=request, start=last.end, length=1, samples=True, follows=True)
 
 
-def _forget_pages(request: Request) -> None:
-    request.pages = []
-    request.num_computed = 0
-    request.num_published = 0
+def _known_rest(request: Request, start: int) -> Chunk:
+    return Chunk(request=request, start=start, length=request.num_tokens - start, samples=True)
+
+
+def _beginning(rest: Chunk, budget: int) -> Chunk:
+    """As many of the rest's tokens as `budget` allows."""
+    return rest if rest.length <= budget else replace(rest, length=budget, samples=False)

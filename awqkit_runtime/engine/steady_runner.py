@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class _Token:
 
 class SteadyRunner:
     """Runs a decoder tile by tile; a Runner that is slower and exact."""
+
+    can_follow: ClassVar[bool] = False
 
     def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
         self.decoder = decoder

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import layer_ropes
-from awqkit_runtime.cache.paged_attention import BATCH_KEYS
+from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
+from awqkit_runtime.kernels import rotary_append
 from awqkit_runtime.kernels.attention import BLOCK_ROWS
+from awqkit_runtime.kernels.rotary import can_rotate
 from awqkit_runtime.layers.linear import UNPACKED_BYTES
 from awqkit_runtime.layers.placement import Placement
 
@@ -24,6 +26,10 @@ _MLP_TENSORS = 4
 _PROJECTION_TENSORS = 6
 #: A gathered key or value element, as the pages hold it and as attention computes with it.
 _GATHERED_BYTES = 6
+#: The same, gathered for kernels.
+_BF16_BYTES = 2
+#: An output over one piece of the keys: as it is, in float32, and the sum that it goes into.
+_PIECE_BYTES = 10
 #: Sine and cosine of an angle, float32.
 _ANGLE_BYTES = 8
 #: One pair of a query and a key in a block's mask: as a truth value, and as torch wants it.
@@ -57,22 +63,43 @@ def workspace(
     step_tokens: int,
     max_batch_size: int,
     session_len: int,
+    deterministic: bool = False,
 ) -> Workspace:
-    """What a step of up to step_tokens new tokens takes, in sessions of up to session_len."""
+    """What a step of up to step_tokens new tokens takes, in sessions of up to session_len.
+
+    deterministic: attention goes token by token, in torch.
+    """
+    in_kernels = not deterministic and _kernels_attend(config, placement)
     tokens = min(step_tokens, max_batch_size * session_len)
     row = tokens * placement.activation_dtype.itemsize
-    projections = _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
-    attention = projections + _gathered_bytes(config, tokens, max_batch_size, session_len)
+    projections = _projection_bytes(config, row)
+    gathered = _gathered_for_kernels if in_kernels else _gathered_bytes
+    attention = projections + gathered(config, tokens, max_batch_size, session_len)
     mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
-    masks = len({config.window(layer) for layer in range(config.num_layers)})
-    angles = len(layer_ropes(config)) * _ANGLE_BYTES * config.head_dim * tokens
-    prepared = masks * min(tokens, session_len) * session_len + angles
+    masks = 0 if in_kernels else len(_windows(config))
+    prepared = masks * min(tokens, session_len) * session_len + _angle_bytes(config, tokens)
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
         activations=prepared + residual + max(attention, mlp) + _unpacked_bytes(placement),
         logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
     )
+
+
+def decode_activations(config: DecoderConfig, placement: Placement, rows: int) -> int:
+    """What a step of so many decodes takes besides its logits, where kernels read the pages."""
+    row = rows * placement.activation_dtype.itemsize
+    largest = max(_projection_bytes(config, row), _mlp_bytes(config, rows, row))
+    return _HIDDEN_TENSORS * config.hidden_size * row + largest + _angle_bytes(config, rows)
+
+
+def _projection_bytes(config: DecoderConfig, row: int) -> int:
+    """row: bytes of one channel of all tokens."""
+    return _PROJECTION_TENSORS * (config.q_size + 2 * config.kv_size) * row
+
+
+def _angle_bytes(config: DecoderConfig, tokens: int) -> int:
+    return len(layer_ropes(config)) * _ANGLE_BYTES * config.head_dim * tokens
 
 
 def _unpacked_bytes(placement: Placement) -> int:
@@ -90,6 +117,34 @@ def _mlp_bytes(config: DecoderConfig, tokens: int, row: int) -> int:
     inner = max(experts.intermediate_size, experts.shared_intermediate_size or 0)
     expert = (_MLP_TENSORS * inner + _ROUTED_TENSORS * config.hidden_size) * row
     return max(dense, expert + _ROUTER_BYTES * experts.num_experts * tokens)
+
+
+def _kernels_attend(config: DecoderConfig, placement: Placement) -> bool:
+    """Whether prompts attend over pages through kernels, without masks."""
+    return (
+        placement.uses_cuda_kernels
+        and placement.fusions.rotary
+        and config.head_dim in rotary_append.PROGRAMS
+        and config.attention_softcap is None
+        and all(
+            can_rotate(int(config.head_dim * rope.partial_rotary_factor), config.head_dim)
+            for rope in layer_ropes(config)
+        )
+    )
+
+
+def _windows(config: DecoderConfig) -> set[int | None]:
+    return {config.window(layer) for layer in range(config.num_layers)}
+
+
+def _gathered_for_kernels(
+    config: DecoderConfig, tokens: int, max_batch_size: int, session_len: int
+) -> int:
+    """Keys and values that attend together in BF16, and sums over pieces of longer contexts."""
+    widest = max((min(window, session_len) for window in _windows(config) if window), default=0)
+    keys = min(max_batch_size * session_len, max(BATCH_KEYS, tokens + widest))
+    pieces = 0 if session_len <= BATCH_KEYS else config.q_size * tokens * _PIECE_BYTES
+    return 2 * config.kv_size * keys * _BF16_BYTES + pieces
 
 
 def _gathered_bytes(

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from awqkit_runtime.kernels import rms_norm, rotary, silu_mul, w4_repack
+from awqkit_runtime.kernels import (
+    decode_places,
+    page_gather,
+    rms_norm,
+    rotary,
+    rotary_append,
+    silu_mul,
+    top_p,
+    w4_repack,
+)
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.cuda.sources import Program
+from awqkit_runtime.kernels.paged_decode_plan import all_instances
 from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
 
 #: (out, in) of linears that between them reach every branch of the plan.
@@ -16,16 +26,32 @@ _SHAPES = (
     *((4096, 14336), (2048, 8192), (57344, 8192), (8192, 28672), (5120, 25600)),
 )
 #: Those that do not depend on the shapes of a model.
-FIXED = (w4_repack.PROGRAM, rms_norm.PROGRAM, rotary.PROGRAM, silu_mul.PROGRAM)
+FIXED = (
+    w4_repack.PROGRAM,
+    rms_norm.PROGRAM,
+    rotary.PROGRAM,
+    silu_mul.PROGRAM,
+    decode_places.PROGRAM,
+    top_p.PROGRAM,
+)
+#: Those that depend on the size of its heads alone.
+_OF_HEADS = (rotary_append.PROGRAMS, page_gather.PROGRAMS)
 
 
 def all_programs(arch: str) -> list[Program]:
     """For one of the architectures that w4_plan.MULTIPROCESSORS names."""
     gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
-    return sorted({*FIXED, *(plan.program for plan in plans)}, key=lambda program: program.name)
+    of_heads = (program for programs in _OF_HEADS for program in programs.values())
+    decodes = (instance.program for instance in all_instances())
+    programs = {*FIXED, *of_heads, *decodes, *(plan.program for plan in plans)}
+    return sorted(programs, key=lambda program: program.name)
 
 
-def compile_fixed(device: torch.device) -> None:
-    """Compile what every model needs on a CUDA device, all at once rather than one by one later."""
-    compile_programs(FIXED, device_architecture(device))
+def compile_fixed(device: torch.device, head_dim: int) -> None:
+    """Compile what any model with heads of this size needs on a CUDA device, all at once.
+
+    Otherwise they would be compiled one by one, each when it is first launched.
+    """
+    of_heads = (programs[head_dim] for programs in _OF_HEADS if head_dim in programs)
+    compile_programs((*FIXED, *of_heads), device_architecture(device))

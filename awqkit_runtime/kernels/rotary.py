@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,6 +26,12 @@ class HeadNorms:
     key: Tensor
     eps: float
     unit_offset: bool
+
+
+#: (layer, qkv, cos, sin, norms) → [rows, heads, head_dim]: attention of what the projections gave,
+#: whose heads are still to be normed and turned. qkv, cos, sin: as rotary_ takes them, with the
+#: values behind the keys; qkv is overwritten.
+AttendProjected = Callable[[int, Tensor, Tensor, Tensor, HeadNorms | None], Tensor]
 
 
 def can_rotate(rotary_dim: int, head_dim: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import apply_rotary
 from awqkit_runtime.kernels.attention import attend, plan_attention
-from awqkit_runtime.kernels.rotary import HeadNorms, can_rotate, rotary_
+from awqkit_runtime.kernels.rotary import AttendProjected, HeadNorms, can_rotate, rotary_
 from awqkit_runtime.layers.linear import FusedLinear, LinearWeights, build_linear
 from awqkit_runtime.layers.norm import RMSNorm
 from awqkit_runtime.layers.placement import Placement
@@ -19,6 +19,13 @@ from awqkit_runtime.layers.placement import Placement
 
 class AttentionState(Protocol):
     """What the tokens of one step attend over."""
+
+    @property
+    def attend_projected(self) -> AttendProjected | None:
+        """Attention that norms, rotates and stores by itself; None: attend() gets finished heads.
+
+        Asked for only where CUDA kernels compute.
+        """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q.
@@ -29,6 +36,8 @@ class AttentionState(Protocol):
 
 class DenseAttention:
     """AttentionState without a cache: batch whole sequences of equal length, from position 0."""
+
+    attend_projected = None
 
     def __init__(
         self, config: DecoderConfig, *, batch: int, length: int, device: torch.device
@@ -77,9 +86,13 @@ class Attention(nn.Module):
         self._in_one_kernel = placement.uses_cuda_kernels and placement.fusions.rotary
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], state: AttentionState) -> Tensor:
-        in_one_kernel = self._in_one_kernel and can_rotate(rotary[0].shape[-1], self._head_dim)
-        rotated = self._rotated_in_place if in_one_kernel else self._rotated
-        return self.o(state.attend(self._layer, *rotated(x, *rotary)).flatten(1))
+        if not (self._in_one_kernel and can_rotate(rotary[0].shape[-1], self._head_dim)):
+            out = state.attend(self._layer, *self._rotated(x, *rotary))
+        elif (attend_projected := state.attend_projected) is not None:
+            out = attend_projected(self._layer, self.qkv.joined(x), *rotary, self._kernel_norms())
+        else:
+            out = state.attend(self._layer, *self._rotated_in_place(x, *rotary))
+        return self.o(out.flatten(1))
 
     def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         """q, k and v of every token, [T, heads, head_dim], where q and k know their position."""

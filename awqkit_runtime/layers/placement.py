@@ -16,7 +16,7 @@ class Fusions:
     norm: bool = True
     #: The activation of the gate and its product with up.
     activation: bool = True
-    #: The norms of the heads and the rotary embedding.
+    #: The norms of the heads and the rotary embedding; over pages also storing and attending.
     rotary: bool = True
     #: A linear's bias, within its product.
     bias: bool = True

@@ -72,7 +72,7 @@ def ready_placement(
     )
     say_what_runs_in_torch(config, placement)
     if placement.uses_cuda_kernels:
-        compile_fixed(device)
+        compile_fixed(device, config.head_dim)
     return placement
 
 

@@ -33,7 +33,13 @@ ARROWS = {
     "awqkit_runtime.errors": {"awqkit.checkpoint"},
     "awqkit_runtime.config": {"awqkit_runtime.errors", "awqkit.checkpoint"},
     "awqkit_runtime.units": set(),
-    "awqkit_runtime.kernels": {"awqkit.checkpoint", "awqkit_runtime.errors"},
+    "awqkit_runtime.kernels": {
+        "awqkit.checkpoint",
+        "awqkit_runtime.errors",
+        "awqkit_runtime.cache.page_format",
+    },
+    # The bytes of pages, which kernels read and write, stand below everything else of the cache.
+    "awqkit_runtime.cache.page_format": {"awqkit.checkpoint", "awqkit_runtime.config"},
     "awqkit_runtime.cache": {
         "awqkit.checkpoint",
         "awqkit.decoder",

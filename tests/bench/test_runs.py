@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from awqkit_runtime.bench.prepared import prepare_work
+from awqkit_runtime.bench import prepared
+from awqkit_runtime.bench.prepared import RunningAhead, prepare_work
 from awqkit_runtime.bench.runs import (
     Result,
     Skipped,
@@ -19,7 +21,10 @@ from awqkit_runtime.bench.runs import (
 from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_calls
+from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import QUANT_POLICIES, QuantPolicy
+from awqkit_runtime.engine.launched_step import LaunchedStep
 from awqkit_runtime.engine.runner import Runner
 from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.models.decoder import Decoder
@@ -59,13 +64,13 @@ def test_prompts_are_read_in_steps_as_the_engine_does(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
-    run = Runner.run
+    launch = Runner.launch
 
-    def noted(self: Runner, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def noted(self: Runner, chunks: Sequence[Chunk], previous: LaunchedStep | None) -> LaunchedStep:
         steps.append([(c.request.request_id, c.start, c.length, c.samples) for c in chunks])
-        return run(self, chunks)
+        return launch(self, chunks, previous)
 
-    monkeypatch.setattr(Runner, "run", noted)
+    monkeypatch.setattr(Runner, "launch", noted)
     scenario = Scenario(name="test", batch=2, new_tokens=70, context=0)
     at_once = prepare_work(subject(decoder), scenario, 1000)()
     assert steps == [[(0, 0, 70, True), (1, 0, 70, True)]]
@@ -77,6 +82,23 @@ def test_prompts_are_read_in_steps_as_the_engine_does(
         [(1, 30, 40, True)],
     ]
     assert [token.token_id for token in split] == [token.token_id for token in at_once]
+
+
+def test_running_ahead_every_step_follows_the_one_in_flight(decoder: Decoder) -> None:
+    """Calls give in turn what steps one after the other give, where the tokens go on."""
+    scenario = Scenario(name="test", batch=3, new_tokens=1, context=70)
+    pool = PagePool(PageFormat.for_policy(decoder.config, 0, decoder.dtype), 6, "cpu")
+    runner = subject(decoder).runner(pool, 0, max_rows=3)
+    steps = prepared._steps(list(prepared._requests(scenario, 300)), scenario, 100)
+    call = RunningAhead(runner, steps)
+    assert call() == []
+    tokens = [[token.token_id for token in call()] for _ in range(4)]
+    for before, after in itertools.pairwise(tokens):
+        for chunk, token in zip(steps[0], before, strict=True):
+            prompt = chunk.request.prompt_token_ids[:-1]
+            chunk.request.prompt_token_ids = (*prompt, token)
+        again = runner.launch(steps[0], None).collect()
+        assert [token.token_id for token in again] == after
 
 
 def test_results_are_medians_with_their_limit(decoder: Decoder) -> None:

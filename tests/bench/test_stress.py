@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,28 +13,47 @@ from awqkit_runtime.bench.stress_traffic import Order
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.waits import Service, longest_waits
 from awqkit_runtime.cache.allocator import BlockAllocator
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.request import PRIORITY_STEPS, Completion
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from tests.engine.fakes import OneLayerDecoder, make_engine
+from tests.engine.fakes import NumberTokenizer, OneLayerDecoder, make_engine
 
 
-def stress(count: int, *, compare: int = 0, seed: int = 0, session_len: int = 160) -> StressReport:
+class SubjectAhead(Subject):
+    """Its engines run ahead, and so are not deterministic ones."""
+
+    def engine(self, config: EngineConfig) -> Engine:
+        config = replace(config, deterministic=False)
+        return Engine(self.decoder, NumberTokenizer(), config, run_ahead=True)
+
+
+def stress(
+    count: int,
+    *,
+    compare: int = 0,
+    seed: int = 0,
+    session_len: int = 160,
+    subjects: type[Subject] = Subject,
+) -> StressReport:
     decoder: Any = OneLayerDecoder(session_len=session_len)
-    subject = Subject(decoder=decoder, is_packed=lambda name: False)
+    subject = subjects(decoder=decoder, is_packed=lambda name: False)
     return run_stress(subject, count=count, compare=compare, seed=seed)
 
 
-def test_a_storm_ends_with_all_promises_kept() -> None:
-    report = stress(150, compare=20)
+@pytest.mark.parametrize("subjects", [Subject, SubjectAhead])
+def test_a_storm_ends_with_all_promises_kept(subjects: type[Subject]) -> None:
+    report = stress(150, compare=20, subjects=subjects)
     assert report.problems == ()
     assert report.preemptions > 0 and 0 < report.aborted < 150 and report.compared == 20
     assert report.pages_not_back == 0 and report.longest_wait <= report.longest_allowed
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("subjects", [Subject, SubjectAhead])
 @pytest.mark.parametrize("seed", range(3))
-def test_long_storms(seed: int) -> None:
-    report = stress(3000, compare=200, seed=seed, session_len=300)
+def test_long_storms(seed: int, subjects: type[Subject]) -> None:
+    report = stress(3000, compare=200, seed=seed, session_len=300, subjects=subjects)
     assert report.problems == () and report.preemptions > 100
 
 

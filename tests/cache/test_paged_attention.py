@@ -48,8 +48,9 @@ class Sequence:
 def make_pool(policy: int | str) -> PagePool:
     pool = PagePool(PageFormat.for_policy(CONFIG, policy, torch.float32), PAGES, "cpu")
     if policy == 0:  # What an earlier owner left in a page must never be read.
-        for rows in pool._pages._layers:  # type: ignore[union-attr]
-            rows.fill_(torch.nan)
+        for layer in range(CONFIG.num_layers):
+            pool.layer(layer).keys.fill_(torch.nan)
+            pool.layer(layer).values.fill_(torch.nan)
     return pool
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from awqkit_runtime.cache.page_codec import pack_codes, quantize_vectors
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.cache.pool import PagePool
 
@@ -92,6 +93,31 @@ def test_chunks_at_random_slots_equal_one_append(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_pool_allocates_what_the_format_says(name: str) -> None:
     pool = make_pool(name)
-    stores = [x for x in vars(pool._pages).values() if isinstance(x, tuple)]
-    assert sum(layer.nbytes for store in stores for layer in store) == pool.nbytes
+    layers = [pool.layer(number) for number in range(LAYERS)]
+    stores = [store for layer in layers for store in (layer.keys, layer.values, layer.params)]
+    assert sum(store.nbytes for store in stores if store is not None) == pool.nbytes
     assert pool.nbytes == PAGES * pool.format.bytes_per_page
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_head_of_a_page_lies_in_one_piece(name: str) -> None:
+    pool = make_pool(name)
+    form = pool.format
+    k, v = random_vectors(PAGE_TOKENS, seed=6)
+    page = 3
+    pool.append(1, k, v, torch.arange(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS))
+    pages = pool.layer(1)
+    for stored, vectors, vector in ((pages.keys, k, form.key), (pages.values, v, form.value)):
+        assert stored.is_contiguous()
+        expected = vectors.transpose(0, 1)
+        if vector.quantized:
+            expected = pack_codes(quantize_vectors(expected, vector.bits)[0], vector.bits)
+        assert torch.equal(stored[page], expected.to(stored.dtype))
+    if pages.params is None:
+        assert not form.quantized
+        return
+    assert pages.params.is_contiguous()
+    for params, vectors, vector in zip(
+        pages.params[page].chunk(2), (k, v), (form.key, form.value), strict=True
+    ):
+        assert torch.equal(params, quantize_vectors(vectors.transpose(0, 1), vector.bits)[1])

@@ -149,7 +149,8 @@ def test_what_fits_instead_is_shown_beside_the_error(config_only: Path) -> None:
 
 
 def test_a_cache_that_takes_all_is_warned_of(config_only: Path) -> None:
-    result = plan(config_only, "--memory", "24GiB", "--cache-max-entry-count", "1")
+    on_cpu = ("--device", "cpu", "--memory", "24GiB")
+    result = plan(config_only, *on_cpu, "--cache-max-entry-count", "1")
     assert result.exit_code == 0 and "more than there is. Lower" in result.stderr
 
 

@@ -84,6 +84,8 @@ def make_engine(
     stop_token_ids: Sequence[int] = (),
     tokenizer: Any = None,
     key_frame: KeyFrame = PLAIN_FRAME,
+    new_runner: Any = None,
+    run_ahead: bool | None = None,
     **settings: Any,
 ) -> Engine:
     """pages: exactly so many, whatever the settings say."""
@@ -97,6 +99,8 @@ def make_engine(
             EngineConfig(**settings),
             stop_token_ids=stop_token_ids,
             key_frame=key_frame,
+            new_runner=new_runner,
+            run_ahead=run_ahead,
         )
 
 

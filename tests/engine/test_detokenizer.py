@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from awqkit_runtime.engine.answer_text import AnswerText
 from awqkit_runtime.engine.detokenizer import REPLACEMENT, IncrementalDetokenizer, StopTexts
+from awqkit_runtime.engine.fast_decoder import fast_decoder
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from tests.engine.tokenizers_for_tests import (
     TEXT,
@@ -53,6 +54,22 @@ def test_pieces_of_any_writing_are_whole_characters_and_add_up(
     pieces = pieces_of(tokenizer, ids)
     assert "".join(pieces) == whole(tokenizer, ids)
     assert not any(REPLACEMENT in piece for piece in pieces)
+
+
+@every_tokenizer
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), skip=st.booleans())
+def test_the_fast_way_of_decoding_gives_the_same_text(
+    make: Callable[[], Any], data: st.DataObject, skip: bool
+) -> None:
+    tokenizer = make()
+    decoder = fast_decoder(tokenizer)
+    assert decoder is not tokenizer
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=4))
+    for _ in range(2):  # The second time from memory.
+        assert whole(decoder, ids, skip_special_tokens=skip) == whole(
+            tokenizer, ids, skip_special_tokens=skip
+        )
 
 
 @every_tokenizer

@@ -61,6 +61,8 @@ def computed_plainly(policy: int | str) -> list[list[int]]:
         (4, {"max_prefill_tokens": 7}),
         (8, {"max_prefill_tokens": 1}),
         (0, {"enable_prefix_caching": False}),
+        (8, {"max_batch_size": 16, "run_ahead": True}),
+        (0, {"pages": 7, "max_prefill_tokens": 33, "run_ahead": True}),
     ],
     ids=str,
 )
@@ -99,7 +101,9 @@ def test_a_step_computes_no_more_tokens_than_allowed_and_decodes_along() -> None
     assert seen == [{0}, {0}, {0}, {0, 1}]
 
 
-@pytest.mark.parametrize("settings", [{}, {"pages": 8}, {"max_prefill_tokens": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"pages": 8}, {"max_prefill_tokens": 5}, {"run_ahead": True}], ids=str
+)
 def test_seeded_answers_are_the_same_alone_batched_and_preempted(settings: dict[str, Any]) -> None:
     prompts = random_prompts(4, count=6, longest=100)
     params = SamplingParams(temperature=1.5, top_p=0.95, top_k=50, seed=7, max_tokens=80)
@@ -230,14 +234,15 @@ class Interrupting(OneLayerDecoder):
         return result
 
 
-def test_an_interrupted_step_can_be_repeated() -> None:
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_an_interrupted_step_can_be_repeated(run_ahead: bool) -> None:
     prompts = random_prompts(5, count=3, longest=90)
     params = SamplingParams(temperature=1.0, seed=1, max_tokens=20)
     expected = answers(generate(make_engine(), prompts, params))
-    engine = make_engine(Interrupting())
+    engine = make_engine(Interrupting(), run_ahead=run_ahead)
     for prompt in prompts:
         engine.add_request(prompt, params)
-    outputs = engine.step() + engine.step()
+    outputs = engine.step() + ([] if run_ahead else engine.step())
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     outputs += run_all(engine)
@@ -246,15 +251,16 @@ def test_an_interrupted_step_can_be_repeated() -> None:
     assert engine.stats().used_pages == 0
 
 
+@pytest.mark.parametrize("run_ahead", [False, True])
 @pytest.mark.parametrize("place", ["schedule", "advance"])
 def test_a_step_interrupted_between_its_records_loses_no_page(
-    place: str, monkeypatch: pytest.MonkeyPatch
+    place: str, run_ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages are taken or tokens counted, but what belongs to it has not happened yet."""
     prompts = random_prompts(6, count=3, longest=150)
     params = SamplingParams(max_tokens=70)
     expected = answers(generate(make_engine(), prompts, params))
-    engine = make_engine()
+    engine = make_engine(run_ahead=run_ahead)
     numbers = [engine.add_request(prompt, params) for prompt in prompts]
     outputs = engine.step()
     scheduler = engine._scheduler
@@ -298,9 +304,10 @@ def test_on_cpu_the_cache_is_no_larger_than_full_sessions_need() -> None:
     assert engine.stats().total_pages == 5 * 3
 
 
-def test_a_storm_of_requests_and_aborts_ends_with_an_empty_cache() -> None:
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_a_storm_of_requests_and_aborts_ends_with_an_empty_cache(run_ahead: bool) -> None:
     rng = random.Random(9)
-    engine = make_engine(pages=7, max_batch_size=8, max_prefill_tokens=40)
+    engine = make_engine(pages=7, max_batch_size=8, max_prefill_tokens=40, run_ahead=run_ahead)
     pool = random_prompts(10, count=3, longest=30)
     pool += random_prompts(11, count=3, longest=60, shared=70)
     longest = answers(generate_alone(make_engine(), pool, SamplingParams(max_tokens=150)))

@@ -31,12 +31,12 @@ def _alarms_interrupt() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def storm(seed: int, *, rounds: int) -> None:
+def storm(seed: int, *, rounds: int, run_ahead: bool) -> None:
     rng = random.Random(seed)
     prompts = [[rng.randrange(VOCAB) for _ in range(rng.randrange(1, 150))] for _ in range(6)]
     params = [SamplingParams(max_tokens=40)] * len(prompts)
     expected = Dispatcher(make_engine()).complete(prompts, params)
-    engine = make_engine(pages=8, max_prefill_tokens=50)
+    engine = make_engine(pages=8, max_prefill_tokens=50, run_ahead=run_ahead)
     requests, interrupted = Dispatcher(engine), 0
     for _ in range(rounds):
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.1))
@@ -55,12 +55,14 @@ def storm(seed: int, *, rounds: int) -> None:
 
 
 @pytest.mark.usefixtures("_alarms_interrupt")
-def test_a_few_interrupts() -> None:
-    storm(1, rounds=10)
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_a_few_interrupts(run_ahead: bool) -> None:
+    storm(1, rounds=10, run_ahead=run_ahead)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_alarms_interrupt")
+@pytest.mark.parametrize("run_ahead", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_many_interrupts(seed: int) -> None:
-    storm(seed, rounds=300)
+def test_many_interrupts(seed: int, run_ahead: bool) -> None:
+    storm(seed, rounds=300, run_ahead=run_ahead)

@@ -9,7 +9,12 @@ import torch
 
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.config import EngineConfig
-from awqkit_runtime.engine.memory import _container_memory, cache_pages, free_memory
+from awqkit_runtime.engine.memory import (
+    _container_memory,
+    cache_pages,
+    free_memory,
+    told_of_lack,
+)
 from awqkit_runtime.errors import ConfigError, OutOfMemoryError
 
 FORMAT = PageFormat(
@@ -87,3 +92,8 @@ def test_a_containers_limit_counts(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert _container_memory(tmp_path) == expected
+
+
+def test_a_gpu_that_others_took_is_told_of_in_words() -> None:
+    with pytest.raises(OutOfMemoryError, match="another process takes some"), told_of_lack():
+        raise torch.cuda.OutOfMemoryError

@@ -68,7 +68,8 @@ def test_eight_tenths_of_what_is_free_after_the_weights() -> None:
     assert (found.tokens, found.sessions) == (981 * 64, 1)
     assert found.cache == 981 * 64 * 131072
     assert found.session_bytes == 4 * GIB
-    assert found.left == found.free - found.cache - found.workspace.total >= 0
+    kept = found.workspace.total + found.graphs + found.libraries
+    assert found.left == found.free - found.cache - kept >= 0
 
 
 def test_int4_weights_and_an_int4_cache_of_four_tenths() -> None:
@@ -117,8 +118,27 @@ def test_what_does_not_fit_says_what_helps(
     assert error.value.lacking == lacking
 
 
-def test_a_cache_that_leaves_no_room_for_a_step() -> None:
-    assert plan(cache_max_entry_count=1.0).left < 0 < plan(cache_max_entry_count=0.7).left
+def test_on_a_gpu_the_cache_leaves_room_for_the_steps() -> None:
+    """Their memory is set aside, as running out of it would end the process."""
+    found = plan(cache_max_entry_count=1.0)
+    page = found.bytes_per_token * PAGE_TOKENS
+    assert 0 <= found.left < page and found.cache < found.free
+    assert plan(cache_max_entry_count=1.0, placement=CPU).left < 0
+    with pytest.raises(ConfigError, match=r"only .* are free for it"):
+        plan(cache_max_entry_count=found.free - 1)
+
+
+def test_graphs_are_planned_where_steps_run_as_graphs() -> None:
+    found = plan()
+    rows = 128 * (4 * 8 + 4 * 512 + 2 * 4096)
+    launches = 19 * 32 * 12 * 4096
+    pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128
+    assert found.graphs == rows + launches + pool + 20 * 2**20
+    assert found.libraries > 0
+    for settings in ({"deterministic": True}, {"placement": CPU}):
+        assert plan(**settings).graphs == 0  # type: ignore[arg-type]
+    assert plan(placement=CPU).libraries == 0
+    assert plan(max_batch_size=256).graphs > found.graphs
 
 
 def test_settings_against_the_model_or_the_memory() -> None:
@@ -167,7 +187,8 @@ def test_the_plan_is_told_before_anything_is_loaded(
         load_engine(folder, config, announce=told.append)
     assert told[0].tokens == 128 and told[0].left > 0
     assert "for a cache of 128 tokens" in told[0].line and "fits besides" in told[0].line
-    assert "may not fit besides" in plan(cache_max_entry_count=1.0).line
+    assert "may not fit besides" in plan(cache_max_entry_count=1.0, placement=CPU).line
+    assert "for graphs and libraries, fits besides" in plan().line
     monkeypatch.setattr("awqkit_runtime.engine.loading.free_memory", lambda device: 1000)
     with pytest.raises(DoesNotFit, match="weights alone"):
         load_engine(folder, config)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from awqkit_runtime.engine.logit_adjustments import adjust_logits
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.sampler import adjust_logits, sample, uniform_number
+from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.uniform import uniform_number
 
 VOCAB = 50
 
@@ -260,3 +262,23 @@ def test_no_logprobs_unless_asked_and_only_the_chosen_one_for_zero() -> None:
     none, zero = sample(logits, [request(), request(logprobs=0)])
     assert none.logprobs is None
     assert zero.logprobs is not None and list(zero.logprobs) == [zero.token_id]
+
+
+def test_rows_in_parts_keep_what_they_keep_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(11, rows=9, vocab=200)
+    rows = [request(seed=row, temperature=1.0, top_p=0.7) for row in range(9)]
+    together = tokens(logits, rows)
+    monkeypatch.setattr("awqkit_runtime.engine.token_choice._ORDERED_TOGETHER", 450)
+    assert tokens(logits, rows) == together
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_give_a_token_of_the_vocabulary(
+    params: dict[str, Any], value: float
+) -> None:
+    """An error comes when the step is collected; until then the next one may read the token."""
+    everywhere, once = torch.full((2, VOCAB), value), random_logits(12)
+    everywhere[1] = once
+    everywhere[1, -1] = value
+    assert all(0 <= token < VOCAB for token in tokens(everywhere, [request(**params)] * 2))

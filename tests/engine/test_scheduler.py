@@ -213,6 +213,19 @@ def test_recovery_of_a_sound_state_keeps_what_is_computed() -> None:
     assert shape(scheduler.schedule()) == [(0, 6, 1)], "no token came: the last one runs again"
 
 
+def test_a_page_stays_published_whose_last_token_is_computed_again() -> None:
+    scheduler = make()
+    request = add(scheduler, 0, PAGE)
+    scheduler.advance(scheduler.schedule()[0])
+    scheduler.recover()
+    assert request.num_computed == PAGE - 1
+    scheduler.remove(request)
+    twins = [add(scheduler, number, 0, tokens=[0, 1, 2, 3, 4]) for number in (1, 2)]
+    chunks = scheduler.schedule()
+    assert shape(chunks) == [(1, PAGE, 1), (2, PAGE, 1)]
+    assert scheduler.allocator.is_sound([twin.pages for twin in twins])
+
+
 def test_the_more_urgent_enters_first_and_equals_in_order() -> None:
     scheduler = make(batch=1)
     for number, priority in enumerate([0, 0, 2, 1, 2]):
@@ -263,12 +276,13 @@ def storm(seed: int, *, arrivals: int) -> None:
     scheduler = make(
         pages=pages, session=rng.randrange(8, 120), batch=rng.randrange(1, 9), budget=budget
     )
+    longest = min(scheduler.session_len, scheduler.cache_tokens + 1)
     goals: dict[int, int] = {}
     arrived = 0
     idle_steps = 0
     while arrived < arrivals or scheduler.requests:
         if arrived < arrivals and rng.random() < 0.4:
-            prompt = [rng.randrange(2) for _ in range(rng.randrange(1, scheduler.capacity))]
+            prompt = [rng.randrange(2) for _ in range(rng.randrange(1, longest))]
             urgency = rng.randrange(-2, 3)
             request = add(scheduler, arrived, 0, tokens=prompt, priority=urgency)
             goals[arrived] = rng.randrange(1, request.max_output + 1)

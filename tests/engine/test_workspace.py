@@ -21,6 +21,7 @@ from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.workspace import Workspace, workspace
+from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
 from tests.engine.fakes import random_frame
@@ -155,3 +156,32 @@ def test_sampling_stays_within_its_share(decoder: Decoder) -> None:
     scenario = Scenario(name="test", batch=8, new_tokens=1, context=1)
     peak = logits.nbytes + peak_bytes(lambda: sample(logits, requests))
     assert planned(decoder, scenario).logits / 2 < peak <= planned(decoder, scenario).logits
+
+
+def on_a_gpu(decoder: Decoder, session_len: int, *, deterministic: bool = False) -> int:
+    placement = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
+    return workspace(
+        decoder.config,
+        placement,
+        step_tokens=1024,
+        max_batch_size=4,
+        session_len=session_len,
+        deterministic=deterministic,
+    ).activations
+
+
+def test_kernels_gather_a_bounded_number_of_keys(decoder: Decoder) -> None:
+    """Without masks, and with sums over pieces of contexts that are longer."""
+    once, pieces, longer = (on_a_gpu(decoder, length) for length in (32768, 10**5, 10**6))
+    assert pieces - once == decoder.config.q_size * 1024 * 10
+    assert longer == pieces
+    assert on_a_gpu(decoder, 10**5, deterministic=True) > pieces
+
+
+def test_windows_are_gathered_whole(tmp_path: Path) -> None:
+    decoder = wide_decoder(tmp_path, "mistral", sliding_window=10**5)
+    keys = 10**5 + 1024 - 32768
+    width = 2 * 2 * decoder.config.kv_size
+    assert on_a_gpu(decoder, 10**6) == keys * width + on_a_gpu(
+        wide_decoder(tmp_path, "mistral", sliding_window=10), 10**6
+    )

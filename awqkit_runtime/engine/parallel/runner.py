@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from awqkit_runtime.engine.scheduler import Chunk
 
 class LeadingRunner(Runner):
     """A Runner whose steps all ranks compute. RankError when one of them is gone."""
+
+    can_follow: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,0 +1,84 @@
+"""Vectors into the pages of a layer and out of them again, in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from awqkit_runtime.cache.page_codec import (
+    dequantize_vectors,
+    pack_codes,
+    quantize_vectors,
+    unpack_codes,
+)
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PARAM_DTYPE, LayerPages, PageFormat
+
+#: The scale and the minimum of a vector, moved as one number.
+_PAIR = torch.int32
+
+
+def write_vectors(pages: LayerPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    """Store k and v [T, kv_heads, head_dim], in any float dtype, at slots, int64 [T]."""
+    places = (slots // PAGE_TOKENS, slots % PAGE_TOKENS)
+    if pages.params is None:
+        _put(pages.keys, places, k.to(pages.keys.dtype))
+        _put(pages.values, places, v.to(pages.values.dtype))
+        return
+    k_codes, v_codes, params = _quantized(k, v, pages.format)
+    _put(pages.keys, places, pack_codes(k_codes, pages.format.k_bits))
+    _put(pages.values, places, pack_codes(v_codes, pages.format.v_bits))
+    _put(pages.params.view(_PAIR), places, params.view(_PAIR))
+
+
+def read_vectors(pages: LayerPages, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """k and v [N, kv_heads, head_dim] at slots, int64 [N]; those of one head lie in one piece.
+
+    float32 from quantized pages, the model's dtype from dense ones.
+    """
+    form = pages.format
+    rows = _rows(slots, form.num_kv_heads)
+    dtype = torch.float32 if form.quantized else form.dtype
+    # Keys and values in one allocation, which is given back and taken again more cheaply than two.
+    vectors = torch.empty(2, *rows.shape, form.head_dim, dtype=dtype, device=slots.device)
+    if pages.params is None:
+        _take(pages.keys, rows, out=vectors[0])
+        _take(pages.values, rows, out=vectors[1])
+    else:
+        unpack_codes(_take(pages.keys, rows), form.k_bits, vectors[0])
+        unpack_codes(_take(pages.values, rows), form.v_bits, vectors[1])
+        pairs = _take(pages.params.view(_PAIR), _rows(slots, 2 * form.num_kv_heads))
+        params = pairs.view(PARAM_DTYPE).unflatten(0, (2, -1))
+        dequantize_vectors(vectors, params)
+    k, v = vectors.transpose(1, 2)
+    return k, v
+
+
+def _quantized(k: Tensor, v: Tensor, format: PageFormat) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of k, codes of v, parameters of both as one run of heads."""
+    if format.k_bits == format.v_bits:
+        codes, params = quantize_vectors(torch.cat((k, v), dim=1), format.k_bits)
+        k_codes, v_codes = codes.chunk(2, dim=1)
+        return k_codes, v_codes, params
+    k_codes, k_params = quantize_vectors(k, format.k_bits)
+    v_codes, v_params = quantize_vectors(v, format.v_bits)
+    return k_codes, v_codes, torch.cat((k_params, v_params), dim=1)
+
+
+def _put(stored: Tensor, places: tuple[Tensor, Tensor], vectors: Tensor) -> None:
+    """vectors [T, heads, n] into stored [pages, heads, PAGE_TOKENS, n] at (page, offset)."""
+    stored.transpose(1, 2).index_put_(places, vectors)
+
+
+def _take(stored: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """[heads, N, n] from stored [pages, heads, PAGE_TOKENS, n]."""
+    flat = None if out is None else out.flatten(0, 1)
+    taken = torch.index_select(stored.view(-1, stored.shape[-1]), 0, rows.flatten(), out=flat)
+    return taken.unflatten(0, rows.shape)
+
+
+def _rows(slots: Tensor, heads: int) -> Tensor:
+    """Of the vectors of all heads, counted over pages, heads and tokens: int64 [heads, N]."""
+    pages_before = slots // PAGE_TOKENS
+    first = torch.add(slots, pages_before, alpha=(heads - 1) * PAGE_TOKENS)
+    steps = torch.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, device=slots.device)
+    return first + steps.unsqueeze(1)

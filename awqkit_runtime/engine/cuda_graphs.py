@@ -1,0 +1,51 @@
+"""Work on a GPU as CUDA graphs: launched as a whole, without Python and the driver in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import torch
+
+
+class GraphCapture(Protocol):
+    """Turns work that was done once into a call that does it again."""
+
+    def capture(self, compute: Callable[[], object]) -> Callable[[], None]:
+        """The call repeats what compute enqueues: the same launches on the same tensors.
+
+        compute has run before, with everything loaded and warm; what it makes and gives back is
+        lost, so its results must lie in tensors that were there before.
+        """
+
+
+class CudaGraphs:
+    """Graphs that share one pool of memory, since no two of them run at once."""
+
+    def __init__(self, device: torch.device, *, pool_bytes: int) -> None:
+        """pool_bytes: what the intermediate results of any one graph take, set aside now."""
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        # Kept, since a pool lives as long as a graph in it. Later graphs get the memory that this
+        # one gave back.
+        self._first = self.capture(
+            lambda: torch.zeros(pool_bytes, dtype=torch.uint8, device=device)
+        )
+
+    def capture(self, compute: Callable[[], object]) -> Callable[[], None]:
+        # Not torch.cuda.graph(), which first gives all of torch's spare memory back to the driver:
+        # what steps need is in there.
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                compute()
+            except BaseException:
+                with suppress(RuntimeError):  # The capture is broken, and no graph comes of it.
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph.replay

@@ -1,0 +1,66 @@
+"""Which runner computes the steps of an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.cuda_graphs import CudaGraphs
+from awqkit_runtime.engine.graph_runner import GraphRunner
+from awqkit_runtime.engine.memory import set_aside
+from awqkit_runtime.engine.runner import DecoderModel, Runner
+from awqkit_runtime.engine.steady_runner import SteadyRunner
+from awqkit_runtime.engine.step_memory import (
+    StepMemory,
+    graph_pool_bytes,
+    makes_graphs,
+    reserved,
+    step_memory,
+)
+from awqkit_runtime.kernels.paged_decode import prepare_decode
+
+if TYPE_CHECKING:
+    from awqkit_runtime.models.decoder import Decoder
+
+
+def new_runner(
+    decoder: DecoderModel, pool: PagePool, *, config: EngineConfig
+) -> Runner | SteadyRunner:
+    """The engine's. On a GPU all memory that steps take is set aside now."""
+    if decoder.device.type == "cuda":
+        set_aside(_steps(cast("Decoder", decoder), config).workspace.total, decoder.device)
+    return runner_for(decoder, pool, config)
+
+
+def runner_for(
+    decoder: DecoderModel, pool: PagePool, config: EngineConfig
+) -> Runner | SteadyRunner:
+    """What the config asks for and the device can."""
+    if config.deterministic:
+        return SteadyRunner(decoder, pool)
+    if decoder.device.type == "cuda":
+        return _gpu_runner(cast("Decoder", decoder), pool, config)
+    return Runner(decoder, pool)
+
+
+def reserved_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
+    """Bytes of the decoder's device that the cache leaves to the steps; 0 on a CPU."""
+    if decoder.device.type != "cuda":
+        return 0
+    return reserved(_steps(cast("Decoder", decoder), config), decoder.device)
+
+
+def _steps(decoder: Decoder, config: EngineConfig) -> StepMemory:
+    return step_memory(decoder.config, decoder.placement, config, session_len=decoder.session_len)
+
+
+def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runner:
+    model, placement = decoder.config, decoder.placement
+    if not makes_graphs(model, placement, pool.format, config):
+        return Runner(decoder, pool)
+    prepare_decode(pool.format, model.num_heads, decoder.embedding.device)
+    max_rows = config.batch_size_for(decoder.device)
+    pool_bytes = graph_pool_bytes(model, placement, max_rows)
+    graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)
+    return GraphRunner(decoder, pool, graphs, max_rows=max_rows)

@@ -1,0 +1,111 @@
+"""Bytes that steps take besides weights and cache: the largest step, graphs, what libraries keep.
+
+All of it follows from shapes, before a device is touched; a test compares the sum with what a GPU
+reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from awqkit.checkpoint import DecoderConfig
+from awqkit.decoder import layer_ropes
+from awqkit_runtime.cache.page_format import PageFormat, pages_for
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.graph_sizes import graph_sizes
+from awqkit_runtime.engine.workspace import Workspace, decode_activations, workspace
+from awqkit_runtime.kernels.paged_decode import can_decode
+from awqkit_runtime.kernels.rotary import can_rotate
+from awqkit_runtime.kernels.rotary_append import can_append
+from awqkit_runtime.layers.placement import Placement
+
+#: What cuBLAS, our kernels' shared workspace and the code of all kernels take on a GPU, once they
+#: have been used. The driver's own context is not among it: it is there before memory is measured.
+LIBRARY_BYTES = 256 * 2**20
+#: Kernels of one layer in a decode step.
+_LAYER_LAUNCHES = 12
+#: What the driver keeps of each launch of a graph.
+_LAUNCH_BYTES = 4 * 2**10
+#: Memory that torch takes from the driver at once, at most, beyond what is asked for.
+_SEGMENT_BYTES = 20 * 2**20
+_INT64, _INT32 = 8, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes; graphs and libraries are 0 where there are none."""
+
+    workspace: Workspace
+    graphs: int
+    libraries: int
+
+    @property
+    def total(self) -> int:
+        return self.workspace.total + self.graphs + self.libraries
+
+
+def step_memory(
+    config: DecoderConfig, placement: Placement, engine: EngineConfig, *, session_len: int
+) -> StepMemory:
+    """For an engine with these settings, whose sessions have up to session_len tokens."""
+    max_rows = engine.batch_size_for(placement.device)
+    page_format = PageFormat.for_policy(config, engine.policy, placement.dtype)
+    graphs = makes_graphs(config, placement, page_format, engine)
+    return StepMemory(
+        workspace=workspace(
+            config,
+            placement,
+            step_tokens=min(engine.max_prefill_tokens, max_rows * session_len),
+            max_batch_size=max_rows,
+            session_len=session_len,
+            deterministic=engine.deterministic,
+        ),
+        graphs=graph_memory(config, placement, max_rows, session_len) if graphs else 0,
+        libraries=LIBRARY_BYTES if placement.device.type == "cuda" else 0,
+    )
+
+
+def reserved(steps: StepMemory, device: torch.device) -> int:
+    """Bytes that the cache leaves to the steps whatever it is asked to take.
+
+    On a CPU none: memory that is short there is lent by the system, and sizes are not so exact.
+    """
+    return steps.total if device.type == "cuda" else 0
+
+
+def makes_graphs(
+    config: DecoderConfig, placement: Placement, page_format: PageFormat, engine: EngineConfig
+) -> bool:
+    """Whether decode steps run as graphs.
+
+    They do where kernels compute all of attention and the host decides nothing on the way, as it
+    does for experts and for what several ranks share.
+    """
+    turned = [int(config.head_dim * rope.partial_rotary_factor) for rope in layer_ropes(config)]
+    return (
+        placement.uses_cuda_kernels
+        and placement.fusions.rotary
+        and config.experts is None
+        and not engine.deterministic
+        and engine.tp == 1
+        and all(can_rotate(rotary_dim, config.head_dim) for rotary_dim in turned)
+        and can_append(page_format)
+        and can_decode(page_format, config.num_heads)
+    )
+
+
+def graph_memory(
+    config: DecoderConfig, placement: Placement, max_rows: int, session_len: int
+) -> int:
+    """Of the tensors that graphs read and write, their pool, and what the driver keeps of them."""
+    row = 4 * _INT64 + _INT32 * pages_for(session_len)
+    row += config.hidden_size * placement.activation_dtype.itemsize
+    launches = len(graph_sizes(max_rows)) * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
+    return max_rows * row + graph_pool_bytes(config, placement, max_rows) + launches
+
+
+def graph_pool_bytes(config: DecoderConfig, placement: Placement, max_rows: int) -> int:
+    """Of the intermediate results of the largest graph."""
+    return decode_activations(config, placement, max_rows) + _SEGMENT_BYTES

@@ -1,0 +1,166 @@
+"""Launches of paged_decode.cu: attention of one new token a row over paged keys and values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
+from awqkit_runtime.kernels.cuda.sources import Program
+from awqkit_runtime.kernels.launch_plan import GpuModel, ceil_div
+
+HEAD_DIMS = (64, 96, 128, 256)
+#: Bits of keys and of values.
+WIDTHS = ((16, 16), (8, 8), (4, 4), (8, 4))
+MOST_HEADS = 16
+#: Query heads of one tile of the tensor cores, and tokens of another.
+_TILE_HEADS, _TILE_TOKENS = 8, 16
+#: Of shared memory, for who attends over what.
+_SCHEDULE_BYTES = 7 * 2**10
+#: Heads of so many elements in all leave a thread half of its registers for the rest.
+_LIGHT_ELEMENTS = 128
+#: Registers of one tile of keys and values up to which a step takes two of them.
+_SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagedDecodeInstance:
+    """The macros of paged_decode.cu. blocks: on one multiprocessor at once."""
+
+    head_dim: int
+    key_bits: int
+    value_bits: int
+    head_tiles: int
+    token_tiles: int
+    warps: int
+    blocks: int
+
+    @property
+    def program(self) -> Program:
+        return Program(
+            stem="paged_decode",
+            defines=(
+                f"PD_HEAD_DIM={self.head_dim}",
+                f"PD_KEY_BITS={self.key_bits}",
+                f"PD_VALUE_BITS={self.value_bits}",
+                f"PD_HEAD_TILES={self.head_tiles}",
+                f"PD_TOKEN_TILES={self.token_tiles}",
+                f"PD_WARPS={self.warps}",
+                f"PD_BLOCKS={self.blocks}",
+            ),
+        )
+
+    @property
+    def record_bytes(self) -> int:
+        """Of the running softmax of one segment, as a warp hands it on."""
+        return 512 * self.head_tiles * (1 + self.head_dim // 16)
+
+    @property
+    def shared_bytes(self) -> int:
+        return _SCHEDULE_BYTES + self.warps * self.record_bytes
+
+    def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
+        """group: query heads of a key-value head."""
+        blocks = max(1, min(self.blocks, gpu.blocks_that_fit(self.shared_bytes)))
+        grid = gpu.multiprocessors * blocks
+        return PagedDecodePlan(
+            program=self.program,
+            shape=LaunchShape(
+                grid=(grid, 1, 1),
+                block=(32 * self.warps, 1, 1),
+                shared_bytes=self.shared_bytes,
+                overlap=True,
+            ),
+            teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
+            workspace_bytes=2 * grid * self.record_bytes,
+            arrivals=grid,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagedDecodePlan:
+    """One launch, which serves any rows, pages and lengths.
+
+    teams: that the query heads of a key-value head are cut into. arrivals: zero int32 counters.
+    """
+
+    program: Program
+    shape: LaunchShape
+    teams: int
+    workspace_bytes: int
+    arrivals: int
+
+    @property
+    def entry(self) -> str:
+        return "paged_decode_kernel"
+
+
+def can_decode(format: PageFormat, num_heads: int) -> bool:
+    """Whether the kernel takes pages of this format for so many query heads."""
+    heads = format.num_kv_heads
+    return (
+        format.dtype == torch.bfloat16
+        and format.head_dim in HEAD_DIMS
+        and (format.k_bits, format.v_bits) in WIDTHS
+        and num_heads % heads == 0
+        and 1 <= num_heads // heads <= MOST_HEADS
+    )
+
+
+@cache
+def plan_paged_decode(format: PageFormat, num_heads: int, gpu: GpuModel) -> PagedDecodePlan:
+    """How rows of num_heads query heads attend over pages that can_decode allows."""
+    group = num_heads // format.num_kv_heads
+    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group)
+    return instance.plan(group, gpu)
+
+
+def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> PagedDecodeInstance:
+    """The instance for `group` query heads of a key-value head.
+
+    A warp keeps queries, outputs and the keys and values of a step in registers. So bigger heads
+    leave room for fewer warps, and smaller tiles of keys and values let a step take two of them:
+    what is under way from memory is what all warps of a multiprocessor load in a step.
+    """
+    head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
+    light = head_tiles * head_dim <= _LIGHT_ELEMENTS
+    tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
+    small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
+    if not light:
+        warps, blocks = 8, 1
+    elif key_bits == 16 or head_tiles > 1:
+        warps, blocks = 12, 1
+    else:
+        warps, blocks = 8, 2
+    return PagedDecodeInstance(
+        head_dim=head_dim,
+        key_bits=key_bits,
+        value_bits=value_bits,
+        head_tiles=head_tiles,
+        token_tiles=2 if tile_registers <= small else 1,
+        warps=warps,
+        blocks=blocks,
+    )
+
+
+def all_instances() -> list[PagedDecodeInstance]:
+    """Every one that instance_for can give."""
+    instances = (
+        instance_for(head_dim, *widths, group)
+        for head_dim in HEAD_DIMS
+        for widths in WIDTHS
+        for group in (1, MOST_HEADS)
+    )
+    return list(dict.fromkeys(instances))
+
+
+def score_scale(scale: float, softcap: float | None) -> tuple[float, float]:
+    """factor and cap of the kernel's ScoreScale: exponents of two instead of e."""
+    log2e = math.log2(math.e)
+    if softcap is None:
+        return scale * log2e, 0.0
+    return 2.0 * log2e * scale / softcap, softcap * log2e

@@ -1,0 +1,90 @@
+// The variant that one compilation of paged_decode.cu is, and how its pages lie in memory.
+#pragma once
+
+#include "paged_decode_ptx.cuh"
+
+namespace paged_decode {
+
+constexpr int kHeadDim = PD_HEAD_DIM;
+constexpr int kKeyBits = PD_KEY_BITS;
+constexpr int kValueBits = PD_VALUE_BITS;
+constexpr int kHeadTiles = PD_HEAD_TILES;    // n8 tiles of query heads
+constexpr int kTokenTiles = PD_TOKEN_TILES;  // m16 tiles of tokens in a step
+constexpr int kWarps = PD_WARPS;
+constexpr int kThreads = 32 * kWarps;
+
+constexpr bool kQuantized = kKeyBits < 16;
+constexpr int kDimTiles = kHeadDim / 16;  // k16 steps of a score, m16 tiles of an output
+constexpr int kPageTokens = 64;
+constexpr int kTokens = 16 * kTokenTiles;  // of a step, which is the unit of all scheduling
+constexpr int kKeyRow = kHeadDim * kKeyBits / 8;      // bytes of a token
+constexpr int kValueRow = kHeadDim * kValueBits / 8;
+constexpr u32 kAll = 0xffffffffu;
+
+static_assert(kHeadDim % 32 == 0 && kPageTokens % kTokens == 0);
+static_assert((kKeyBits == 16) == (kValueBits == 16), "pages are dense or quantized");
+
+// Keys, values: [pages, kv_heads, 64, row]. params: [pages, 2 · kv_heads, 64] pairs of FP16, scale
+// and minimum, of the keys and then of the values; null for dense pages.
+struct Pages {
+  const unsigned char* keys;
+  const unsigned char* values;
+  const u32* params;
+  int kv_heads;
+};
+
+// Where a token's vectors lie: which row of keys and of values, and which of the keys' parameters.
+struct Place {
+  u32 row;
+  u32 params;
+};
+
+__device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_head, int token) {
+  const u32 page_row = static_cast<u32>(page) * (pages.kv_heads * kPageTokens);
+  const u32 row = page_row + kv_head * kPageTokens + token;
+  return {row, row + page_row};
+}
+
+// Which token of a tile a lane of row lane / 4 has in a score's upper half (the lower half is 8 tokens
+// on). In this order the tokens whose values a lane needs, at rows 2c and 2c + 1 where c = lane % 4 and
+// at both 8 on, are c, 4 + c, 8 + c and 12 + c: a quad loads neighbours.
+__device__ __forceinline__ int score_token(int lane) { return lane / 8 + lane / 4 % 2 * 4; }
+
+// Query heads [first, first + count) of one row, which share a key-value head.
+struct HeadGroup {
+  int kv_head;
+  int first;
+  int count;
+};
+
+// A key-value head's `group` query heads, in `teams` equal teams of at most 8 · kHeadTiles.
+struct HeadLayout {
+  int group;
+  int teams;
+
+  __device__ __forceinline__ HeadGroup at(int unit_head) const {
+    const int kv_head = unit_head / teams, share = (group + teams - 1) / teams;
+    const int begin = (unit_head - kv_head * teams) * share;
+    return {kv_head, kv_head * group + begin, min(share, group - begin)};
+  }
+};
+
+// Codes of 8 bits less 128, two of them from the low bytes of both halves of a word, exact in BF16:
+// seven bits on top of 128 less 128 where the eighth is set, less 256 where it is not.
+__device__ __forceinline__ u32 centred_bytes(u32 word) {
+  const u32 low = masked_with<0x007f007fu, 0x43004300u>(word);
+  const u32 offset = masked_with<0x00800080u, 0x43004300u, true>(word);
+  return multiply_add_bf16(offset, 0xbf80bf80u, low);
+}
+
+// Codes of 4 bits plus 128, from the low nibbles of both halves of a word.
+__device__ __forceinline__ u32 raised_nibbles(u32 word) {
+  return masked_with<0x000f000fu, 0x43004300u>(word);
+}
+
+// Codes of 4 bits less 8.
+__device__ __forceinline__ u32 centred_nibbles(u32 word) {
+  return multiply_add_bf16(raised_nibbles(word), 0x3f803f80u, 0xc308c308u);
+}
+
+}  // namespace paged_decode

@@ -1,0 +1,110 @@
+// Keys as the tensor cores take them: scores [16 tokens x 8 heads] = keys [16 x 16] · queries.
+//
+// Which of the head's dimensions a product's k index means is free as long as keys and queries
+// agree, so the four lanes of a quad share a token's row in pieces as wide as a load, and every
+// register that a load fills is (after its codes are widened) an operand as it stands.
+#pragma once
+
+#include "paged_decode_format.cuh"
+
+namespace paged_decode {
+
+constexpr int kKeyLaneBytes = kKeyRow / 4;
+constexpr int kKeyLoad = kKeyLaneBytes % 16 == 0 ? 16 : kKeyLaneBytes % 8 == 0 ? 8 : 4;
+constexpr int kKeyLoads = kKeyLaneBytes / kKeyLoad;
+constexpr int kKeyWords = kKeyLaneBytes / 4;
+// What the products see is the code plus this.
+constexpr float kKeyOffset = kKeyBits == 8 ? -128.0f : kKeyBits == 4 ? 128.0f : 0.0f;
+
+// Of the tokens score_token and score_token + 8.
+struct KeyTile {
+  u32 words[2][kKeyWords];
+  u32 params[2];
+
+  // place: of the tile's first token.
+  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
+    const unsigned char* from = pages.keys + static_cast<size_t>(place.row) * kKeyRow +
+                                (score_token(lane) * kKeyRow + lane % 4 * kKeyLoad);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < kKeyLoads; ++i)
+        load_once<kKeyLoad>(words[half] + i * (kKeyLoad / 4),
+                            from + 8 * half * kKeyRow + 4 * i * kKeyLoad);
+    if constexpr (kQuantized) {
+      const u32* pairs = pages.params + place.params + score_token(lane);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
+    }
+  }
+
+  // Dimensions of k16 step `step`.
+  __device__ __forceinline__ void operand(u32 (&a)[4], int step) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kKeyBits == 16) {
+        a[half] = words[half][2 * step];
+        a[half + 2] = words[half][2 * step + 1];
+      } else if constexpr (kKeyBits == 8) {
+        a[half] = centred_bytes(words[half][step]);
+        a[half + 2] = centred_bytes(words[half][step] >> 8);
+      } else {
+        const u32 word = words[half][step / 2] >> (step % 2 * 4);
+        a[half] = raised_nibbles(word);
+        a[half + 2] = raised_nibbles(word >> 8);
+      }
+    }
+  }
+};
+
+// The first of the four consecutive dimensions that lane % 4 = column has in a step. Codes come out
+// of a word as elements 0 and 2, and then 1 and 3.
+__device__ __forceinline__ int key_dim(int step, int column) {
+  constexpr int kLoadWords = kKeyLoad / 4;
+  const int word = kKeyBits == 16 ? 2 * step : kKeyBits == 8 ? step : step / 2;
+  const int byte =
+      (word / kLoadWords * 4 + column) * kKeyLoad + word % kLoadWords * 4;
+  if constexpr (kKeyBits == 16) return byte / 2;
+  if constexpr (kKeyBits == 8) return byte;
+  return byte + step % 2 * (kHeadDim / 2);
+}
+
+// The queries of a head group; heads beyond it are zeros.
+struct Queries {
+  u32 operand[kHeadTiles][kDimTiles][2];
+  float sums[kHeadTiles][2];  // Σ q of the heads 2 · (lane % 4) and the next one
+
+  // q: [heads, kHeadDim] of the row, from the group's first head on.
+  __device__ __forceinline__ void load(const u16* q, int count, int lane) {
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+      const int head = 8 * n + lane / 4;
+      const u16* from = q + head * kHeadDim;
+#pragma unroll
+      for (int step = 0; step < kDimTiles; ++step) {
+        uint2 four = make_uint2(0, 0);
+        if (head < count)
+          four = __ldcg(reinterpret_cast<const uint2*>(from + key_dim(step, lane % 4)));
+        operand[n][step][0] = kQuantized ? __byte_perm(four.x, four.y, 0x5410) : four.x;
+        operand[n][step][1] = kQuantized ? __byte_perm(four.x, four.y, 0x7632) : four.y;
+      }
+      if constexpr (kQuantized) add_up(n, lane);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void add_up(int n, int lane) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * kDimTiles; ++i) {
+      const u32 pair = operand[n][i / 2][i % 2];
+      sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+    }
+    sum += __shfl_xor_sync(kAll, sum, 1);
+    sum += __shfl_xor_sync(kAll, sum, 2);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sums[n][i] = __shfl_sync(kAll, sum, 4 * (2 * (lane % 4) + i));
+  }
+};
+
+}  // namespace paged_decode

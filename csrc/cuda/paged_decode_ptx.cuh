@@ -1,0 +1,101 @@
+// Thin wrappers of the PTX of paged_decode.cu, all of it known to sm_80.
+#pragma once
+
+#include "bf16.cuh"
+
+namespace paged_decode {
+
+using awqkit::u16;
+using awqkit::u32;
+
+// kBytes (16, 8, 4 or 2) that are read once: past L1, in program order. Two bytes come as the low
+// half of a word.
+template <int kBytes>
+__device__ __forceinline__ void load_once(u32* words, const void* from) {
+  if constexpr (kBytes == 16) {
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from));
+  } else if constexpr (kBytes == 8) {
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "l"(from));
+  } else if constexpr (kBytes == 4) {
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+  } else {
+    static_assert(kBytes == 2);
+    u16 half;
+    asm volatile("ld.global.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(from));
+    words[0] = half;
+  }
+}
+
+// c += a · b, BF16 operands, FP32 accumulators, m16n8k16.
+__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Transposes an 8 x 8 matrix of 16-bit values that a warp holds, two of a row in each lane.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+  u32 result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// a · b + c on pairs of BF16.
+__device__ __forceinline__ u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
+  u32 pair;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
+  return pair;
+}
+
+// (word & kMask) | kBits, or (~word & kMask) | kBits.
+template <u32 kMask, u32 kBits, bool kInverted = false>
+__device__ __forceinline__ u32 masked_with(u32 word) {
+  u32 result;
+  constexpr int kTable = kInverted ? (~0xf0 & 0xcc & 0xff) | 0xaa : (0xf0 & 0xcc) | 0xaa;
+  asm("lop3.b32 %0, %1, %2, %3, %4;"
+      : "=r"(result)
+      : "r"(word), "n"(kMask), "n"(kBits), "n"(kTable));
+  return result;
+}
+
+// Returns what was there. What this thread knows to be written is visible to whoever sees the sum, and
+// what they knew to this thread.
+__device__ __forceinline__ int add_in_order(int* address, int number) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(number)
+               : "memory");
+  return before;
+}
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+__device__ __forceinline__ float power_of_two(float exponent) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
+  return result;
+}
+
+// The two FP16 numbers of a word.
+__device__ __forceinline__ float2 widen_half_pair(u32 pair) {
+  float2 result;
+  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %2;\n\t"
+      "cvt.f32.f16 %0, low;\n\tcvt.f32.f16 %1, high;\n\t}"
+      : "=f"(result.x), "=f"(result.y)
+      : "r"(pair));
+  return result;
+}
+
+}  // namespace paged_decode

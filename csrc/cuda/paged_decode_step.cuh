@@ -1,0 +1,121 @@
+// One step of a warp: kTokens tokens of one head, from memory through scores and weights to the
+// output. Registers are the only buffer: what a step has used up is loaded again at once for the
+// next one, so that loads are under way while the rest of the step is computed.
+#pragma once
+
+#include "paged_decode_softmax.cuh"
+
+namespace paged_decode {
+
+class Step {
+ public:
+  // place: of the step's first token.
+  __device__ __forceinline__ void load_keys(const Pages& pages, const Place& place, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) keys_[t].load(pages, tile_of(place, t), lane);
+  }
+
+  __device__ __forceinline__ void load_values(const Pages& pages, const Place& place, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) values_[t].load(pages, tile_of(place, t), lane);
+  }
+
+  // Keys are used up after this.
+  __device__ __forceinline__ void multiply_keys(const Queries& queries) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores_[t][n][e] = 0.0f;
+#pragma unroll
+      for (int step = 0; step < kDimTiles; ++step) {
+        u32 a[4];
+        keys_[t].operand(a, step);
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
+      }
+      if constexpr (kQuantized) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) key_params_[t][half] = keys_[t].params[half];
+      }
+    }
+  }
+
+  // Products become exponents, those of tokens out of sight minus infinity.
+  __device__ __forceinline__ void score(const Queries& queries, const ScoreScale& scale,
+                                        const Visible& visible, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) scale_products(t, half, queries, scale.factor);
+    if (scale.cap != 0.0f) cap_scores(scale);
+    if (!visible.whole) hide_scores(visible, lane);
+  }
+
+  // Values are used up after this.
+  __device__ __forceinline__ void attend(Softmax& softmax, const Visible& visible, int lane) {
+    softmax.follow(scores_);
+    if (!visible.whole) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t)
+        values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      u32 b[kHeadTiles][2];
+      softmax.weigh(b, scores_[t], values_[t].params);
+      softmax.add(values_[t], b);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static Place tile_of(const Place& place, int t) {
+    return {place.row + 16 * t, place.params + 16 * t};
+  }
+
+  // The products of token score_token + 8 · half become what ScoreScale takes.
+  __device__ __forceinline__ void scale_products(int t, int half, const Queries& queries,
+                                                 float factor) {
+    float slope = factor, shift = 0.0f;
+    if constexpr (kQuantized) {
+      const float2 params = widen_half_pair(key_params_[t][half]);
+      slope = factor * params.x;
+      shift = factor * params.y - kKeyOffset * slope;
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& score = scores_[t][n][2 * half + i];
+        score *= slope;
+        if constexpr (kQuantized) score += shift * queries.sums[n][i];
+      }
+  }
+
+  __device__ __forceinline__ void cap_scores(const ScoreScale& scale) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores_[t][n][e] = scale.capped(scores_[t][n][e]);
+  }
+
+  __device__ __forceinline__ void hide_scores(const Visible& visible, int lane) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!visible.sees(16 * t + e / 2 * 8 + score_token(lane))) scores_[t][n][e] = minus_infinity();
+  }
+
+  KeyTile keys_[kTokenTiles];
+  ValueTile values_[kTokenTiles];
+  u32 key_params_[kTokenTiles][2];  // of the keys that the scores come from
+  float scores_[kTokenTiles][kHeadTiles][4];
+};
+
+}  // namespace paged_decode

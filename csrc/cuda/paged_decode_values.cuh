@@ -1,0 +1,112 @@
+// Values as the tensor cores take them: outputs [16 dims x 8 heads] += values [16 x 16 tokens] · p.
+//
+// An operand's register holds one dimension of two tokens, so a lane loads the same piece of four
+// tokens' rows and zips them. Which dimension of the head a row of the product means is free: lane / 4
+// owns pieces as wide as a load, and takes two consecutive dimensions of them in every tile.
+#pragma once
+
+#include "paged_decode_format.cuh"
+
+namespace paged_decode {
+
+constexpr int kValueLaneBytes = kValueRow / 8;
+constexpr int kValueLoad = kValueLaneBytes % 16 == 0  ? 16
+                           : kValueLaneBytes % 8 == 0 ? 8
+                           : kValueLaneBytes % 4 == 0 ? 4
+                                                      : 2;
+constexpr int kValueLoads = kValueLaneBytes / kValueLoad;
+constexpr int kLoadWords = kValueLoad == 2 ? 1 : kValueLoad / 4;
+constexpr int kValueWords = kValueLoads * kLoadWords;
+// What the products see is the code plus this.
+constexpr float kValueOffset = kValueBits == 8 ? -128.0f : kValueBits == 4 ? -8.0f : 0.0f;
+
+// Consecutive tiles of a lane whose dimensions are consecutive too, eight at most.
+constexpr int kLoadTiles = kValueBits == 16 ? kValueLoad / 4 : kValueLoad / 2;
+constexpr int kRunTiles = kLoadTiles < 4 ? kLoadTiles : 4;
+
+// The first of the two dimensions that lane / 4 = row has in tile `tile`.
+__device__ __forceinline__ int value_dim(int tile, int row) {
+  if constexpr (kValueBits == 16) {
+    return ((tile / kLoadTiles * 8 + row) * kValueLoad + tile % kLoadTiles * 4) / 2;
+  } else {
+    // Two bytes of each code row, whose low nibbles are the tiles of the lower half of the head.
+    constexpr int kPieces = kValueLaneBytes / 2;
+    const int piece = tile % kPieces;
+    const int byte = (piece / kLoadTiles * 8 + row) * kValueLoad + piece % kLoadTiles * 2;
+    return byte + tile / kPieces * (kHeadDim / 2);
+  }
+}
+
+struct ValueTile {
+  u32 words[4][kValueWords];  // of the tokens c, 4 + c, 8 + c and 12 + c where c = lane % 4
+  u32 params[2];              // of the tokens score_token and score_token + 8
+
+  __device__ __forceinline__ static int token(int index, int lane) {
+    return 4 * index + lane % 4;
+  }
+
+  // place: of the tile's first token.
+  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
+    const unsigned char* from = pages.values + static_cast<size_t>(place.row) * kValueRow +
+                                (token(0, lane) * kValueRow + lane / 4 * kValueLoad);
+#pragma unroll
+    for (int index = 0; index < 4; ++index)
+#pragma unroll
+      for (int i = 0; i < kValueLoads; ++i)
+        load_once<kValueLoad>(words[index] + i * kLoadWords,
+                              from + token(index, 0) * kValueRow + 8 * i * kValueLoad);
+    if constexpr (kQuantized) {
+      const u32* pairs =
+          pages.params + place.params + pages.kv_heads * kPageTokens + score_token(lane);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
+    }
+  }
+
+  // What belongs to tokens outside [begin, end), counted from the tile's first, becomes zero where
+  // it might be no number, which a weight of zero would not hide.
+  __device__ __forceinline__ void clear_outside(int begin, int end, int lane) {
+    const auto outside = [=](int at) { return at < begin || at >= end; };
+    if constexpr (kQuantized) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (outside(score_token(lane) + 8 * half)) params[half] = 0;
+    } else {
+#pragma unroll
+      for (int index = 0; index < 4; ++index)
+#pragma unroll
+        for (int i = 0; i < kValueWords; ++i)
+          if (outside(token(index, lane))) words[index][i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void operand(u32 (&a)[4], int tile) const {
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      if constexpr (kValueBits == 16) {
+        a[2 * pair] = zipped(pair, tile, 0x5410);
+        a[2 * pair + 1] = zipped(pair, tile, 0x7632);
+      } else {
+        constexpr int kPieces = kValueLaneBytes / 2;
+        const int piece = tile % kPieces;
+        const bool high = kValueLoad > 2 && piece % 2 == 1;
+        const u32 bytes = zipped(pair, kValueLoad > 2 ? piece / 2 : piece, high ? 0x7632 : 0x5410);
+        if constexpr (kValueBits == 8) {
+          a[2 * pair] = centred_bytes(bytes);
+          a[2 * pair + 1] = centred_bytes(bytes >> 8);
+        } else {
+          const u32 nibbles = bytes >> (tile / kPieces * 4);
+          a[2 * pair] = centred_nibbles(nibbles);
+          a[2 * pair + 1] = centred_nibbles(nibbles >> 8);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ u32 zipped(int pair, int word, u32 selection) const {
+    return __byte_perm(words[2 * pair][word], words[2 * pair + 1][word], selection);
+  }
+};
+
+}  // namespace paged_decode

@@ -1,0 +1,39 @@
+"""Arrays of several types share one buffer on their way to a device."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy
+import torch
+
+from awqkit_runtime.engine.host_arrays import _pack, _sizes, _unpack, copy_into, to_device
+
+ARRAYS = [
+    numpy.arange(5, dtype=numpy.int64),
+    numpy.array([[1.5], [2.5], [numpy.inf]], dtype=numpy.float32),
+    numpy.zeros((0, 1), dtype=numpy.float64),
+    numpy.arange(6, dtype=numpy.int32).reshape(2, 3).T,
+    numpy.array([[0.25]], dtype=numpy.float64),
+]
+DTYPES = [torch.int64, torch.float32, torch.float64, torch.int32, torch.float64]
+
+
+@torch.inference_mode()
+def test_a_joint_buffer_gives_every_array_back() -> None:
+    starts = [0, *accumulate(_sizes(ARRAYS))]
+    staging = torch.full((starts[-1],), 255, dtype=torch.uint8)
+    _pack(ARRAYS, starts, staging.numpy())
+    found = _unpack(ARRAYS, starts, staging)
+    assert [tensor.dtype for tensor in found] == DTYPES
+    for tensor, array in zip(found, ARRAYS, strict=True):
+        assert numpy.array_equal(tensor.numpy(), array) and tensor.shape == array.shape
+
+
+def test_on_a_cpu_nothing_is_joined() -> None:
+    whole = [array for array in ARRAYS if array.flags.c_contiguous]
+    for tensor, array in zip(to_device(whole, torch.device("cpu")), whole, strict=True):
+        assert numpy.array_equal(tensor.numpy(), array)
+    tensor = torch.zeros(2, 3)
+    copy_into(tensor, numpy.ones((2, 3), dtype=numpy.float32))
+    assert tensor.sum() == 6

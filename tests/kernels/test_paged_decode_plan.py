@@ -1,0 +1,101 @@
+"""Which launch serves which pages: pure functions, on any machine."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.kernels.launch_plan import MULTIPROCESSORS, GpuModel
+from awqkit_runtime.kernels.paged_decode_plan import (
+    HEAD_DIMS,
+    MOST_HEADS,
+    WIDTHS,
+    all_instances,
+    can_decode,
+    instance_for,
+    plan_paged_decode,
+    score_scale,
+)
+
+#: KiB of shared memory that a block may have (CUDA C++ Programming Guide).
+_BLOCK_SHARED = {"sm_80": 163, "sm_89": 99, "sm_90a": 227, "sm_100a": 227}
+
+
+def page_format(
+    head_dim: int = 128,
+    bits: tuple[int, int] = (8, 8),
+    kv_heads: int = 2,
+    dtype: torch.dtype = torch.bfloat16,
+) -> PageFormat:
+    return PageFormat(
+        num_layers=1,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        k_bits=bits[0],
+        v_bits=bits[1],
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_takes_every_group_up_to_sixteen(head_dim: int, bits: tuple[int, int]) -> None:
+    form = page_format(head_dim, bits)
+    assert all(can_decode(form, 2 * group) for group in range(1, MOST_HEADS + 1))
+    assert not can_decode(form, 2 * (MOST_HEADS + 1))
+    assert not can_decode(form, 3)
+
+
+def test_refuses_other_pages() -> None:
+    assert not can_decode(page_format(head_dim=80), 2)
+    assert not can_decode(page_format(bits=(4, 8)), 2)
+    assert not can_decode(page_format(bits=(16, 16), dtype=torch.float16), 2)
+    assert not can_decode(page_format(bits=(32, 32), dtype=torch.float32), 2)
+
+
+@pytest.mark.parametrize("arch", MULTIPROCESSORS)
+def test_every_plan_fits_its_card(arch: str) -> None:
+    gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
+    for head_dim in HEAD_DIMS:
+        for bits in WIDTHS:
+            for group in range(1, MOST_HEADS + 1):
+                plan = plan_paged_decode(page_format(head_dim, bits), 2 * group, gpu)
+                instance = instance_for(head_dim, *bits, group)
+                assert plan.teams * 8 * instance.head_tiles >= group
+                assert plan.shape.grid[0] % gpu.multiprocessors == 0
+                assert plan.shape.block[0] * plan.shape.grid[0] // gpu.multiprocessors <= 2048
+                assert plan.shape.shared_bytes <= _BLOCK_SHARED[arch] * 1024
+                assert plan.arrivals == plan.shape.grid[0]
+                assert plan.workspace_bytes == 2 * plan.arrivals * instance.record_bytes
+
+
+def test_every_instance_that_a_plan_asks_for_is_compiled_ahead() -> None:
+    asked = {
+        instance_for(head_dim, *bits, group)
+        for head_dim in HEAD_DIMS
+        for bits in WIDTHS
+        for group in range(1, MOST_HEADS + 1)
+    }
+    assert asked == set(all_instances())
+    assert len({instance.program for instance in asked}) == len(asked)
+
+
+def test_a_record_holds_maxima_sums_and_outputs_of_every_lane() -> None:
+    instance = instance_for(128, 8, 8, 4)
+    heads = 8 * instance.head_tiles
+    # Each of the eight lanes that share a pair of heads keeps its own copy of maxima and sums.
+    assert instance.record_bytes == 4 * (heads * 128 + 8 * 2 * heads)
+
+
+def test_scores_become_exponents_of_two() -> None:
+    factor, cap = score_scale(0.125, None)
+    assert 2.0 ** (factor * 3.0) == pytest.approx(math.exp(0.125 * 3.0))
+    assert cap == 0.0
+    factor, cap = score_scale(0.125, 20.0)
+    for product in (-300.0, -1.0, 0.0, 2.0, 500.0):
+        capped = cap - cap * 2.0 / (1.0 + 2.0 ** (factor * product))
+        expected = 20.0 * math.tanh(0.125 * product / 20.0)
+        assert capped * math.log(2.0) == pytest.approx(expected, abs=1e-6)
