@@ -77,5 +77,13 @@ class LaunchPlan:
     flags: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimedPlan:
+    """cycles: that it is estimated to take, to be compared with other plans of the same shape."""
+
+    plan: LaunchPlan
+    cycles: float
+
+
 def ceil_div(number: int, divisor: int) -> int:
     return -(-number // divisor)
