@@ -43,7 +43,7 @@ ODD = ((8, 128), (136, 384), (1000, 256), (4104, 1152), (72, 4096))
 LIMIT = 3.2e-3
 BEYOND_L2 = 200 * 2**20
 LAUNCHES = 48
-SILENCE_S, TOTAL_S = 25.0, 140.0
+SILENCE_S, TOTAL_S = 20.0, 75.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,22 @@ class Build:
     split: int = 1
     cluster: int = 1
     row_blocks: int = 1
+    mma_sync: int = 0
+    fetched: int = 0
+    tiles: int = 0
+
+    @property
+    def row_tiles(self) -> int:
+        return self.tiles or 4 * self.consumers * self.row_blocks
 
     @property
     def rows(self) -> int:
-        return 64 * self.consumers * self.row_blocks
+        return 16 * self.row_tiles
+
+    @property
+    def sum_slots(self) -> int:
+        """Sums that the threads of a block hold."""
+        return 64 * self.consumers * self.row_blocks * self.tokens
 
     @property
     def _store_tokens(self) -> int:
@@ -82,8 +94,8 @@ class Build:
 
     @property
     def _stage_bytes(self) -> int:
-        rows = self.consumers * self.row_blocks
-        return self.slices * (128 * self.tokens + 2048 * rows) + 256 * rows
+        codes = self.slices * (128 * (self.fetched or self.tokens) + 512 * self.row_tiles)
+        return codes + ceil_div(64 * self.row_tiles, 128) * 128
 
     @property
     def _fixed_bytes(self) -> int:
@@ -116,6 +128,9 @@ class Build:
             "W4_BARE": self.bare,
             "W4_BLOCKS": self.blocks,
             "W4_ROW_BLOCKS": self.row_blocks,
+            "W4_ROW_TILES": self.row_tiles,
+            "W4_MMA_SYNC": self.mma_sync,
+            "W4_FETCHED": self.fetched or self.tokens,
         }
         return Program(
             stem="w4_prefill", defines=tuple(f"{name}={value}" for name, value in numbers.items())
@@ -123,12 +138,17 @@ class Build:
 
     @property
     def label(self) -> str:
-        parts = [f"{self.tokens}x{self.rows}"]
-        parts.append(f"{'f' if self.scale_sums else ''}b{self.batch}")
+        parts = [f"{self.fetched or self.tokens}x{self.rows}"]
+        if self.mma_sync:
+            parts.append("warps")
+        else:
+            parts.append(f"{'f' if self.scale_sums else ''}b{self.batch}")
         parts += ["group"] * (self.slices == 2) + ["early"] * self.turns
         parts += [f"sub{self.subnormal}"] * (self.subnormal > 0)
         parts += ["direct"] * self.direct + ["BARE"] * self.bare
-        parts += ["2/SM"] * (self.blocks == 2) + [f"split{self.split}"] * (self.split > 1)
+        parts += [f"{self.blocks}/SM"] * (self.blocks > 1) + [f"split{self.split}"] * (
+            self.split > 1
+        )
         parts += ["pair"] * (self.cluster == 2) + ["rb2"] * (self.row_blocks == 2)
         return " ".join(parts)
 
@@ -206,77 +226,57 @@ class DecodeBuild:
         )
 
 
-#: A group a stage, its scales on the sums, subnormal codes.
+#: wgmma: a group a stage, its scales on the sums, subnormal codes.
 NEW: dict[str, Any] = {"scale_sums": 1, "slices": 2, "turns": 1, "subnormal": 1}
-#: The same with scales on the weights.
-NEW_WEIGHTS: dict[str, Any] = {"slices": 2, "subnormal": 1}
+#: The same with every warp by itself, and two row tiles each.
+WARPS: dict[str, Any] = {"scale_sums": 1, "slices": 2, "subnormal": 1, "mma_sync": 1}
+PAIRS: dict[str, Any] = {**WARPS, "row_blocks": 2}
 
 
-def decode_builds() -> list[DecodeBuild]:
-    """Fewer copies of x than today's: for blocks of a cluster at once, or one block an SM."""
-    found = [DecodeBuild(tokens=8, warps=16, share=share, depth=4) for share in (1, 2, 4)]
-    found += [DecodeBuild(tokens=8, warps=8, share=share, depth=8) for share in (1, 2)]
-    found += [
-        DecodeBuild(tokens=8, warps=8, share=share, depth=4, chunk=1, blocks=2) for share in (1, 2)
-    ]
-    found += [DecodeBuild(tokens=8, warps=16, share=2, depth=8, chunk=1)]
-    found += [DecodeBuild(tokens=16, warps=16, share=share, depth=3, chunk=1) for share in (1, 2)]
+def warp_builds(tokens: int) -> list[Build]:
+    """tokens: 8, 16 or 32, of a tile."""
+    width: dict[str, Any] = {"tokens": max(16, tokens), "fetched": tokens}
+    pairs, singles = {**width, **PAIRS}, {**width, **WARPS}
+    found = [Build(**pairs, consumers=1, blocks=2), Build(**pairs, consumers=2)]
+    found += [Build(**pairs, consumers=2, tiles=14, blocks=blocks) for blocks in (1, 2)]
+    found += [Build(**singles, consumers=4, tiles=14)]
+    found += [Build(**pairs, consumers=1, tiles=7, blocks=2)]
+    found += [Build(**pairs, consumers=1, blocks=2, split=split) for split in (4, 5, 8)]
+    found += [Build(**pairs, consumers=1, tiles=7, blocks=2, split=split) for split in (4, 5)]
+    found += [Build(**pairs, consumers=1, tiles=6, blocks=2, split=split) for split in (3, 5)]
+    found += [Build(**pairs, consumers=2, tiles=12, split=split) for split in (3, 4, 5)]
+    found += [Build(**pairs, consumers=2, split=6)]
+    found += [Build(**pairs, consumers=2, tiles=10, split=split) for split in (3, 4)]
+    if tokens <= 16:
+        found += [Build(**pairs, consumers=1, blocks=3, split=split) for split in (4, 6, 8)]
+        found += [Build(**pairs, consumers=1, blocks=3)]
+    found += [Build(**singles, consumers=2, blocks=2)]
+    found += [Build(**singles, consumers=2, blocks=2, split=split) for split in (4, 5)]
     return found
 
 
 def builds() -> list[Build | DecodeBuild]:
-    """In the order of what is hoped of them."""
+    """In the order of what is hoped of them, and last what they compete with."""
     found: list[Build | DecodeBuild] = []
-    found += [Build(tokens=t, consumers=4, **NEW) for t in (16, 32, 48)]
-    found += [Build(tokens=t, consumers=4, **NEW, batch=2) for t in (16, 32, 48, 64)]
-    found += [Build(tokens=t, consumers=4, **{**NEW, "subnormal": 2}) for t in (16, 32, 48)]
-    found += [Build(tokens=64, consumers=4, **{**NEW, "subnormal": 2}, batch=2)]
-    found += [Build(tokens=t, consumers=3, **NEW) for t in (16, 32, 48, 64)]
-    found += [Build(tokens=t, consumers=2, blocks=2, **NEW) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=2, blocks=2, **NEW, batch=2) for t in (16, 32, 48)]
-    found += [Build(tokens=t, consumers=2, blocks=2, split=4, **NEW) for t in (16, 32)]
-    found += [Build(tokens=16, consumers=2, blocks=2, split=8, **NEW)]
-    found += [Build(tokens=48, consumers=2, blocks=2, split=4, **NEW, batch=2)]
-    found += [Build(tokens=t, consumers=2, blocks=2, split=5, **NEW) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=4, split=4, **NEW) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=4, split=s, **NEW) for t in (16, 32) for s in (6, 7)]
-    found += [Build(tokens=t, consumers=3, split=s, **NEW) for t in (16, 32, 64) for s in (3, 4, 5)]
-    found += [Build(tokens=16, consumers=3, blocks=2, **NEW, batch=2)]
-    found += [Build(tokens=t, consumers=4, **NEW_WEIGHTS) for t in (48, 64)]
-    found += [Build(tokens=t, consumers=2, blocks=2, **NEW_WEIGHTS) for t in (32, 48, 64)]
-    found += [Build(tokens=64, consumers=2, blocks=2, split=4, **NEW_WEIGHTS)]
-    found += [Build(tokens=t, consumers=4, cluster=2, **NEW, batch=2) for t in (32, 64)]
-    found += [Build(tokens=64, consumers=4, cluster=2, **NEW_WEIGHTS)]
-    found += [Build(tokens=64, consumers=4, **NEW, batch=1)]
-    found += decode_builds()
-    found += [Build(tokens=t, consumers=2, blocks=2, **NEW, direct=1) for t in (16, 32)]
-    found += [Build(tokens=t, consumers=3, **NEW, direct=1) for t in (16, 32)]
-    found += [Build(tokens=16, consumers=4, **NEW, direct=1)]
-    found += [Build(tokens=16, consumers=2, blocks=2, bare=1, slices=2, direct=1)]
-    # What each change is worth by itself.
-    found += [
-        Build(tokens=t, consumers=4, scale_sums=1, slices=slices, subnormal=subnormal, turns=turns)
-        for t in (16, 32)
-        for slices, subnormal, turns in ((1, 0, 0), (1, 1, 0), (2, 0, 1), (2, 1, 0))
-    ]
-    found += [Build(tokens=64, consumers=4, **{**NEW, "subnormal": 0}, batch=2)]
-    found += [Build(tokens=t, consumers=4, bare=1, slices=2) for t in (16, 32, 64)]
-    found += [Build(tokens=t, consumers=2, blocks=2, bare=1, slices=2) for t in (16, 64)]
-    found += [
-        Build(tokens=16, consumers=2, blocks=2, split=split, bare=1, slices=2) for split in (4, 5)
-    ]
-    found += [Build(tokens=16, consumers=4, split=split, bare=1, slices=2) for split in (4, 7)]
+    for tokens in (16, 8, 32):
+        found += warp_builds(tokens)
+    found += [DecodeBuild(tokens=8, warps=8, share=2, depth=4, chunk=1, blocks=2)]
+    found += [Build(tokens=16, consumers=2, blocks=2, split=split, **NEW) for split in (1, 4, 5)]
+    found += [Build(tokens=32, consumers=2, blocks=2, split=split, **NEW) for split in (4, 5)]
+    found += [Build(tokens=32, consumers=4, **NEW), Build(tokens=32, consumers=3, split=5, **NEW)]
+    found += [Build(**PAIRS, tokens=16, consumers=1, blocks=2, bare=1)]
+    found += [Build(**PAIRS, tokens=16, consumers=2, tiles=14, blocks=b, bare=1) for b in (1, 2)]
     return found
 
 
 def modes(build: Build | DecodeBuild) -> list[Mode]:
+    """Without splits: whole tiles on all blocks there may be, and what leaves some room."""
     if isinstance(build, DecodeBuild) or build.split > 1:
         return [Mode(share=False, per_sm=build.blocks)]
-    return [
-        Mode(share=share, per_sm=per_sm)
-        for per_sm in range(build.blocks, 0, -1)
-        for share in ((True,) if build.direct else (False, True))
-    ]
+    if build.tiles:
+        whole = [1] if build.tiles == 14 else [build.blocks]
+        return [Mode(share=False, per_sm=per_sm) for per_sm in whole]
+    return [Mode(share=False, per_sm=build.blocks), Mode(share=True, per_sm=1)]
 
 
 def plan_of(
@@ -311,12 +311,14 @@ def plan_of(
         operands=("x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"),
         extra=(1, stream_tiles),
         boxes=Boxes(
-            tokens=build.tokens // build.cluster,
+            tokens=(build.fetched or build.tokens) // build.cluster,
             inputs=64,
-            row_tiles=4 * build.consumers * build.row_blocks,
+            row_tiles=build.row_tiles,
             code_inputs=64 * build.slices,
         ),
-        workspace_bytes=blocks * build.rows * build.tokens * 4 if mode.share else 0,
+        workspace_bytes=blocks * build.consumers * build.row_blocks * 256 * build.tokens
+        if mode.share
+        else 0,
         flags=blocks * (2 * build.rows * build.tokens if build.direct else build.consumers)
         if mode.share
         else 0,
@@ -327,11 +329,12 @@ def worth_timing(build: Build | DecodeBuild, mode: Mode, m: int, n: int, gpu: Gp
     """Whether the tokens suit the tile, and most multiprocessors have something to do."""
     if isinstance(build, DecodeBuild):
         return m <= build.tokens
-    if not (build.tokens - 16 < m <= build.tokens or (m, build.tokens) == (48, 64)):
+    most = build.fetched or build.tokens
+    if not (build.tokens - 16 < m <= most) or (most == 16 and m < 8):
         return False
     blocks = ceil_div(n, build.rows * build.cluster) * build.cluster * build.split
     if build.split > 1:
-        return 85 <= blocks <= 300
+        return 85 <= blocks <= gpu.multiprocessors * build.blocks
     return mode.share or blocks >= 90
 
 
@@ -457,7 +460,8 @@ def check_odd(bench: Bench, build: Build | DecodeBuild, mode: Mode) -> None:
     for n, k in ODD:
         if (n, k) not in bench.odd:
             bench.odd[n, k] = random_tiles(n, k)
-        for m in (1, build.tokens // 2 + 1, build.tokens, build.tokens + 3):
+        most = build.fetched or build.tokens
+        for m in (1, most // 2 + 1, most, *([most + 3] if most == build.tokens else [])):
             plan = plan_of(build, mode, m, n, k, bench.gpu)
             if plan is not None:
                 try:
@@ -531,7 +535,7 @@ def room_class(event: dict[str, Any]) -> tuple[Any, ...]:
     build = builds()[event["index"]]
     if isinstance(build, DecodeBuild):
         return ("decode", build.blocks, build.share)
-    return ("wgmma", build.blocks, build.split > 1, event["mode"])
+    return (build.mma_sync, build.blocks, build.split > 1, event["mode"])
 
 
 def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
@@ -539,7 +543,7 @@ def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
     kept: dict[tuple[Any, ...], list[Any]] = {}
     for event in cases:
         kept.setdefault(room_class(event), [event["index"], event["mode"]])
-    return list(kept.values())[:5]
+    return list(kept.values())[:6]
 
 
 def child(arguments: argparse.Namespace) -> None:

@@ -55,7 +55,7 @@ class Warpgroup {
 #else
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
 #endif
-        store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
+        output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
     w4::Schedule schedule(problem_, worker_);
@@ -88,9 +88,10 @@ class Warpgroup {
   __device__ __forceinline__ void store_part(const float* sums, int tile, int part) {
     constexpr int kPasses = kTokens / kStoreTokens;
     const w4::TilePosition at = w4::tile_position(problem_, tile);
-    const int block = (at.row_tile * kCluster + rank_) * kConsumers * kRowBlocks +
-                      index_ * kRowBlocks + part / kPasses;
-    store_.write(sums, 64 * block, at.token_tile * kTokens + part % kPasses * kStoreTokens);
+    const int first = (at.row_tile * kCluster + rank_) * kRows;
+    store_.write(sums, first + 64 * (index_ * kRowBlocks + part / kPasses),
+                 min(output_rows_, first + kRows),
+                 at.token_tile * kTokens + part % kPasses * kStoreTokens);
   }
 
   const Shared& shared_;
@@ -104,6 +105,7 @@ class Warpgroup {
 #else
   w4::Exchange<kWarpgroup, kSums> exchange_;
 #endif
+  int output_rows_;
   Store store_;
 };
 

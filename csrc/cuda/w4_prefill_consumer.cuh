@@ -30,7 +30,7 @@ class Consumer {
     if constexpr (kBare)
       pass_by(sums, segment);
     else if constexpr (kMmaSync)
-      accumulate_mma_sync(sums, segment);
+      accumulate_warp_sums(sums, segment);
     else if constexpr (kScaleSums && kSlices == 2 && kTurns)
       accumulate_group_sums(sums, segment);
     else if constexpr (kScaleSums)
@@ -110,7 +110,7 @@ class Consumer {
   // first slice is dequantized while the last one of the group before is multiplied.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
                                                          const w4::Segment& segment) {
-    static_assert(!kScaleSums || kRowBlocks == 1, "one row block a warpgroup");
+    static_assert(!kScaleSums || kRowBlocks == 1 || kMmaSync, "one row block a warpgroup");
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
     u32 fragments[2][4][4];
@@ -261,55 +261,74 @@ class Consumer {
     }
   }
 
-  // The same without wgmma: every warp by itself, with mma.m16n8k16, whose sums lie alike.
-  __device__ __forceinline__ void accumulate_mma_sync(float (&totals)[kSums],
-                                                      const w4::Segment& segment) {
-    static_assert(!kMmaSync || (kRowBlocks == 1 && kSlices == 1), "one row block a warpgroup");
+  // The same without wgmma: every warp by itself, with mma.m16n8k16, whose sums lie alike. Its row
+  // blocks share the tokens' fragments. All of a stage is in registers before the first product.
+  __device__ __forceinline__ void accumulate_warp_sums(float (&totals)[kSums],
+                                                       const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
-    const u32 magic = w4::opaque_magic();
-    for (int group = segment.begin; group < segment.end; ++group) {
-      float sums[kSums] = {};
-      w4::ExactParams params;
+    for (int left = segment.end - segment.begin; left > 0; --left) {
+      barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
+      uint4 codes[kRowBlocks][2];
+      uint2 words[kRowBlocks];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        barrier_wait(shared_.full + 8 * ring_.stage, ring_.parity);
-        const uint4 codes = load_codes(0, 0);
-        if (half == 0) params = w4::unpack_exact_params(load_params(0));
-        u32 tokens[4][kTokens / 16][4];
-#pragma unroll
-        for (int step = 0; step < 4; ++step)
-#pragma unroll
-          for (int pair = 0; pair < kTokens / 16; ++pair)
-            load_token_fragments(tokens[step][pair], pair, step);
-        ring_.advance();
-        release();
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          u32 fragment[4];
-          w4::subtract_zeros(word_of(codes, step), params.minus_offset, magic, fragment);
-#pragma unroll
-          for (int pair = 0; pair < kTokens / 16; ++pair) {
-            mma(sums + 8 * pair, fragment, tokens[step][pair][0], tokens[step][pair][1]);
-            mma(sums + 8 * pair + 4, fragment, tokens[step][pair][2], tokens[step][pair][3]);
-          }
-        }
+      for (int block = 0; block < kRowBlocks; ++block) {
+        words[block] = load_params(block);
+        codes[block][0] = load_codes(block, 0);
+        codes[block][1] = load_codes(block, 1);
       }
+      u32 tokens[8][kFetched / 8][2];
+      load_token_fragments(tokens);
+      ring_.advance();
+      release();
+      float sums[kSums] = {};
+      w4::ExactParams params[kRowBlocks];
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) totals[i] += params.scale[i / 2 % 2] * sums[i];
+      for (int block = 0; block < kRowBlocks; ++block) params[block] = exact_params(words[block]);
+#pragma unroll
+      for (int step = 0; step < 8; ++step)
+#pragma unroll
+        for (int block = 0; block < kRowBlocks; ++block) {
+          u32 fragment[4];
+          w4::subtract_small_zeros<false>(word_of(codes[block][step / 4], step % 4),
+                                          params[block].minus_offset, fragment);
+#pragma unroll
+          for (int eight = 0; eight < kFetched / 8; ++eight)
+            mma(sums + block * kBlockSums + 4 * eight, fragment, tokens[step][eight][0],
+                tokens[step][eight][1]);
+        }
+#pragma unroll
+      for (int i = 0; i < kSums; ++i)
+        if (i % kBlockSums < kFetched / 2)
+          totals[i] += params[i / kBlockSums].scale[i / 2 % 2] * sums[i];
     }
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
   }
 
-  // The B fragments of tokens 16 * pair ... + 15, inputs 16 * step ... + 15: two registers for the
-  // first eight tokens and two for the others. In the 128-byte swizzle the 16-byte chunk c of token
-  // t lies at c XOR t mod 8.
-  __device__ __forceinline__ void load_token_fragments(u32 (&fragments)[4], int pair,
-                                                       int step) const {
-    const int token = 16 * pair + lane_ / 16 * 8 + lane_ % 8;
-    const int chunk = (2 * step + lane_ / 8 % 2) ^ (lane_ % 8);
+  // The B fragments of a stage: of 8 tokens and 16 inputs each. In the 128-byte swizzle the 16-byte
+  // chunk c of token t lies at c XOR t mod 8. One instruction brings 16 tokens of a step, or 8 of two.
+  __device__ __forceinline__ void load_token_fragments(u32 (&fragments)[8][kFetched / 8][2]) const {
+    constexpr bool kEight = kFetched == 8;
+    const int token = kEight ? lane_ % 8 : lane_ / 16 * 8 + lane_ % 8;
+    const int chunk = (kEight ? lane_ / 8 : lane_ / 8 % 2) ^ (lane_ % 8);
+    const u32 base = shared_.tokens + ring_.stage * kTokenBytes + token * 128 + chunk * 16;
+#pragma unroll
+    for (int step = 0; step < 8; step += kEight ? 2 : 1)
+#pragma unroll
+      for (int pair = 0; pair < (kEight ? 1 : kFetched / 16); ++pair) {
+        u32 four[4];
+        load_matrices(four, (base ^ (step % 4 * 32)) + step / 4 * kSliceBytes + pair * 2048);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          fragments[step + (kEight ? i / 2 : 0)][2 * pair + (kEight ? 0 : i / 2)][i % 2] = four[i];
+      }
+  }
+
+  __device__ __forceinline__ static void load_matrices(u32 (&four)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
-                 : "r"(shared_.tokens + ring_.stage * kTokenBytes + token * 128 + chunk * 16)
+                 : "=r"(four[0]), "=r"(four[1]), "=r"(four[2]), "=r"(four[3])
+                 : "r"(address)
                  : "memory");
   }
 
@@ -375,7 +394,7 @@ class Consumer {
     uint2 words;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(words.x), "=r"(words.y)
-                 : "r"(params_ + ring_.stage * kParamBytes + 4 * block * 64));
+                 : "r"(params_ + ring_.stage * kParamStride + 4 * block * 64));
     return words;
   }
 

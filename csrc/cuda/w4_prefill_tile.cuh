@@ -10,6 +10,9 @@
 #ifndef W4_CONSUMERS
 #define W4_CONSUMERS 2
 #endif
+#ifndef W4_ROW_TILES
+#define W4_ROW_TILES (4 * W4_CONSUMERS * W4_ROW_BLOCKS)
+#endif
 #ifndef W4_CLUSTER
 #define W4_CLUSTER 1
 #endif
@@ -40,6 +43,9 @@
 #ifndef W4_MMA_SYNC
 #define W4_MMA_SYNC 0
 #endif
+#ifndef W4_FETCHED
+#define W4_FETCHED W4_TOKENS
+#endif
 #ifndef W4_BARE
 #define W4_BARE 0
 #endif
@@ -53,6 +59,7 @@ namespace w4_prefill {
 
 constexpr int kWarpgroup = 128;
 constexpr int kTokens = W4_TOKENS;
+constexpr int kFetched = W4_FETCHED;  // tokens of a tile that are there to be multiplied
 constexpr int kRowBlocks = W4_ROW_BLOCKS;
 constexpr int kConsumers = W4_CONSUMERS;  // warpgroups
 constexpr int kCluster = W4_CLUSTER;      // blocks that share tokens
@@ -69,15 +76,21 @@ constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 static_assert(kSlices == 1 || kSlices == 2, "a stage is half a group or one");
 
-constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles a block
+// 16-row code tiles a block; what warps have beyond them they compute from whatever lies there.
+constexpr int kTiles = W4_ROW_TILES;
 constexpr int kRows = 16 * kTiles;
+static_assert(kTiles <= 4 * kConsumers * kRowBlocks, "more rows than warps hold");
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-static_assert(kBlocks == 1 || kConsumers < 4, "too few registers");
-constexpr int kProducerRegisters = kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) ? 32 : 40;
-constexpr int kConsumerRegisters = kBlocks == 2      ? (kConsumers == 2 ? 104 : 72)
-                                   : kConsumers == 2 ? 232
-                                   : kConsumers == 3 ? 152
-                                                     : 112;
+static_assert(!kMmaSync || (kSlices == 2 && kScaleSums && kSubnormal == 1), "one way each");
+static_assert(kFetched == kTokens || kMmaSync, "wgmma multiplies all tokens");
+
+// Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
+constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
+constexpr int kProducerRegisters =
+    kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+constexpr int kLeftRegisters =
+    (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
+constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 constexpr int kBlockSums = kTokens / 2;              // those of 64 rows
@@ -87,12 +100,13 @@ constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one p
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
 
-constexpr int kSliceBytes = kTokens * 128;           // tokens of a slice
+constexpr int kSliceBytes = kFetched * 128;          // tokens of a slice
 constexpr int kTokenBytes = kSliceBytes * kSlices;
 constexpr int kShareBytes = kSliceBytes / kCluster;
 constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage
 constexpr int kCodeBytes = kTiles * kTileBytes;
 constexpr int kParamBytes = kTiles * 64;
+constexpr int kParamStride = (kParamBytes + 127) / 128 * 128;
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
 constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
@@ -106,7 +120,7 @@ struct Shared {
       : tokens(base),
         codes(tokens + kStages * kTokenBytes),
         params(codes + kStages * kCodeBytes),
-        store(params + kStages * kParamBytes),
+        store(params + kStages * kParamStride),
         sums(store + 2 * kConsumers * kStoreBytes),
         full(sums + kSumBytes),
         empty(full + 8 * kStages),
