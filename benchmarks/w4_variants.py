@@ -149,7 +149,7 @@ class Build:
         parts += [f"{self.blocks}/SM"] * (self.blocks > 1) + [f"split{self.split}"] * (
             self.split > 1
         )
-        parts += ["pair"] * (self.cluster == 2) + ["rb2"] * (self.row_blocks == 2)
+        parts += ["multicast"] * (self.cluster == 2) + ["rb2"] * (self.row_blocks == 2)
         return " ".join(parts)
 
 
@@ -247,6 +247,8 @@ def warp_builds(tokens: int) -> list[Build]:
     found += [Build(**pairs, consumers=2, tiles=12, split=split) for split in (3, 4, 5)]
     found += [Build(**pairs, consumers=2, split=6)]
     found += [Build(**pairs, consumers=2, tiles=10, split=split) for split in (3, 4)]
+    if tokens >= 16:
+        found += [Build(**pairs, consumers=2, tiles=14, cluster=2)]
     if tokens <= 16:
         found += [Build(**pairs, consumers=1, blocks=3, split=split) for split in (4, 6, 8)]
         found += [Build(**pairs, consumers=1, blocks=3)]
@@ -535,7 +537,7 @@ def room_class(event: dict[str, Any]) -> tuple[Any, ...]:
     build = builds()[event["index"]]
     if isinstance(build, DecodeBuild):
         return ("decode", build.blocks, build.share)
-    return (build.mma_sync, build.blocks, build.split > 1, event["mode"])
+    return (build.mma_sync, build.blocks, build.split, event["mode"])
 
 
 def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
@@ -543,7 +545,7 @@ def best_of_each_class(cases: list[dict[str, Any]]) -> list[list[Any]]:
     kept: dict[tuple[Any, ...], list[Any]] = {}
     for event in cases:
         kept.setdefault(room_class(event), [event["index"], event["mode"]])
-    return list(kept.values())[:6]
+    return list(kept.values())[:8]
 
 
 def child(arguments: argparse.Namespace) -> None:

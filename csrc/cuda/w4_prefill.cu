@@ -1,6 +1,6 @@
 // Y = X . W^T (+ bias) for many tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// A block is two producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
+// A block is two or three producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
 // keep a ring of stages of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a
 // cluster fetches its share and multicasts it) and the rows' code tiles. A consumer warpgroup turns
 // its codes into BF16 A fragments in registers while the tensor cores work on the k16 step before,
@@ -65,6 +65,7 @@ class Warpgroup {
       consumer_.accumulate(sums, segment);
       if constexpr (kSplit > 1) {
         const ClusterSum cluster(shared_, index_);
+        cluster_wait();  // Until the others' barriers are there.
         cluster.send(sums);
         cluster.receive([&](const float(&part)[kPart], int index) {
           store_part(part, segment.tile, index);
@@ -132,22 +133,23 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
                         kSplit == 1 ? 0 : static_cast<int>(cluster_rank()),
                         kSplit};
   const int worker = blockIdx.x / (kCluster * kSplit);
+  launch_dependents();
   if (threadIdx.x == 0) {
     prefetch_map(codes_map);
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 2);
+      barrier_init(shared.full + 8 * stage, 1 + kSlices);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
-  launch_dependents();
-  if (kCluster * kSplit == 1)
+  if constexpr (kCluster == 1)
     __syncthreads();
   else
     cluster_sync();
+  if constexpr (kSplit > 1) cluster_arrive();
 
   // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
   // place in the ring in uniform registers.
@@ -155,8 +157,14 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   if (role == kConsumers) {
     release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
-    if (threadIdx.x == kWarpgroup * kConsumers) producer.run_tokens(x_map);
-    if (threadIdx.x == kWarpgroup * kConsumers + 32) producer.run_weights(codes_map, params_map);
+    const int thread = threadIdx.x - kWarpgroup * kConsumers;
+    if (thread == 0) producer.run_tokens(x_map, 0);
+    if (thread == 32) producer.run_weights(codes_map, params_map);
+    if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
+    if constexpr (kSplit > 1) {
+      __syncwarp();
+      cluster_wait();
+    }
   } else {
     claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};
