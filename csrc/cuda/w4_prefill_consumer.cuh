@@ -364,8 +364,16 @@ class Consumer {
 
   // half: of the group; only where a stage holds both.
   __device__ __forceinline__ uint4 load_codes(int block, int half) const {
-    return load_shared(codes_ + ring_.stage * kCodeBytes + 4 * block * kTileBytes +
+    return load_shared(codes_ + ring_.stage * kCodeBytes + tiles_ahead(block) * kTileBytes +
                        (kSlices == 1 ? 0 : half * 512));
+  }
+
+  // From a warp's first tile to that of another row block. Beyond the last one it is that again.
+  __device__ __forceinline__ int tiles_ahead(int block) const {
+    if constexpr (kTiles == 4 * kConsumers * kRowBlocks)
+      return 4 * block;
+    else
+      return min(first_tile_ + 4 * block, kTiles - 1) - first_tile_;
   }
 
   // A value that is not computed anew wherever it is used.
@@ -394,7 +402,7 @@ class Consumer {
     uint2 words;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(words.x), "=r"(words.y)
-                 : "r"(params_ + ring_.stage * kParamStride + 4 * block * 64));
+                 : "r"(params_ + ring_.stage * kParamStride + tiles_ahead(block) * 64));
     return words;
   }
 

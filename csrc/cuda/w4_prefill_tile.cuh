@@ -76,7 +76,7 @@ constexpr int kBlocks = W4_BLOCKS;        // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 static_assert(kSlices == 1 || kSlices == 2, "a stage is half a group or one");
 
-// 16-row code tiles a block; what warps have beyond them they compute from whatever lies there.
+// 16-row code tiles a block; what warps have beyond them is the last one again, for nothing.
 constexpr int kTiles = W4_ROW_TILES;
 constexpr int kRows = 16 * kTiles;
 static_assert(kTiles <= 4 * kConsumers * kRowBlocks, "more rows than warps hold");
