@@ -245,6 +245,7 @@ def warp_builds(tokens: int) -> list[Build]:
     found += [Build(**pairs, consumers=1, tiles=7, blocks=2, split=split) for split in (4, 5)]
     found += [Build(**pairs, consumers=1, tiles=6, blocks=2, split=split) for split in (3, 5)]
     found += [Build(**pairs, consumers=2, tiles=12, split=split) for split in (3, 4, 5)]
+    found += [Build(**pairs, consumers=2, tiles=12, blocks=2, split=split) for split in (4, 5)]
     found += [Build(**pairs, consumers=2, split=6)]
     found += [Build(**pairs, consumers=2, tiles=10, split=split) for split in (3, 4)]
     if tokens >= 16:
