@@ -48,11 +48,15 @@ class GpuModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight."""
+    """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
+
+    code_inputs: inputs of the weight's codes, whose params it brings for one group.
+    """
 
     tokens: int
     inputs: int
     row_tiles: int = 0
+    code_inputs: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,14 @@ class LaunchPlan:
     boxes: Boxes | None = None
     workspace_bytes: int = 0
     flags: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedPlan:
+    """cycles: that it is estimated to take, to be compared with other plans of the same shape."""
+
+    plan: LaunchPlan
+    cycles: float
 
 
 def ceil_div(number: int, divisor: int) -> int:

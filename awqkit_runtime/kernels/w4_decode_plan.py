@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
-from awqkit_runtime.kernels.launch_plan import GpuModel, LaunchPlan, ceil_div
+from awqkit_runtime.kernels.launch_plan import GpuModel, LaunchPlan, TimedPlan, ceil_div
 from awqkit_runtime.kernels.w4_tiles import row_tiles
 
 #: Codes and parameters of 16 rows and one group.
@@ -21,9 +21,12 @@ _GROUP_X_BYTES = 2 * GROUP_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeInstance:
-    """The macros of w4_decode.cu, for up to `tokens` tokens; no clusters.
+    """The macros of w4_decode.cu, for up to `tokens` tokens.
 
-    blocks: on one multiprocessor at once, where shared memory has room for them.
+    blocks: on one multiprocessor at once, where shared memory has room for them. share: blocks of
+    a cluster, which fetch x once for all of them. The cycles: of a launch; of a row tile's group
+    in each of two blocks of a multiprocessor, and what each further token adds to it; of each
+    number of x.
     """
 
     tokens: int
@@ -31,6 +34,11 @@ class DecodeInstance:
     blocks: int
     warps: int = 8
     chunk: int = 2
+    share: int = 1
+    launch_cycles: int = 0
+    tile_cycles: float = 0.0
+    token_cycles: float = 0.0
+    x_cycles: float = 0.0
 
     def shared_bytes(self, m: int, k: int) -> int:
         """As the kernel lays it out: barriers, partial sums, the ring, x."""
@@ -39,30 +47,47 @@ class DecodeInstance:
         ring = self.depth * self.warps * self.chunk * _TILE_BYTES
         return barriers + partial_sums + ring + m * (k // GROUP_SIZE * _GROUP_X_BYTES + 16)
 
-    def plan(self, m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
-        shared_bytes = self.shared_bytes(m, k)
-        resident = gpu.multiprocessors * min(gpu.blocks_that_fit(shared_bytes), self.blocks)
+    def grid(self, m: int, n: int, k: int, gpu: GpuModel) -> int:
+        """Blocks; none where shared memory has no room, or a cluster would be left without rows."""
+        resident = gpu.multiprocessors * self._resident(m, k, gpu)
+        return min(resident, row_tiles(n)) // self.share * self.share
+
+    def plan(self, m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
         defines = (
             f"W4_NT={self.tokens // 8}",
             f"W4_WARPS={self.warps}",
-            "W4_SHARE=1",
+            f"W4_SHARE={self.share}",
             f"W4_CHUNK={self.chunk}",
             f"W4_DEPTH={self.depth}",
             f"W4_BLOCKS={self.blocks}",
         )
-        return LaunchPlan(
+        plan = LaunchPlan(
             kernel="decode",
             program=Program(stem="w4_decode", defines=defines),
             entry="w4_decode_kernel",
             shape=LaunchShape(
-                grid=(min(resident, row_tiles(n)), 1, 1),
+                grid=(self.grid(m, n, k, gpu), 1, 1),
                 block=(32 * (self.warps + 2), 1, 1),
-                shared_bytes=shared_bytes,
+                shared_bytes=self.shared_bytes(m, k),
+                cluster=self.share,
                 overlap=True,
             ),
             operands=("codes", "params", "x", "bias", "y"),
             extra=(0,),
         )
+        return TimedPlan(plan=plan, cycles=self._cycles(m, n, k, gpu))
+
+    def _resident(self, m: int, k: int, gpu: GpuModel) -> int:
+        return min(gpu.blocks_that_fit(self.shared_bytes(m, k)), self.blocks)
+
+    def _cycles(self, m: int, n: int, k: int, gpu: GpuModel) -> float:
+        """A block that shares x keeps pace with the slowest; the others run ahead into tiles."""
+        blocks = self.grid(m, n, k, gpu)
+        tiles = row_tiles(n) / blocks if self.share == 1 else ceil_div(row_tiles(n), blocks)
+        group = self.tile_cycles + self.token_cycles * (m - 1)
+        if blocks <= gpu.multiprocessors:
+            group *= _LONE_BLOCK
+        return self.launch_cycles + tiles * (k // GROUP_SIZE) * group + m * k * self.x_cycles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,23 +129,44 @@ class PortableInstance:
 #: Of the portable kernel on one multiprocessor: registers allow no more.
 _MOST_RESIDENT = 2
 
-_NARROW = (
-    DecodeInstance(tokens=8, depth=3, blocks=2),
-    DecodeInstance(tokens=16, depth=3, blocks=2),
+#: A group's cycles in a block that has a multiprocessor to itself, against one of two.
+_LONE_BLOCK = 0.7
+
+_DECODE = (
+    DecodeInstance(
+        tokens=8,
+        depth=3,
+        blocks=2,
+        launch_cycles=4280,
+        tile_cycles=119.2,
+        token_cycles=2.67,
+        x_cycles=0.074,
+    ),
+    DecodeInstance(
+        tokens=8,
+        depth=4,
+        blocks=2,
+        chunk=1,
+        share=2,
+        launch_cycles=5080,
+        tile_cycles=127.6,
+        x_cycles=0.0403,
+    ),
 )
 _PORTABLE = tuple(PortableInstance(tokens=tokens) for tokens in (8, 16, 32))
 
 
-def plan_decode(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:
-    """For few tokens on sm_90a; None where x has no room, or there are too many tokens."""
-    for narrow in _NARROW:
-        if m <= narrow.tokens and gpu.blocks_that_fit(narrow.shared_bytes(m, k)):
-            return narrow.plan(m, n, k, gpu)
-    return None
+def decode_plans(m: int, n: int, k: int, gpu: GpuModel) -> list[TimedPlan]:
+    """For few tokens on sm_90a; none where x has no room, or there are too many tokens."""
+    return [
+        instance.plan(m, n, k, gpu)
+        for instance in _DECODE
+        if m <= instance.tokens and instance.grid(m, n, k, gpu)
+    ]
 
 
 def plan_portable(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:
-    """As plan_decode, on any architecture."""
+    """For few tokens on any architecture; None as above."""
     for portable in _PORTABLE:
         if m <= portable.tokens and gpu.blocks_that_fit(portable.shared_bytes(m, k)):
             return portable.plan(m, n, k, gpu)

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
-from awqkit_runtime.kernels.launch_plan import Boxes, GpuModel, LaunchPlan, ceil_div
-from awqkit_runtime.kernels.w4_prefill_variants import choose_variant
+from awqkit_runtime.kernels.launch_plan import (
+    Boxes,
+    GpuModel,
+    LaunchPlan,
+    TimedPlan,
+    ceil_div,
+)
+from awqkit_runtime.kernels.w4_prefill_choice import choose_variant
 
 #: A last round of tiles fuller than this is as well left alone as shared out along K.
 _FULL_ROUND = 0.88
@@ -16,14 +22,15 @@ _FLOAT = 4
 _ROWS = 128
 
 
-def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
+def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
     """w4_prefill.cu: wgmma, fed by tensor maps; only for sm_90a."""
-    variant, stream_tiles = choose_variant(m, n, k, gpu.multiprocessors)
-    resident = variant.cluster * variant.workers(gpu.multiprocessors)
+    choice = choose_variant(m, n, k, gpu)
+    variant, stream_tiles = choice.variant, choice.stream_tiles
     whole = variant.split == 1
-    blocks = resident if whole else variant.split * variant.tiles(m, n)
-    return LaunchPlan(
-        kernel="prefill",
+    workers = choice.workers if whole else variant.tiles(m, n)
+    blocks = workers * variant.cluster * variant.split
+    plan = LaunchPlan(
+        kernel="batch" if variant.scale_sums else "prefill",
         program=Program(stem="w4_prefill", defines=variant.defines),
         entry="w4_prefill_linear",
         shape=LaunchShape(
@@ -35,11 +42,15 @@ def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
         operands=("x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"),
         extra=(_band(m, k, variant.tokens), stream_tiles),
         boxes=Boxes(
-            tokens=variant.tokens // variant.cluster, inputs=64, row_tiles=4 * variant.consumers
+            tokens=variant.tokens // variant.cluster,
+            inputs=64,
+            row_tiles=4 * variant.consumers,
+            code_inputs=variant.stage_inputs,
         ),
         workspace_bytes=blocks * variant.rows * variant.tokens * _FLOAT if whole else 0,
         flags=blocks * variant.consumers if whole else 0,
     )
+    return TimedPlan(plan=plan, cycles=choice.cycles)
 
 
 def plan_mma(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:

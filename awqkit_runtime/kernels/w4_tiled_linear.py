@@ -12,7 +12,7 @@ from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture, kernel
 from awqkit_runtime.kernels.cuda.tensor_map import tensor_map
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, all_plans, plan_w4_linear
-from awqkit_runtime.kernels.w4_tiles import CODE_WORDS, PARAM_WORDS, W4Tiles
+from awqkit_runtime.kernels.w4_tiles import CODE_WORDS, PARAM_WORDS, TILE_INPUTS, W4Tiles
 
 
 def w4_tiled_linear(x: Tensor, weight: W4Tiles, bias: Tensor | None = None) -> Tensor:
@@ -60,7 +60,7 @@ def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
     maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
     if boxes.row_tiles:
         for name, words, width in (
-            ("codes_map", weight.codes, CODE_WORDS),
+            ("codes_map", weight.codes, boxes.code_inputs // TILE_INPUTS * CODE_WORDS),
             ("params_map", weight.params, PARAM_WORDS),
         ):
             maps[name] = tensor_map(words.flatten(1), (boxes.row_tiles, width), swizzled=False)

@@ -53,18 +53,32 @@ class Exchange {
       __stcg(flag_of(other), 0);
     }
     named_barrier(barrier_, kThreads);
-    for (int other = worker + 1; other <= last; ++other) add(sums, slot_of(other));
+    for (int first = worker + 1; first <= last; first += kAhead) add(sums, first, last);
   }
 
  private:
-  __device__ __forceinline__ static void add(float (&sums)[kValues], const float4* slot) {
+  // Workers whose sums are under way at once, so far as registers allow.
+  static constexpr int kAhead = kValues > 16 ? 1 : 32 / kValues;
+
+  // The sums of workers first ... last, but of kAhead at most, one after the other.
+  __device__ __forceinline__ void add(float (&sums)[kValues], int first, int last) const {
+    float4 others[kAhead][kValues / 4];
 #pragma unroll
-    for (int i = 0; i < kValues / 4; ++i) {
-      const float4 other = __ldcg(slot + i * kThreads);
-      sums[4 * i] += other.x;
-      sums[4 * i + 1] += other.y;
-      sums[4 * i + 2] += other.z;
-      sums[4 * i + 3] += other.w;
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const float4* slot = slot_of(min(first + ahead, last));
+#pragma unroll
+      for (int i = 0; i < kValues / 4; ++i) others[ahead][i] = __ldcg(slot + i * kThreads);
+    }
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      if (first + ahead > last) break;
+#pragma unroll
+      for (int i = 0; i < kValues / 4; ++i) {
+        sums[4 * i] += others[ahead][i].x;
+        sums[4 * i + 1] += others[ahead][i].y;
+        sums[4 * i + 2] += others[ahead][i].z;
+        sums[4 * i + 3] += others[ahead][i].w;
+      }
     }
   }
 

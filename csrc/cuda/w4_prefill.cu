@@ -1,6 +1,6 @@
 // Y = X . W^T (+ bias) for many tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// A block is two producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
+// A block is two or three producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
 // keep a ring of stages of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a
 // cluster fetches its share and multicasts it) and the rows' code tiles. A consumer warpgroup turns
 // its codes into BF16 A fragments in registers while the tensor cores work on the k16 step before,
@@ -8,13 +8,17 @@
 // along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of a cluster
 // share one tile along K instead and sum it through distributed shared memory.
 //
-// Compile-time: W4_TOKENS (tokens a tile, multiple of 32 up to 256), W4_CONSUMERS (2 to 4; 128
-// tokens at most with 4, 192 with 3), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
-// (blocks that share a tile; a divisor of W4_TOKENS / 32; not with W4_CLUSTER), W4_STAGES.
-// Launch: block 128 * (W4_CONSUMERS + 1) threads; one block an SM; dynamic shared memory
-//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS) + 8192 * W4_CONSUMERS + 1280 bytes,
-//   with W4_SPLIT another 256 * W4_TOKENS * W4_CONSUMERS bytes.
-// row_tiles = ceil(n / (64 * W4_CONSUMERS * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
+// Compile-time: W4_TOKENS (tokens a tile, 16, 48 or a multiple of 32 up to 256), W4_CONSUMERS (2 to
+// 4; 128 tokens at most with 4, 192 with 3), W4_ROW_BLOCKS (64 rows each, of a consumer), W4_CLUSTER
+// (blocks that share a token tile, 1 or 2), W4_SPLIT (blocks that share a tile; not with
+// W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 or 2; 2 with at most 3 consumers), W4_BATCH (k16
+// steps a batch of wgmma, 1, 2 or 4), W4_SCALE_SUMS and W4_MMA_SYNC (how a group is multiplied).
+// Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with S store tokens, 32 or
+//   16 (kStoreTokens), and R row blocks,
+//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS * R + 16) + 256 * S * W4_CONSUMERS
+//   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT another
+//   256 * S * W4_SPLIT * ceil(W4_CONSUMERS * R * W4_TOKENS / S / W4_SPLIT) bytes.
+// row_tiles = ceil(n / (64 * W4_CONSUMERS * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
 // Without W4_SPLIT: grid W4_CLUSTER * workers, all resident at once. With: grid W4_SPLIT * tiles,
 // stream_tiles 0, k / 128 >= W4_SPLIT.
@@ -28,6 +32,7 @@
 // stream_tiles * k / 128 >= workers.
 // workspace (where stream_tiles > 0): grid * 64 * W4_CONSUMERS * W4_TOKENS floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
+#include "w4_direct_exchange.cuh"
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_consumer.cuh"
@@ -45,8 +50,12 @@ class Warpgroup {
       : shared_(shared), problem_(problem), worker_(worker),
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
+#if W4_DIRECT
+        exchange_(flags, rank_ * kConsumers + index_, kCluster * kConsumers),
+#else
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
-        store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
+#endif
+        output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
     w4::Schedule schedule(problem_, worker_);
@@ -56,6 +65,7 @@ class Warpgroup {
       consumer_.accumulate(sums, segment);
       if constexpr (kSplit > 1) {
         const ClusterSum cluster(shared_, index_);
+        cluster_wait();  // Until the others' barriers are there.
         cluster.send(sums);
         cluster.receive([&](const float(&part)[kPart], int index) {
           store_part(part, segment.tile, index);
@@ -79,9 +89,10 @@ class Warpgroup {
   __device__ __forceinline__ void store_part(const float* sums, int tile, int part) {
     constexpr int kPasses = kTokens / kStoreTokens;
     const w4::TilePosition at = w4::tile_position(problem_, tile);
-    const int block = (at.row_tile * kCluster + rank_) * kConsumers * kRowBlocks +
-                      index_ * kRowBlocks + part / kPasses;
-    store_.write(sums, 64 * block, at.token_tile * kTokens + part % kPasses * kStoreTokens);
+    const int first = (at.row_tile * kCluster + rank_) * kRows;
+    store_.write(sums, first + 64 * (index_ * kRowBlocks + part / kPasses),
+                 min(output_rows_, first + kRows),
+                 at.token_tile * kTokens + part % kPasses * kStoreTokens);
   }
 
   const Shared& shared_;
@@ -90,13 +101,18 @@ class Warpgroup {
   int index_;  // among the block's consumers
   int rank_;
   Consumer consumer_;
+#if W4_DIRECT
+  w4::DirectExchange<kWarpgroup, kSums> exchange_;
+#else
   w4::Exchange<kWarpgroup, kSums> exchange_;
+#endif
+  int output_rows_;
   Store store_;
 };
 
 }  // namespace w4_prefill
 
-extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
+extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
 #if W4_CLUSTER * W4_SPLIT > 1
     __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
@@ -117,28 +133,38 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, 1)
                         kSplit == 1 ? 0 : static_cast<int>(cluster_rank()),
                         kSplit};
   const int worker = blockIdx.x / (kCluster * kSplit);
+  launch_dependents();
   if (threadIdx.x == 0) {
     prefetch_map(codes_map);
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 2);
+      barrier_init(shared.full + 8 * stage, 1 + kSlices);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
-  launch_dependents();
-  if (kCluster * kSplit == 1)
+  if constexpr (kCluster == 1)
     __syncthreads();
   else
     cluster_sync();
+  if constexpr (kSplit > 1) cluster_arrive();
 
-  if (threadIdx.x >= kWarpgroup * kConsumers) {
+  // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
+  // place in the ring in uniform registers.
+  const int role = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
+  if (role == kConsumers) {
     release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
-    if (threadIdx.x == kWarpgroup * kConsumers) producer.run_tokens(x_map);
-    if (threadIdx.x == kWarpgroup * kConsumers + 32) producer.run_weights(codes_map, params_map);
+    const int thread = threadIdx.x - kWarpgroup * kConsumers;
+    if (thread == 0) producer.run_tokens(x_map, 0);
+    if (thread == 32) producer.run_weights(codes_map, params_map);
+    if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
+    if constexpr (kSplit > 1) {
+      __syncwarp();
+      cluster_wait();
+    }
   } else {
     claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};

@@ -49,13 +49,14 @@ class Store {
   }
 
   // Adds the bias, rounds to BF16 and writes rows `row`... of tokens `token`...
-  __device__ __forceinline__ void write(const float* sums, int row, int token) {
+  // end: of the tile's rows.
+  __device__ __forceinline__ void write(const float* sums, int row, int end, int token) {
     const int own_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
     const float bias[2] = {load_bias(own_row), load_bias(own_row + 8)};
     const u32 buffer = buffers_ + turn_ * kStoreBytes;
     turn_ ^= 1;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kStoreTokens / 16; ++half) {
       const float* s = sums + 8 * half;
       store_matrices_transposed(buffer + half * 16 * 128 + write_at_,
                                 pack_bf16(s[0] + bias[0], s[1] + bias[0]),
@@ -65,9 +66,9 @@ class Store {
     }
     w4::named_barrier(barrier_, kWarpgroup);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kStoreTokens / 16; ++half) {
       const int to_token = token + token_ + 16 * half, to_row = row + 8 * chunk_;
-      if (to_token < out_.m && to_row < out_.n)
+      if (to_token < out_.m && to_row < end)
         *reinterpret_cast<uint4*>(out_.y + static_cast<long long>(to_token) * out_.n + to_row) =
             load_shared(buffer + half * 16 * 128 + read_at_);
     }

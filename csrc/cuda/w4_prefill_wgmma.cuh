@@ -1,5 +1,5 @@
 // wgmma m64 x kTokens x k16 with A (weights) in registers and B (tokens) in shared memory,
-// accumulators in FP32. W4_TOKENS (a multiple of 32 up to 256) fixes the instruction's shape.
+// accumulators in FP32. W4_TOKENS (16, 48 or a multiple of 32 up to 256) fixes the instruction's shape.
 #pragma once
 
 #include "w4_prefill_tile.cuh"
@@ -7,8 +7,10 @@
 namespace w4_prefill {
 
 // Register lists of 16, as wgmma wants them: operand names and asm constraints.
+#define W4_NAMES_HALF "%0,%1,%2,%3,%4,%5,%6,%7"
 #define W4_NAMES_0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define W4_NAMES_1 W4_NAMES_0 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define W4_NAMES_1_HALF W4_NAMES_0 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define W4_NAMES_2 W4_NAMES_1 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define W4_NAMES_3 W4_NAMES_2 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define W4_NAMES_4 W4_NAMES_3 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
@@ -20,8 +22,10 @@ namespace w4_prefill {
 
 #define W4_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define W4_F16(d, i) W4_F4(d, i), W4_F4(d, i + 4), W4_F4(d, i + 8), W4_F4(d, i + 12)
+#define W4_REGISTERS_HALF(d) W4_F4(d, 0), W4_F4(d, 4)
 #define W4_REGISTERS_0(d) W4_F16(d, 0)
 #define W4_REGISTERS_1(d) W4_REGISTERS_0(d), W4_F16(d, 16)
+#define W4_REGISTERS_1_HALF(d) W4_REGISTERS_0(d), W4_F4(d, 16), W4_F4(d, 20)
 #define W4_REGISTERS_2(d) W4_REGISTERS_1(d), W4_F16(d, 32)
 #define W4_REGISTERS_3(d) W4_REGISTERS_2(d), W4_F16(d, 48)
 #define W4_REGISTERS_4(d) W4_REGISTERS_3(d), W4_F16(d, 64)
@@ -34,10 +38,32 @@ namespace w4_prefill {
                "}, {" a0 "," a1 "," a2 "," a3 "}, " b ", 1, 1, 1, 0;"                    \
                : registers                                                               \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens))
+#define W4_WGMMA_FIRST(shape, names, registers, a0, a1, a2, a3, b)                       \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" shape "k16.f32.bf16.bf16 {" names     \
+               "}, {" a0 "," a1 "," a2 "," a3 "}, " b ", 0, 1, 1, 0;"                    \
+               : registers                                                               \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens))
+
+// d[64 x tokens] = a[64 x 16] . b[tokens x 16]^T
+__device__ __forceinline__ void wgmma_first(float* d, const u32 (&a)[4], u64 tokens) {
+#if W4_TOKENS == 16
+  W4_WGMMA_FIRST("16", W4_NAMES_HALF, W4_REGISTERS_HALF(d), "%8", "%9", "%10", "%11", "%12");
+#elif W4_TOKENS == 32
+  W4_WGMMA_FIRST("32", W4_NAMES_0, W4_REGISTERS_0(d), "%16", "%17", "%18", "%19", "%20");
+#elif W4_TOKENS == 48
+  W4_WGMMA_FIRST("48", W4_NAMES_1_HALF, W4_REGISTERS_1_HALF(d), "%24", "%25", "%26", "%27", "%28");
+#elif W4_TOKENS == 64
+  W4_WGMMA_FIRST("64", W4_NAMES_1, W4_REGISTERS_1(d), "%32", "%33", "%34", "%35", "%36");
+#endif
+}
 
 // d[64 x tokens] += a[64 x 16] . b[tokens x 16]^T; a is this warp's m16k16 fragment.
 __device__ __forceinline__ void wgmma(float* d, const u32 (&a)[4], u64 tokens) {
-#if W4_TOKENS == 32
+#if W4_TOKENS == 16
+  W4_WGMMA("16", W4_NAMES_HALF, W4_REGISTERS_HALF(d), "%8", "%9", "%10", "%11", "%12");
+#elif W4_TOKENS == 48
+  W4_WGMMA("48", W4_NAMES_1_HALF, W4_REGISTERS_1_HALF(d), "%24", "%25", "%26", "%27", "%28");
+#elif W4_TOKENS == 32
   W4_WGMMA("32", W4_NAMES_0, W4_REGISTERS_0(d), "%16", "%17", "%18", "%19", "%20");
 #elif W4_TOKENS == 64
   W4_WGMMA("64", W4_NAMES_1, W4_REGISTERS_1(d), "%32", "%33", "%34", "%35", "%36");
@@ -54,7 +80,7 @@ __device__ __forceinline__ void wgmma(float* d, const u32 (&a)[4], u64 tokens) {
 #elif W4_TOKENS == 256
   W4_WGMMA("256", W4_NAMES_7, W4_REGISTERS_7(d), "%128", "%129", "%130", "%131", "%132");
 #else
-#error "W4_TOKENS must be a multiple of 32 up to 256"
+#error "W4_TOKENS must be 16, 48 or a multiple of 32 up to 256"
 #endif
 }
 
@@ -77,12 +103,11 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Descriptor of a K-major tile [tokens x 64 BF16] in the 128-byte swizzle: 8 rows lie 1024 bytes
-// apart. The next 16 inputs lie 32 bytes further on, which is 2 in the descriptor's address.
-__device__ __forceinline__ u64 token_descriptor(u32 address) {
-  return (static_cast<u64>(1) << 62) | (static_cast<u64>(1024 >> 4) << 32) |
-         (static_cast<u64>(1) << 16) | ((address & 0x3ffff) >> 4);
-}
+// Descriptor of a K-major tile [tokens x 64 BF16] in the 128-byte swizzle, less its address: 8 rows
+// lie 1024 bytes apart. The next 16 inputs lie 32 bytes further on, which is 2 in the descriptor's
+// address.
+constexpr u64 kTokenDescriptor = static_cast<u64>(1) << 62 | static_cast<u64>(1024 >> 4) << 32 |
+                                 static_cast<u64>(1) << 16;
 
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {

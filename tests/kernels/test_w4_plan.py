@@ -48,3 +48,14 @@ def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
     for gpu in GPUS:
         kernels = {plan.kernel for plan in all_plans(4096, 4096, gpu)}
         assert ("prefill" in kernels) == (gpu.arch == "sm_90a")
+
+
+def test_few_tokens_share_their_copies_only_where_that_pays() -> None:
+    """Measured: one token is fastest with two blocks an SM by themselves, eight in pairs."""
+    gpu = GPUS[2]
+    alone, paired = (plan_w4_linear(m, 28672, 4096, gpu) for m in (1, 8))
+    assert (alone.kernel, alone.shape.cluster) == ("decode", 1)
+    assert (paired.kernel, paired.shape.cluster) == ("decode", 2)
+    for n in (8, 24, 40):
+        plan = plan_w4_linear(8, n, 4096, gpu)
+        assert plan.shape.grid[0] % plan.shape.cluster == 0
