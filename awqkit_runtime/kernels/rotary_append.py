@@ -87,13 +87,13 @@ def rotary_append_(
     """Norm and turn queries and keys, lay them in the frame, store keys and values at slots.
 
     qkv: BF16 [rows, (query_heads + 2 · kv_heads) · head_dim], rows contiguous in themselves and at
-    a stride that is a multiple of 4, 8-byte aligned: in place queries become what attends over the pages; keys are turned, and where
-    the pages are dense they become what these hold. cos, sin: float32 [rows, rotary_dim], as
-    kernels.rotary.rotary_ takes them; slots: int64 [rows], page · 64 +
-    offset; a row whose slot is negative is not stored. All three: written by kernels that start none
-    early, before the one that wrote qkv began. The pages are such as
-    can_append allows. Rotation and frame are computed in FP32; between them numbers are rounded to
-    BF16, as if they were done one after the other.
+    a stride that is a multiple of 4, 8-byte aligned: in place queries become what attends over the
+    pages; keys are turned, and where the pages are dense they become what these hold. cos, sin:
+    float32 [rows, rotary_dim], as kernels.rotary.rotary_ takes them, 16-byte aligned. slots: int64
+    [rows], page · 64 + offset; a row whose slot is negative is not stored. cos, sin and slots are
+    read ahead: kernels that start none early wrote them before the one that wrote qkv began. The
+    pages are such as can_append allows. Rotation and frame are computed in FP32; between them
+    numbers are rounded to BF16, as if they were done one after the other.
     """
     rows = qkv.shape[0]
     if not rows:

@@ -46,35 +46,34 @@ struct HeadVector {
   // mean, channel_scale: of the head, or null.
   __device__ __forceinline__ void lay_key(const float* mean, const float* channel_scale,
                                           bool rotated, int lane) {
+    const HeadVector means(mean, lane), scales(channel_scale, lane);
 #pragma unroll
-    for (int j = 0; j < Layout::kWords; ++j) {
-      float &x = number[2 * j], &y = number[2 * j + 1];
-      if (mean != nullptr) {
-        const float2 two = two_of(mean, j, lane);
-        x = __fsub_rn(x, two.x), y = __fsub_rn(y, two.y);
-      }
-      if (channel_scale != nullptr) {
-        const float2 two = two_of(channel_scale, j, lane);
-        x = __fdiv_rn(x, two.x), y = __fdiv_rn(y, two.y);
-      }
+    for (int i = 0; i < kNumbers; ++i) {
+      if (mean != nullptr) number[i] = __fsub_rn(number[i], means.number[i]);
+      if (channel_scale != nullptr) number[i] = __fdiv_rn(number[i], scales.number[i]);
     }
     if (rotated) hadamard(lane);
   }
 
   __device__ __forceinline__ void lay_query(const float* channel_scale, bool rotated, int lane) {
+    const HeadVector scales(channel_scale, lane);
 #pragma unroll
-    for (int j = 0; j < Layout::kWords; ++j) {
-      if (channel_scale == nullptr) continue;
-      const float2 two = two_of(channel_scale, j, lane);
-      number[2 * j] = __fmul_rn(number[2 * j], two.x);
-      number[2 * j + 1] = __fmul_rn(number[2 * j + 1], two.y);
+    for (int i = 0; i < kNumbers; ++i) {
+      if (channel_scale != nullptr) number[i] = __fmul_rn(number[i], scales.number[i]);
     }
     if (rotated) hadamard(lane);
   }
 
  private:
-  __device__ __forceinline__ static float2 two_of(const float* vector, int word, int lane) {
-    return *reinterpret_cast<const float2*>(vector + Layout::element(word, lane));
+  // Of a vector of the frame; null: nothing.
+  __device__ __forceinline__ HeadVector(const float* vector, int lane) {
+    if (vector == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < Layout::kWords; ++j) {
+      const float2 two = *reinterpret_cast<const float2*>(vector + Layout::element(j, lane));
+      number[2 * j] = two.x;
+      number[2 * j + 1] = two.y;
+    }
   }
 
   // Neighbours first, then ever farther numbers: sums round in that order.

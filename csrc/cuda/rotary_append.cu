@@ -228,6 +228,6 @@ __device__ __forceinline__ void work_on(u16* row, int unit, const Heads& heads, 
 
 // Where all of a head turns, and where any part of it does.
 #if (HEAD_DIM & (HEAD_DIM - 1)) == 0
-ROTARY_APPEND(rotary_append_whole, WholeTurn, 7)
+ROTARY_APPEND(rotary_append_whole, WholeTurn, 6)
 #endif
 ROTARY_APPEND(rotary_append_part, PartTurn, 4)
