@@ -262,13 +262,15 @@ def test_few_rows_spread_over_the_gpu_and_many_keep_their_angles() -> None:
 @gpu
 @pytest.mark.parametrize(("k_bits", "v_bits"), BITS)
 def test_a_row_has_the_same_bits_in_any_company(k_bits: int, v_bits: int) -> None:
-    head_dim, rows = 128, 600
+    head_dim, rows, few = 128, 1200, 40
+    launches = [append_launch(count, QUERY_HEADS, KV_HEADS, head_dim) for count in (few, rows)]
+    assert launches[0][1] < launches[1][1]
     form = page_format(head_dim, k_bits, v_bits)
     frame = make_frame(head_dim, True, True, True)
     qkv = random_bf16(rows, (QUERY_HEADS + 2 * KV_HEADS) * head_dim, seed=5, scale=3.0)
     angles = random_fp32(rows, head_dim // 2, seed=6).repeat(1, 2) * 10
     cos, sin, slots = angles.cos(), angles.sin(), torch.arange(rows, device="cuda")
-    together, alone = (make_pool(form, frame, 10) for _ in range(2))
+    together, alone = (make_pool(form, frame, 19) for _ in range(2))
     apart = qkv.clone()
 
     def append(pool: PagePool, numbers: Tensor, part: slice) -> None:
@@ -280,8 +282,8 @@ def test_a_row_has_the_same_bits_in_any_company(k_bits: int, v_bits: int) -> Non
         )
 
     append(together, qkv, slice(None))
-    for row in range(0, rows, 5):
-        append(alone, apart, slice(row, row + 5))
+    for row in range(0, rows, few):
+        append(alone, apart, slice(row, row + few))
     assert torch.equal(qkv, apart)
     for left, right in zip(stores(together.layer(0)), stores(alone.layer(0)), strict=True):
         assert torch.equal(left, right)
