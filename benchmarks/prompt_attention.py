@@ -1,4 +1,4 @@
-"""What a step's new tokens cost in attention on a GPU: storing them, and prompts over the pages.
+"""What prompts cost in attention over the pages on a GPU.
 
     python benchmarks/prompt_attention.py --json benchmarks/results/prompt_attention.json
 
@@ -21,17 +21,14 @@ from gpu_timing import Ceilings, measure_ceilings, microseconds
 from machine import save_results
 from torch import Tensor
 
-from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.flash_attention import ragged_attention, square_attention
 from awqkit_runtime.kernels.page_gather import page_gather_
-from awqkit_runtime.kernels.rotary_append import rotary_append_
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 FORMATS = {"bf16": (16, 16), "int8": (8, 8), "int4": (4, 4)}
-ROWS = (1, 16, 256, 2048, 8192)
 #: Sequences and their new tokens.
 PROMPTS = ((1, 2048), (4, 2048), (1, 8192))
 #: New tokens behind a context.
@@ -50,7 +47,7 @@ def main() -> None:
         ceilings = measure_ceilings()
         print(f"{ceilings.bandwidth / 1e12:.2f} TB/s, {ceilings.bf16 / 1e12:.0f} TFLOP/s")
         rows = []
-        for row in chain(prompt_rows(ceilings), chunk_rows(ceilings), append_rows(ceilings)):
+        for row in chain(prompt_rows(ceilings), chunk_rows(ceilings)):
             print("  ".join(f"{name} {shown(value)}" for name, value in row.items()))
             rows.append(row)
     if arguments.json is not None:
@@ -92,35 +89,6 @@ def chunk_rows(ceilings: Ceilings) -> Iterator[Row]:
             attend = partial(ragged_attention, q, k, v, *ends, (length, total), scale=SCALE)
             row: Row = {"op": "chunk", "format": name, "length": length, "context": context}
             yield row | {"gather_us": gather} | rated(microseconds(attend), operations, ceilings)
-
-
-def append_rows(ceilings: Ceilings) -> Iterator[Row]:
-    kinds = [(name, PLAIN_FRAME) for name in FORMATS] + [("int4", KeyFrame(rotated=True))]
-    for count in ROWS:
-        for name, frame in kinds:
-            pool = make_pool(FORMATS[name], -(-count // PAGE_TOKENS))
-            us = microseconds(append_call(pool, count, frame))
-            moved = count * (2 * (WIDTH + HEADS * HEAD_DIM) + pool.format.bytes_per_token)
-            row: Row = {"op": "append", "format": name, "rotated": frame.rotated}
-            row |= {"tokens": count, "us": us, "gb_s": moved / us / 1e3}
-            yield row | {"share": moved / us * 1e6 / ceilings.bandwidth}
-
-
-def append_call(pool: PagePool, count: int, frame: KeyFrame) -> Callable[[], None]:
-    qkv = torch.randn(count, WIDTH, device="cuda").bfloat16()
-    angles = torch.rand(count, HEAD_DIM // 2, device="cuda").repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
-    slots = torch.arange(count, device="cuda")
-
-    def call() -> None:
-        rotary_append_(
-            *(qkv, cos, sin, pool.layer(0), slots),
-            query_heads=HEADS,
-            norms=None,
-            frame=frame.layer(0),
-        )
-
-    return call
 
 
 def projections(tokens: int) -> list[Tensor]:

@@ -24,7 +24,7 @@ class RotaryAngles(nn.Module):
         self._amplitudes = []
         for kind, rope in enumerate(ropes):
             frequencies, amplitude = rotary_frequencies(config, session_len=session_len, rope=rope)
-            self.register_buffer(f"frequencies_{kind}", frequencies.to(device))
+            self.register_buffer(f"frequencies_{kind}", frequencies.repeat(2).to(device))
             self._amplitudes.append(amplitude)
 
     def forward(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -33,7 +33,7 @@ class RotaryAngles(nn.Module):
         return [tables[kind] for kind in self._kinds]
 
     def _tables(self, positions: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-        frequencies, amplitude = self.get_buffer(f"frequencies_{kind}"), self._amplitudes[kind]
-        angles = torch.outer(positions.to(frequencies.dtype), frequencies)
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * amplitude, angles.sin() * amplitude
+        # A step waits for each of these operations, so there are as few as can be.
+        angles = positions.unsqueeze(1) * self.get_buffer(f"frequencies_{kind}")
+        cos, sin, amplitude = angles.cos(), angles.sin(), self._amplitudes[kind]
+        return (cos, sin) if amplitude == 1.0 else (cos * amplitude, sin * amplitude)

@@ -17,6 +17,23 @@ __device__ __forceinline__ u16 narrow(float number) {
 
 __device__ __forceinline__ float rounded(float number) { return widen(narrow(number)); }
 
+// Two in a word, the first one low.
+__device__ __forceinline__ float2 widen_two(u32 word) {
+  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+
+__device__ __forceinline__ u32 narrow_two(float first, float second) {
+  return u32(narrow(first)) | u32(narrow(second)) << 16;
+}
+
+__device__ __forceinline__ float2 load_two(const u16* from) {
+  return widen_two(*reinterpret_cast<const u32*>(from));
+}
+
+__device__ __forceinline__ void store_two(u16* to, float2 value) {
+  *reinterpret_cast<u32*>(to) = narrow_two(value.x, value.y);
+}
+
 // Eight consecutive BF16 numbers: one 16-byte access.
 struct Octet {
   float value[8];
@@ -54,6 +71,11 @@ __device__ __forceinline__ void let_successor_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
+}
+
+// The line of memory that holds this, into L2.
+__device__ __forceinline__ void prefetch(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
 __device__ __forceinline__ float sum_of_warp(float value) {

@@ -20,24 +20,25 @@ __device__ __forceinline__ float clamped(float number, float low, float high) {
   return fminf(fmaxf(number, low), high);
 }
 
-__device__ __forceinline__ float max_of_warp(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
-  }
-  return value;
+// x / divisor to nearest, as a division gives it (Markstein, IBM J. Res. Dev. 34, 1990): the inverse is
+// 1 / divisor to nearest, and the remainder is exact while no product underflows. Quotients so small
+// that one does are nothing beside the codes' half steps and kSmallestFp16.
+__device__ __forceinline__ float quotient(float x, float divisor, float inverse) {
+  const float near = __fmul_rn(x, inverse);
+  return __fmaf_rn(__fmaf_rn(-near, divisor, x), inverse, near);
 }
 
 // x = code * scale + minimum, as FP16 holds both.
 struct Line {
-  float scale, minimum;
+  float scale, minimum, inverse;
 
   __device__ __forceinline__ Line(float wanted_scale, float wanted_minimum)
       : scale(widen_fp16(fp16_bits(wanted_scale))),
-        minimum(widen_fp16(fp16_bits(wanted_minimum))) {}
+        minimum(widen_fp16(fp16_bits(wanted_minimum))),
+        inverse(__frcp_rn(scale)) {}
 
   __device__ __forceinline__ float code(float x, float top) const {
-    return clamped(rintf(__fdiv_rn(__fsub_rn(x, minimum), scale)), 0.0f, top);
+    return clamped(rintf(quotient(__fsub_rn(x, minimum), scale, inverse)), 0.0f, top);
   }
   __device__ __forceinline__ u32 bits() const {
     return u32(fp16_bits(scale)) | u32(fp16_bits(minimum)) << 16;
@@ -46,7 +47,8 @@ struct Line {
 
 __device__ __forceinline__ Line spanning_line(float low, float high, float top) {
   const float minimum = widen_fp16(fp16_bits(low));
-  const float step = __fdiv_rn(__fsub_rn(high, minimum), top);
+  const float inverse_top = top == 255.0f ? 1.0f / 255.0f : 1.0f / 15.0f;
+  const float step = quotient(__fsub_rn(high, minimum), top, inverse_top);
   const float scale = __fadd_rn(__fmul_rn(step, kScaleMargin), kSmallestFp16);
   return Line(clamped(scale, kSmallestFp16, kLargestFp16), minimum);
 }
@@ -54,64 +56,70 @@ __device__ __forceinline__ Line spanning_line(float low, float high, float top) 
 template <int kHeadDim>
 struct HeadCodes {
   using Vector = HeadVector<kHeadDim>;
-  static constexpr int kParts = Vector::kParts;
+  using Layout = HeadLayout<kHeadDim>;
+  static constexpr int kNumbers = Layout::kNumbers;
   // Numbers 0 ... 2^bits - 1, laid as the vector is.
-  float code[kParts];
+  float code[kNumbers];
   u32 params;
 
   __device__ __forceinline__ HeadCodes(Vector vector, int bits) {
     bool nan = false;
     float low = kLargestFp16, high = -kLargestFp16;
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) {
-      nan = nan || vector.part[m] != vector.part[m];
-      vector.part[m] = clamped(vector.part[m], -kLargestFp16, kLargestFp16);
-      low = fminf(low, vector.part[m]);
-      high = fmaxf(high, vector.part[m]);
+    for (int i = 0; i < kNumbers; ++i) {
+      nan = nan || vector.number[i] != vector.number[i];
+      vector.number[i] = clamped(vector.number[i], -kLargestFp16, kLargestFp16);
+      low = fminf(low, vector.number[i]);
+      high = fmaxf(high, vector.number[i]);
     }
     const float top = bits == 8 ? 255.0f : 15.0f;
-    Line line = spanning_line(-max_of_warp(-low), max_of_warp(high), top);
+    Line line = spanning_line(-Layout::max(-low), Layout::max(high), top);
     choose(vector, line, top);
     if (bits == 4) {
       line = fitted_line(vector, line.scale);
       choose(vector, line, top);
     }
-    params = __any_sync(0xffffffffu, nan) ? kNoNumbers : line.bits();
+    params = Layout::any(nan) ? kNoNumbers : line.bits();
   }
 
-  __device__ __forceinline__ void store(unsigned char* to, int bits, int lane) const {
-    if (bits == 8) {
+  // Every lane of the warp takes part; of heads that are not `active` nothing is written.
+  __device__ __forceinline__ void store(unsigned char* to, int bits, bool active,
+                                        int lane) const {
+    if constexpr (Layout::kHalves) {
+      if (active) store_fours(to, bits, lane);
+    } else if (bits == 4) {
+      store_pairs(to, active, lane);
+    } else if (active) {
 #pragma unroll
-      for (int m = 0; m < kParts; ++m) to[lane + 32 * m] = static_cast<unsigned char>(code[m]);
-    } else {
-      store_pairs(to, lane);
+      for (int j = 0; j < Layout::kWords; ++j)
+        *reinterpret_cast<u16*>(to + Layout::element(j, lane)) = u16(two(j, 0));
     }
   }
 
  private:
   __device__ __forceinline__ void choose(const Vector& vector, const Line& line, float top) {
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) code[m] = line.code(vector.part[m], top);
+    for (int i = 0; i < kNumbers; ++i) code[i] = line.code(vector.number[i], top);
   }
 
   __device__ __forceinline__ Line fitted_line(const Vector& vector, float scale) const {
     float codes = 0.0f, numbers = 0.0f;
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) {
-      codes += code[m];
-      numbers += vector.part[m];
+    for (int i = 0; i < kNumbers; ++i) {
+      codes += code[i];
+      numbers += vector.number[i];
     }
-    const float centre = __fdiv_rn(sum_of_warp(codes), kHeadDim);
-    const float mean = __fdiv_rn(sum_of_warp(numbers), kHeadDim);
+    const float centre = mean_of(Layout::sum(codes));
+    const float mean = mean_of(Layout::sum(numbers));
     float spread = 0.0f, product = 0.0f;
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) {
-      const float offset = __fsub_rn(code[m], centre);
+    for (int i = 0; i < kNumbers; ++i) {
+      const float offset = __fsub_rn(code[i], centre);
       spread = __fadd_rn(spread, __fmul_rn(offset, offset));
-      product = __fadd_rn(product, __fmul_rn(offset, __fsub_rn(vector.part[m], mean)));
+      product = __fadd_rn(product, __fmul_rn(offset, __fsub_rn(vector.number[i], mean)));
     }
-    spread = sum_of_warp(spread);
-    product = sum_of_warp(product);
+    spread = Layout::sum(spread);
+    product = Layout::sum(product);
     const float slope = spread > 0.0f ? __fdiv_rn(product, spread) : scale;
     const float fitted = clamped(slope, kSmallestFp16, kLargestFp16);
     const float stored = widen_fp16(fp16_bits(fitted));
@@ -119,27 +127,38 @@ struct HeadCodes {
     return Line(fitted, clamped(minimum, -kLargestFp16, kLargestFp16));
   }
 
-  // Byte i holds element i low and element i + kHeadDim/2 high.
-  __device__ __forceinline__ void store_pairs(unsigned char* to, int lane) const {
-    constexpr int kHalf = kParts / 2;
-#pragma unroll
-    for (int m = 0; m < kHalf; ++m) {
-      to[lane + 32 * m] = static_cast<unsigned char>(u32(code[m]) | upper(m, lane) << 4);
-    }
-    if constexpr (kParts % 2 != 0) {
-      const u32 high = upper(kHalf, lane);
-      if (lane < 16) to[lane + 32 * kHalf] = static_cast<unsigned char>(u32(code[kHalf]) | high << 4);
+  // A power of two divides as its inverse multiplies.
+  __device__ __forceinline__ static float mean_of(float sum) {
+    return Layout::kHalves ? __fmul_rn(sum, 1.0f / kHeadDim) : __fdiv_rn(sum, kHeadDim);
+  }
+
+  // Codes of a word, in neighbouring bytes from bit `shift` on.
+  __device__ __forceinline__ u32 two(int word, int shift) const {
+    return u32(code[2 * word]) << shift | u32(code[2 * word + 1]) << (8 + shift);
+  }
+
+  // A lane's four codes of either half of the head; of 4 bits those of the second are the upper ones.
+  __device__ __forceinline__ void store_fours(unsigned char* to, int bits, int lane) const {
+    const int shift = bits == 8 ? 0 : 4;
+    const u32 first = two(0, 0) | two(1, 0) << 16;
+    const u32 second = two(2, shift) | two(3, shift) << 16;
+    u32* fours = reinterpret_cast<u32*>(to) + lane;
+    if (bits == 8) {
+      fours[0] = first;
+      fours[kHeadDim / 8] = second;
+    } else {
+      fours[0] = first | second;
     }
   }
 
-  // Of element lane + 32 m + kHeadDim/2: where a lane has an odd number of parts it lies in the
-  // other half of the warp.
-  __device__ __forceinline__ u32 upper(int m, int lane) const {
-    constexpr int kHalf = kParts / 2;
-    if constexpr (kParts % 2 == 0) return u32(code[m + kHalf]);
-    const float near = __shfl_xor_sync(0xffffffffu, code[m + kHalf], 16);
-    const float far = __shfl_xor_sync(0xffffffffu, code[min(m + kHalf + 1, kParts - 1)], 16);
-    return u32(lane < 16 ? near : far);
+  // Of a head of 96: byte i holds element i low and element i + 48 high, which is a word of the lane
+  // eight farther on.
+  __device__ __forceinline__ void store_pairs(unsigned char* to, bool active, int lane) const {
+    const u32 near = __shfl_xor_sync(kWarp, two(1, 4), 8);
+    const u32 far = __shfl_xor_sync(kWarp, two(2, 4), 8);
+    if (!active) return;
+    *reinterpret_cast<u16*>(to + 2 * lane) = u16(two(0, 0) | (lane < 8 ? near : far));
+    if (lane < 8) *reinterpret_cast<u16*>(to + 32 + 2 * lane) = u16(two(1, 0) | far);
   }
 };
 

@@ -1,82 +1,115 @@
-// The numbers of one head in the registers of a warp, and the frame that keys and queries lie in.
+// The numbers of one head in FP32, and the frame that keys and queries lie in.
 //
 // k' = H((k - m) / c), q' = H(q * c); H is the normalised Walsh-Hadamard transform of the whole head,
 // or of blocks of 32 where its size is no power of two. Products and sums round one by one, as torch
 // computes them, so nothing here may be contracted.
 #pragma once
-#include "bf16.cuh"
+#include "head_layout.cuh"
 
 namespace awqkit {
 
-// Part m of lane l is element l + 32 m.
+// FP32 [kv_heads, head_dim] of one layer; null: left out.
+struct Frame {
+  const float *mean, *channel_scale;
+  bool rotated;
+
+  __device__ __forceinline__ bool moves_queries() const {
+    return channel_scale != nullptr || rotated;
+  }
+  __device__ __forceinline__ bool moves_keys() const { return mean != nullptr || moves_queries(); }
+};
+
 template <int kHeadDim>
 struct HeadVector {
-  static_assert(kHeadDim % 32 == 0, "a lane has equally many elements as any other");
-  static constexpr int kParts = kHeadDim / 32;
-  float part[kParts];
+  using Layout = HeadLayout<kHeadDim>;
+  using Words = HeadWords<kHeadDim>;
+  static constexpr int kNumbers = Layout::kNumbers;
+  float number[kNumbers];
 
-  __device__ __forceinline__ HeadVector(const u16* head, int lane) {
+  __device__ __forceinline__ explicit HeadVector(const Words& words) {
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) part[m] = widen(head[lane + 32 * m]);
+    for (int j = 0; j < Layout::kWords; ++j) {
+      const float2 two = widen_two(words.word[j]);
+      number[2 * j] = two.x;
+      number[2 * j + 1] = two.y;
+    }
   }
 
-  __device__ __forceinline__ void store(u16* head, int lane) const {
+  __device__ __forceinline__ Words words() const {
+    Words words;
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) head[lane + 32 * m] = narrow(part[m]);
+    for (int j = 0; j < Layout::kWords; ++j)
+      words.word[j] = narrow_two(number[2 * j], number[2 * j + 1]);
+    return words;
   }
 
   // mean, channel_scale: of the head, or null.
   __device__ __forceinline__ void lay_key(const float* mean, const float* channel_scale,
                                           bool rotated, int lane) {
+    const HeadVector means(mean, lane), scales(channel_scale, lane);
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) {
-      if (mean != nullptr) part[m] = __fsub_rn(part[m], mean[lane + 32 * m]);
-      if (channel_scale != nullptr) part[m] = __fdiv_rn(part[m], channel_scale[lane + 32 * m]);
+    for (int i = 0; i < kNumbers; ++i) {
+      if (mean != nullptr) number[i] = __fsub_rn(number[i], means.number[i]);
+      if (channel_scale != nullptr) number[i] = __fdiv_rn(number[i], scales.number[i]);
     }
     if (rotated) hadamard(lane);
   }
 
   __device__ __forceinline__ void lay_query(const float* channel_scale, bool rotated, int lane) {
+    const HeadVector scales(channel_scale, lane);
 #pragma unroll
-    for (int m = 0; m < kParts; ++m) {
-      if (channel_scale != nullptr) part[m] = __fmul_rn(part[m], channel_scale[lane + 32 * m]);
+    for (int i = 0; i < kNumbers; ++i) {
+      if (channel_scale != nullptr) number[i] = __fmul_rn(number[i], scales.number[i]);
     }
     if (rotated) hadamard(lane);
   }
 
  private:
-  static constexpr bool kWhole = (kHeadDim & (kHeadDim - 1)) == 0;
+  // Of a vector of the frame; null: nothing.
+  __device__ __forceinline__ HeadVector(const float* vector, int lane) {
+    if (vector == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < Layout::kWords; ++j) {
+      const float2 two = *reinterpret_cast<const float2*>(vector + Layout::element(j, lane));
+      number[2 * j] = two.x;
+      number[2 * j + 1] = two.y;
+    }
+  }
 
+  // Neighbours first, then ever farther numbers: sums round in that order.
   __device__ __forceinline__ void hadamard(int lane) {
+    cross(1);
+    if constexpr (Layout::kHalves) cross(2);
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
+    for (int distance = 1; distance < Layout::kLanes; distance *= 2) {
 #pragma unroll
-      for (int m = 0; m < kParts; ++m) {
-        const float other = __shfl_xor_sync(0xffffffffu, part[m], distance);
-        part[m] = lane & distance ? __fsub_rn(other, part[m]) : __fadd_rn(part[m], other);
+      for (int i = 0; i < kNumbers; ++i) {
+        const float other = __shfl_xor_sync(kWarp, number[i], distance);
+        number[i] = lane & distance ? __fsub_rn(other, number[i]) : __fadd_rn(number[i], other);
       }
     }
+    if constexpr (Layout::kHalves) cross(kNumbers / 2);
 #pragma unroll
-    for (int distance = 1; kWhole && distance < kParts; distance *= 2) {
+    for (int i = 0; i < kNumbers; ++i) number[i] = __fmul_rn(number[i], norm());
+  }
+
+  // Numbers of one lane with those `distance` behind them.
+  __device__ __forceinline__ void cross(int distance) {
 #pragma unroll
-      for (int m = 0; m < kParts; ++m) {
-        if (m & distance) continue;
-        const float left = part[m], right = part[m + distance];
-        part[m] = __fadd_rn(left, right);
-        part[m + distance] = __fsub_rn(left, right);
-      }
+    for (int i = 0; i < kNumbers; ++i) {
+      if (i & distance) continue;
+      const float left = number[i], right = number[i + distance];
+      number[i] = __fadd_rn(left, right);
+      number[i + distance] = __fsub_rn(left, right);
     }
-#pragma unroll
-    for (int m = 0; m < kParts; ++m) part[m] = __fmul_rn(part[m], norm());
   }
 
   // 1 / sqrt of the block's size.
   __device__ static constexpr float norm() {
-    return !kWhole            ? 0.17677669529663687f
-           : kHeadDim == 32   ? 0.17677669529663687f
-           : kHeadDim == 64   ? 0.125f
-           : kHeadDim == 128  ? 0.08838834764831845f
-                              : 0.0625f;
+    return kHeadDim == 64    ? 0.125f
+           : kHeadDim == 128 ? 0.08838834764831845f
+           : kHeadDim == 256 ? 0.0625f
+                             : 0.17677669529663687f;
   }
 };
 

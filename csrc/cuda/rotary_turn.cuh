@@ -12,13 +12,12 @@ namespace awqkit {
 // A lane's pairs: two neighbouring ones from 2 * (lane + 32 j) on, j < kTurnSteps.
 constexpr int kTurnSteps = 2;
 
-__device__ __forceinline__ float2 load_two(const u16* from) {
-  const u32 word = *reinterpret_cast<const u32*>(from);
-  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+// What becomes of the two ends of a pair. Written out, so that all who turn round alike.
+__device__ __forceinline__ float turned_first(float first, float second, float c, float s) {
+  return __fmaf_rn(first, c, -__fmul_rn(second, s));
 }
-
-__device__ __forceinline__ void store_two(u16* to, float2 value) {
-  *reinterpret_cast<u32*>(to) = u32(narrow(value.x)) | u32(narrow(value.y)) << 16;
+__device__ __forceinline__ float turned_second(float first, float second, float c, float s) {
+  return __fmaf_rn(second, c, __fmul_rn(first, s));
 }
 
 // A lane's share of the angles of one token.
@@ -79,9 +78,10 @@ __device__ __forceinline__ void turn_head(u16* head, const Angles& angles, const
     const float2 first = norm.apply(load_two(head + i), i, scale);
     const float2 second = norm.apply(load_two(head + i + half), i + half, scale);
     const float2 c = angles.cos[j], s = angles.sin[j];
-    store_two(head + i, make_float2(first.x * c.x - second.x * s.x, first.y * c.y - second.y * s.y));
-    store_two(head + i + half,
-              make_float2(second.x * c.x + first.x * s.x, second.y * c.y + first.y * s.y));
+    store_two(head + i, make_float2(turned_first(first.x, second.x, c.x, s.x),
+                                    turned_first(first.y, second.y, c.y, s.y)));
+    store_two(head + i + half, make_float2(turned_second(first.x, second.x, c.x, s.x),
+                                           turned_second(first.y, second.y, c.y, s.y)));
   }
   for (int i = 2 * half + 2 * lane; normed && i < head_dim; i += 64)
     store_two(head + i, norm.apply(load_two(head + i), i, scale));

@@ -11,7 +11,7 @@ from awqkit.decoder import rms_norm as decoder_rms_norm
 from awqkit_runtime.kernels import reference
 from awqkit_runtime.kernels.rms_norm import add_rms_norm, rms_norm
 from awqkit_runtime.kernels.rotary import HeadNorms, rotary_
-from awqkit_runtime.kernels.silu_mul import silu_mul
+from awqkit_runtime.kernels.silu_mul import silu_mul, silu_mul_launch
 from tests.kernels.cuda_random import random_bf16, random_fp32
 
 ROWS = (1, 2, 7, 300)
@@ -68,6 +68,26 @@ def test_silu_mul(n: int, poisoned_outputs: None) -> None:
         gate_up = random_bf16(rows, 2 * n, seed=rows, scale=4.0)
         gate_up[0, 0], gate_up[-1, -1] = -100.0, 100.0
         assert_close(silu_mul(gate_up), reference.silu_mul(gate_up.cpu()))
+
+
+@pytest.mark.parametrize("n", [8, 72, 14336])
+def test_a_launch_has_a_thread_for_all_numbers(n: int) -> None:
+    for rows in (1, 9, 5000):
+        entry, shape = silu_mul_launch(rows, n)
+        in_thread = {"silu_mul": 8, "silu_mul_few": 2}[entry]
+        assert shape.grid[0] == rows
+        assert shape.grid[1] * shape.block[0] * in_thread >= n
+    assert entry == "silu_mul" or rows * n < 2**17
+    assert silu_mul_launch(1, 14336)[0] == "silu_mul_few"
+
+
+@gpu
+def test_silu_mul_gives_a_row_the_same_bits_in_any_company() -> None:
+    gate_up = random_bf16(300, 2 * 2048, seed=1, scale=4.0)
+    together = silu_mul(gate_up)
+    assert silu_mul_launch(1, 2048)[0] != silu_mul_launch(300, 2048)[0]
+    for row in (0, 150, 299):
+        assert torch.equal(silu_mul(gate_up[row : row + 1].contiguous())[0], together[row])
 
 
 @gpu

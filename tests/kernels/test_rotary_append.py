@@ -14,14 +14,14 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.decode_places import decode_places
 from awqkit_runtime.kernels.page_gather import page_gather_
 from awqkit_runtime.kernels.rotary import HeadNorms, rotary_
-from awqkit_runtime.kernels.rotary_append import can_append, rotary_append_
+from awqkit_runtime.kernels.rotary_append import append_launch, can_append, rotary_append_
 from tests.kernels.cuda_random import random_bf16, random_fp32
 
 gpu = pytest.mark.gpu
 
 QUERY_HEADS, KV_HEADS, PAGES = 6, 2, 4
 #: Sizes of heads, and how much of them turns.
-HEADS = ((64, 64), (96, 24), (128, 128), (256, 128))
+HEADS = ((64, 64), (96, 24), (128, 128), (128, 64), (256, 128), (256, 256))
 #: Bits of keys and values.
 BITS = ((16, 16), (8, 8), (4, 4), (8, 4))
 #: Mean key, channel scales, rotation.
@@ -171,7 +171,7 @@ def test_takes_many_rows(k_bits: int, v_bits: int) -> None:
 
 @gpu
 @pytest.mark.parametrize(("k_bits", "v_bits"), BITS)
-@pytest.mark.parametrize("head_dim", [head_dim for head_dim, _ in HEADS])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_gathers_what_the_pages_hold(head_dim: int, k_bits: int, v_bits: int) -> None:
     pool = make_pool(page_format(head_dim, k_bits, v_bits), KeyFrame())
     slots = torch.arange(PAGES * PAGE_TOKENS, device="cuda")
@@ -235,3 +235,55 @@ def test_other_pages_are_left_to_torch() -> None:
         dtype=torch.float32,
     )
     assert not can_append(whole)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(32, 8), (7, 1), (16, 16)])
+def test_a_launch_has_a_warp_for_all_heads_of_all_rows(
+    heads: tuple[int, int], head_dim: int
+) -> None:
+    query_heads, kv_heads = heads
+    in_warp = {64: 4, 96: 2, 128: 2, 256: 1}[head_dim]
+    for rows in (1, 3, 16, 200, 8192):
+        shape, heads_a_group = append_launch(rows, query_heads, kv_heads, head_dim)
+        kinds = (query_heads, kv_heads, kv_heads)
+        units = sum(-(-count // (in_warp * heads_a_group)) for count in kinds)
+        warps = shape.grid[0] * shape.block[0] // 32
+        assert rows * units <= warps < rows * units + shape.block[0] // 32
+
+
+def test_few_rows_spread_over_the_gpu_and_many_keep_their_angles() -> None:
+    few, heads_of_few = append_launch(1, 32, 8, 128)
+    many, heads_of_many = append_launch(8192, 32, 8, 128)
+    assert (few.block[0], heads_of_few) == (32, 1)
+    assert (many.block[0], heads_of_many) == (128, 4)
+
+
+@gpu
+@pytest.mark.parametrize(("k_bits", "v_bits"), BITS)
+def test_a_row_has_the_same_bits_in_any_company(k_bits: int, v_bits: int) -> None:
+    head_dim, rows, few = 128, 1200, 40
+    launches = [append_launch(count, QUERY_HEADS, KV_HEADS, head_dim) for count in (few, rows)]
+    assert launches[0][1] < launches[1][1]
+    form = page_format(head_dim, k_bits, v_bits)
+    frame = make_frame(head_dim, True, True, True)
+    qkv = random_bf16(rows, (QUERY_HEADS + 2 * KV_HEADS) * head_dim, seed=5, scale=3.0)
+    angles = random_fp32(rows, head_dim // 2, seed=6).repeat(1, 2) * 10
+    cos, sin, slots = angles.cos(), angles.sin(), torch.arange(rows, device="cuda")
+    together, alone = (make_pool(form, frame, 19) for _ in range(2))
+    apart = qkv.clone()
+
+    def append(pool: PagePool, numbers: Tensor, part: slice) -> None:
+        rotary_append_(
+            *(numbers[part], cos[part], sin[part], pool.layer(0), slots[part]),
+            query_heads=QUERY_HEADS,
+            norms=make_norms(head_dim),
+            frame=frame.layer(0),
+        )
+
+    append(together, qkv, slice(None))
+    for row in range(0, rows, few):
+        append(alone, apart, slice(row, row + few))
+    assert torch.equal(qkv, apart)
+    for left, right in zip(stores(together.layer(0)), stores(alone.layer(0)), strict=True):
+        assert torch.equal(left, right)
