@@ -58,17 +58,6 @@ __device__ __forceinline__ u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
   return pair;
 }
 
-// (word & kMask) | kBits, or (~word & kMask) | kBits.
-template <u32 kMask, u32 kBits, bool kInverted = false>
-__device__ __forceinline__ u32 masked_with(u32 word) {
-  u32 result;
-  constexpr int kTable = kInverted ? (~0xf0 & 0xcc & 0xff) | 0xaa : (0xf0 & 0xcc) | 0xaa;
-  asm("lop3.b32 %0, %1, %2, %3, %4;"
-      : "=r"(result)
-      : "r"(word), "n"(kMask), "n"(kBits), "n"(kTable));
-  return result;
-}
-
 // Returns what was there. What this thread knows to be written is visible to whoever sees the sum, and
 // what they knew to this thread.
 __device__ __forceinline__ int add_in_order(int* address, int number) {
