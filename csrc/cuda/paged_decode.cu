@@ -120,6 +120,7 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Sc
   const int quads = problem.pages.kv_heads * problem.heads.group * kHeadDim / 8;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     if (schedule.length(row) > 0) continue;
+    awqkit::wait_for_predecessor();
     uint4* out = reinterpret_cast<uint4*>(problem.out) + static_cast<size_t>(row) * quads;
     for (int i = threadIdx.x; i < quads; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
   }
@@ -154,9 +155,11 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, window);
+  // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
+  // successor's at once.
   if (schedule.has_work())
     attend(problem, schedule, memory, shared_quads + kScheduleBytes / 16);
-  else
+  else if (blockIdx.x == 0)
     awqkit::wait_for_predecessor();
   clear_idle_rows(problem, schedule, rows);
 }
