@@ -10,20 +10,21 @@ constexpr int kKeyBits = PD_KEY_BITS;
 constexpr int kValueBits = PD_VALUE_BITS;
 constexpr int kHeadTiles = PD_HEAD_TILES;    // n8 tiles of query heads
 constexpr int kTokenTiles = PD_TOKEN_TILES;  // m16 tiles of tokens in a step
-constexpr int kAhead = PD_AHEAD;             // tokens of the chunks that come to L2 ahead, 0: none
 constexpr int kWarps = PD_WARPS;
 constexpr int kThreads = 32 * kWarps;
 
 constexpr bool kQuantized = kKeyBits < 16;
 constexpr int kDimTiles = kHeadDim / 16;  // k16 steps of a score, m16 tiles of an output
 constexpr int kPageTokens = 64;
+constexpr bool kFetchesAhead = PD_AHEAD > 0;
+constexpr int kChunk = kFetchesAhead ? PD_AHEAD : kPageTokens;  // tokens that come to L2 together
 constexpr int kTokens = 16 * kTokenTiles;  // of a step, which is the unit of all scheduling
 constexpr int kKeyRow = kHeadDim * kKeyBits / 8;      // bytes of a token
 constexpr int kValueRow = kHeadDim * kValueBits / 8;
 constexpr u32 kAll = 0xffffffffu;
 
 static_assert(kHeadDim % 32 == 0 && kPageTokens % kTokens == 0);
-static_assert(kAhead == 0 || (kAhead % kTokens == 0 && kPageTokens % kAhead == 0));
+static_assert(kChunk % kTokens == 0 && kPageTokens % kChunk == 0);
 static_assert((kKeyBits == 16) == (kValueBits == 16), "pages are dense or quantized");
 
 // Keys, values: [pages, kv_heads, 64, row]. params: [pages, 2 · kv_heads, 64] pairs of FP16, scale
@@ -47,14 +48,14 @@ __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_h
   return {row, row + page_row};
 }
 
-// kAhead tokens from `place` on come to L2. One thread.
+// A chunk of tokens from `place` on come to L2. One thread.
 __device__ __forceinline__ void fetch_ahead(const Pages& pages, const Place& place) {
-  fetch_into_l2(pages.keys + static_cast<size_t>(place.row) * kKeyRow, kAhead * kKeyRow);
-  fetch_into_l2(pages.values + static_cast<size_t>(place.row) * kValueRow, kAhead * kValueRow);
+  fetch_into_l2(pages.keys + static_cast<size_t>(place.row) * kKeyRow, kChunk * kKeyRow);
+  fetch_into_l2(pages.values + static_cast<size_t>(place.row) * kValueRow, kChunk * kValueRow);
   if constexpr (kQuantized) {
     const u32* pairs = pages.params + place.params;
-    fetch_into_l2(pairs, kAhead * 4);
-    fetch_into_l2(pairs + pages.kv_heads * kPageTokens, kAhead * 4);
+    fetch_into_l2(pairs, kChunk * 4);
+    fetch_into_l2(pairs + pages.kv_heads * kPageTokens, kChunk * 4);
   }
 }
 

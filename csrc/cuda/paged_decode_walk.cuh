@@ -144,8 +144,8 @@ class Walk {
 
   // The chunk of the first unit of a piece and the next one come to L2.
   __device__ __forceinline__ void begin_ahead(int unit, int end) const {
-    if constexpr (kAhead > 0) {
-      const int chunk = segment_.tokens_before(unit) / kAhead;
+    if constexpr (kFetchesAhead) {
+      const int chunk = segment_.tokens_before(unit) / kChunk;
       const int tokens_end = segment_.tokens_before(min(segment_.end, end));
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) fetch_chunk(chunk + i, tokens_end);
@@ -154,14 +154,14 @@ class Walk {
 
   // Where a unit begins a chunk the next one comes to L2.
   __device__ __forceinline__ void keep_ahead(int unit, int piece_end) const {
-    if constexpr (kAhead > 0) {
+    if constexpr (kFetchesAhead) {
       const int token = segment_.tokens_before(unit);
-      if (token % kAhead == 0) fetch_chunk(token / kAhead + 1, segment_.tokens_before(piece_end));
+      if (token % kChunk == 0) fetch_chunk(token / kChunk + 1, segment_.tokens_before(piece_end));
     }
   }
 
   __device__ __forceinline__ void fetch_chunk(int chunk, int tokens_end) const {
-    const int token = chunk * kAhead, page = token / kPageTokens;
+    const int token = chunk * kChunk, page = token / kPageTokens;
     if (token >= tokens_end || !ids_.has(page)) return;
     const Place place = place_of(problem_.pages, ids_.at(page), kv_head_, token % kPageTokens);
     if (lane_ == 0) fetch_ahead(problem_.pages, place);
