@@ -85,8 +85,8 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Comple
   const int count = problem.heads.at(complete.head).count;
   Softmax softmax;
   softmax.reset();
-  add_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane}, count,
-              lane);
+  add_far_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane},
+                  count, lane);
   const int sharers = min(kWarps, complete.parts);
   if (warp > 0 && warp < sharers)
     store_record(slots + warp * kRecordQuads * 32 + lane, softmax, count, lane);

@@ -31,9 +31,6 @@ __device__ __forceinline__ void store_record(float4* record, const Softmax& soft
   }
 }
 
-// Records whose loads are under way together.
-constexpr int kTogether = 2;
-
 // What a lane has of a record and a head tile; what there is not weighs nothing.
 struct RecordPiece {
   float4 head;  // maxima, sums
@@ -67,12 +64,41 @@ struct RecordPiece {
   }
 };
 
-// The softmax goes on with all that `records` hold. It must have been gathered, or be reset, and then
-// there must be the first of them. Records names them by numbers first, first + stride, … below end, of
-// which those count that it holds.
+// The softmax goes on with all that `records` hold. It must have been gathered, or be reset. Records
+// names them by numbers first, first + stride, … below end, of which those count that it holds.
 template <class Records>
 __device__ __forceinline__ void add_records(Softmax& softmax, const Records& records, int count,
                                             int lane) {
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+    if (!has_heads(n, count, lane)) continue;
+    float top[2] = {softmax.maximum[n][0], softmax.maximum[n][1]};
+#pragma unroll 4
+    for (int at = records.first; at < records.end; at += records.stride) {
+      if (!records.holds(at)) continue;
+      const float4 head = records.load(at, n * (1 + kDimTiles) * 32);
+      top[0] = fmaxf(top[0], head.x);
+      top[1] = fmaxf(top[1], head.y);
+    }
+    softmax.lower(n, top);
+#pragma unroll 2
+    for (int at = records.first; at < records.end; at += records.stride) {
+      if (!records.holds(at)) continue;
+      RecordPiece piece;
+      piece.load(records, at, n);
+      piece.add_to(softmax, n);
+    }
+  }
+}
+
+// Records of global memory whose loads are under way together.
+constexpr int kTogether = 2;
+
+// The same where loads take long: two records come at once, and nothing is read twice. If the softmax
+// was reset there must be the first record.
+template <class Records>
+__device__ __forceinline__ void add_far_records(Softmax& softmax, const Records& records,
+                                                int count, int lane) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
     if (!has_heads(n, count, lane)) continue;
