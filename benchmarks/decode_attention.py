@@ -6,14 +6,15 @@ Every time is of one launch in a CUDA graph of many, each over the pages of anot
 layers together exceed the L2 cache. Heads are those of a 7B model: 32 over 8 key-value heads of
 128 elements. Launches follow each other as in a step of a model: one may start before the one ahead
 has ended, but reads its input only afterwards. --instances times other compilations of the kernel
-(token tiles x warps x blocks of a multiprocessor) beside the one that the plan chooses.
+for a format (token tiles x warps x blocks of a multiprocessor x tokens ahead) beside the one that
+the plan chooses.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -58,19 +59,21 @@ class Row:
     @property
     def line(self) -> str:
         return (
-            f"{self.format:6} {self.instance:8} {self.batch:6} {self.context:8} "
+            f"{self.format:6} {self.instance:10} {self.batch:6} {self.context:8} "
             f"{self.megabytes:9.1f} {self.us:9.2f} {self.gb_s:8.0f} {self.share:7.2f}"
         )
 
 
-HEADER = "format instance  batch  context        MB        µs     GB/s   share"
+HEADER = "format instance    batch  context        MB        µs     GB/s   share"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--formats", nargs="+", choices=WIDTHS, default=tuple(WIDTHS))
     parser.add_argument("--shapes", nargs="+", type=numbers, default=SHAPES, metavar="BxCONTEXT")
-    parser.add_argument("--instances", nargs="+", type=numbers, default=(), metavar="TxWxB")
+    parser.add_argument(
+        "--instances", nargs="+", type=instance, default=(), metavar="FORMAT:TxWxBxA"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -99,14 +102,24 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def choices(name: str, others: list[tuple[int, ...]]) -> list[PagedDecodeInstance]:
-    """The instance that the plan takes, and the same with other numbers of tiles and warps."""
-    chosen = instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS)
-    wanted = [
-        replace(chosen, token_tiles=tiles, warps=warps, blocks=blocks)
-        for tiles, warps, blocks in others
-    ]
-    return list(dict.fromkeys([chosen, *wanted]))
+def instance(text: str) -> PagedDecodeInstance:
+    """ "int4:2x12x1x64": the format's instance with other tiles, warps, blocks and tokens ahead."""
+    name, _, rest = text.partition(":")
+    if name not in WIDTHS or rest.count("x") != 3:
+        raise argparse.ArgumentTypeError(f"{text} is not a format and four numbers")
+    tiles, warps, blocks, ahead = numbers(rest)
+    return replace(planned(name), token_tiles=tiles, warps=warps, blocks=blocks, ahead=ahead)
+
+
+def planned(name: str) -> PagedDecodeInstance:
+    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS)
+
+
+def choices(name: str, others: Sequence[PagedDecodeInstance]) -> list[PagedDecodeInstance]:
+    """The instance that the plan takes, and those of the same format among others."""
+    bits = WIDTHS[name]
+    wanted = [other for other in others if (other.key_bits, other.value_bits) == bits]
+    return list(dict.fromkeys([planned(name), *wanted]))
 
 
 def measure(
@@ -128,7 +141,7 @@ def measure(
         us = time_layers(instance, pool, q, table, lengths) / layers
         yield Row(
             format=name,
-            instance=f"{instance.token_tiles}x{instance.warps}x{instance.blocks}",
+            instance=f"{instance.token_tiles}x{instance.warps}x{instance.blocks}x{instance.ahead}",
             batch=batch,
             context=context,
             megabytes=size / 1e6,

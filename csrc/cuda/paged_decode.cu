@@ -15,8 +15,9 @@
 // done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
-// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_BLOCKS
-// (wanted blocks of an SM, for registers).
+// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_AHEAD (tokens of the chunks that
+// a warp brings to L2, always one ahead; 0: none), PD_WARPS (of a block), PD_BLOCKS (wanted blocks of
+// an SM, for registers).
 // Launch: any grid, best PD_BLOCKS an SM. block = 32 · PD_WARPS.
 //   dynamic shared memory = 7168 + PD_WARPS · record,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
@@ -84,8 +85,8 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Comple
   const int count = problem.heads.at(complete.head).count;
   Softmax softmax;
   softmax.reset();
-  add_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane}, count,
-              lane);
+  add_far_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane},
+                  count, lane);
   const int sharers = min(kWarps, complete.parts);
   if (warp > 0 && warp < sharers)
     store_record(slots + warp * kRecordQuads * 32 + lane, softmax, count, lane);
@@ -119,6 +120,7 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Sc
   const int quads = problem.pages.kv_heads * problem.heads.group * kHeadDim / 8;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     if (schedule.length(row) > 0) continue;
+    awqkit::wait_for_predecessor();
     uint4* out = reinterpret_cast<uint4*>(problem.out) + static_cast<size_t>(row) * quads;
     for (int i = threadIdx.x; i < quads; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
   }
@@ -153,9 +155,11 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, window);
+  // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
+  // successor's at once.
   if (schedule.has_work())
     attend(problem, schedule, memory, shared_quads + kScheduleBytes / 16);
-  else
+  else if (blockIdx.x == 0)
     awqkit::wait_for_predecessor();
   clear_idle_rows(problem, schedule, rows);
 }

@@ -16,12 +16,15 @@ constexpr int kThreads = 32 * kWarps;
 constexpr bool kQuantized = kKeyBits < 16;
 constexpr int kDimTiles = kHeadDim / 16;  // k16 steps of a score, m16 tiles of an output
 constexpr int kPageTokens = 64;
+constexpr bool kFetchesAhead = PD_AHEAD > 0;
+constexpr int kChunk = kFetchesAhead ? PD_AHEAD : kPageTokens;  // tokens that come to L2 together
 constexpr int kTokens = 16 * kTokenTiles;  // of a step, which is the unit of all scheduling
 constexpr int kKeyRow = kHeadDim * kKeyBits / 8;      // bytes of a token
 constexpr int kValueRow = kHeadDim * kValueBits / 8;
 constexpr u32 kAll = 0xffffffffu;
 
 static_assert(kHeadDim % 32 == 0 && kPageTokens % kTokens == 0);
+static_assert(kChunk % kTokens == 0 && kPageTokens % kChunk == 0);
 static_assert((kKeyBits == 16) == (kValueBits == 16), "pages are dense or quantized");
 
 // Keys, values: [pages, kv_heads, 64, row]. params: [pages, 2 · kv_heads, 64] pairs of FP16, scale
@@ -43,6 +46,17 @@ __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_h
   const u32 page_row = static_cast<u32>(page) * (pages.kv_heads * kPageTokens);
   const u32 row = page_row + kv_head * kPageTokens + token;
   return {row, row + page_row};
+}
+
+// A chunk of tokens from `place` on come to L2. One thread.
+__device__ __forceinline__ void fetch_ahead(const Pages& pages, const Place& place) {
+  fetch_into_l2(pages.keys + static_cast<size_t>(place.row) * kKeyRow, kChunk * kKeyRow);
+  fetch_into_l2(pages.values + static_cast<size_t>(place.row) * kValueRow, kChunk * kValueRow);
+  if constexpr (kQuantized) {
+    const u32* pairs = pages.params + place.params;
+    fetch_into_l2(pairs, kChunk * 4);
+    fetch_into_l2(pairs + pages.kv_heads * kPageTokens, kChunk * 4);
+  }
 }
 
 // Which token of a tile a lane of row lane / 4 has in a score's upper half (the lower half is 8 tokens
@@ -69,22 +83,29 @@ struct HeadLayout {
   }
 };
 
-// Codes of 8 bits less 128, two of them from the low bytes of both halves of a word, exact in BF16:
-// seven bits on top of 128 less 128 where the eighth is set, less 256 where it is not.
-__device__ __forceinline__ u32 centred_bytes(u32 word) {
-  const u32 low = masked_with<0x007f007fu, 0x43004300u>(word);
-  const u32 offset = masked_with<0x00800080u, 0x43004300u, true>(word);
-  return multiply_add_bf16(offset, 0xbf80bf80u, low);
+// Codes are taken as the bits of BF16 numbers: below 256 these are linear, code · 2^-133. What they
+// are multiplied with is raised by 2^kRaise, so that products are no subnormals of FP32.
+constexpr int kRaise = 64;
+
+// Bits that codes stand above the low ends of their halves of a word: those of 4 bits from the upper
+// half of the head are left where they are, sixteen times as large.
+__device__ __forceinline__ constexpr int code_shift(bool upper_half) { return upper_half ? 4 : 0; }
+
+__device__ __forceinline__ constexpr u32 code_mask(int bits, bool upper_half) {
+  return (bits == 8 ? 0x00ff00ffu : 0x000f000fu) << code_shift(upper_half);
 }
 
-// Codes of 4 bits plus 128, from the low nibbles of both halves of a word.
-__device__ __forceinline__ u32 raised_nibbles(u32 word) {
-  return masked_with<0x000f000fu, 0x43004300u>(word);
+// 2^exponent.
+__device__ __forceinline__ constexpr float two_to(int exponent) {
+  float result = 1.0f;
+  for (int i = 0; i < exponent; ++i) result *= 2.0f;
+  for (int i = 0; i > exponent; --i) result *= 0.5f;
+  return result;
 }
 
-// Codes of 4 bits less 8.
-__device__ __forceinline__ u32 centred_nibbles(u32 word) {
-  return multiply_add_bf16(raised_nibbles(word), 0x3f803f80u, 0xc308c308u);
+// What a product's sum is multiplied with to be one of codes.
+__device__ __forceinline__ constexpr float code_unit(bool upper_half) {
+  return two_to(133 - kRaise - code_shift(upper_half));
 }
 
 }  // namespace paged_decode

@@ -13,8 +13,11 @@ constexpr int kKeyLaneBytes = kKeyRow / 4;
 constexpr int kKeyLoad = kKeyLaneBytes % 16 == 0 ? 16 : kKeyLaneBytes % 8 == 0 ? 8 : 4;
 constexpr int kKeyLoads = kKeyLaneBytes / kKeyLoad;
 constexpr int kKeyWords = kKeyLaneBytes / 4;
-// What the products see is the code plus this.
-constexpr float kKeyOffset = kKeyBits == 8 ? -128.0f : kKeyBits == 4 ? 128.0f : 0.0f;
+
+// Whether a k16 step takes the codes of the upper half of the head, from the high ends of its bytes.
+__device__ __forceinline__ constexpr bool key_step_is_upper(int step) {
+  return kKeyBits == 4 && step % 2 == 1;
+}
 
 // Of the tokens score_token and score_token + 8.
 struct KeyTile {
@@ -45,13 +48,11 @@ struct KeyTile {
       if constexpr (kKeyBits == 16) {
         a[half] = words[half][2 * step];
         a[half + 2] = words[half][2 * step + 1];
-      } else if constexpr (kKeyBits == 8) {
-        a[half] = centred_bytes(words[half][step]);
-        a[half + 2] = centred_bytes(words[half][step] >> 8);
       } else {
-        const u32 word = words[half][step / 2] >> (step % 2 * 4);
-        a[half] = raised_nibbles(word);
-        a[half + 2] = raised_nibbles(word >> 8);
+        const u32 word = words[half][kKeyBits == 8 ? step : step / 2];
+        const u32 mask = code_mask(kKeyBits, key_step_is_upper(step));
+        a[half] = word & mask;
+        a[half + 2] = word >> 8 & mask;
       }
     }
   }
@@ -69,7 +70,7 @@ __device__ __forceinline__ int key_dim(int step, int column) {
   return byte + step % 2 * (kHeadDim / 2);
 }
 
-// The queries of a head group; heads beyond it are zeros.
+// The queries of a head group; heads beyond it are zeros. For codes they are raised.
 struct Queries {
   u32 operand[kHeadTiles][kDimTiles][2];
   float sums[kHeadTiles][2];  // Σ q of the heads 2 · (lane % 4) and the next one
@@ -88,11 +89,26 @@ struct Queries {
         operand[n][step][0] = kQuantized ? __byte_perm(four.x, four.y, 0x5410) : four.x;
         operand[n][step][1] = kQuantized ? __byte_perm(four.x, four.y, 0x7632) : four.y;
       }
-      if constexpr (kQuantized) add_up(n, lane);
+      if constexpr (kQuantized) {
+        add_up(n, lane);
+        raise(n);
+      }
     }
   }
 
  private:
+  // By powers of two, which is exact; those that meet larger codes by less.
+  __device__ __forceinline__ void raise(int n) {
+#pragma unroll
+    for (int step = 0; step < kDimTiles; ++step) {
+      const u32 power = 127 + kRaise - code_shift(key_step_is_upper(step));
+      const u32 factors = (power << 7) * 0x00010001u;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        operand[n][step][i] = multiply_add_bf16(operand[n][step][i], factors, 0x80008000u);
+    }
+  }
+
   __device__ __forceinline__ void add_up(int n, int lane) {
     float sum = 0.0f;
 #pragma unroll

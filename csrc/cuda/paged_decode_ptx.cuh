@@ -30,6 +30,13 @@ __device__ __forceinline__ void load_once(u32* words, const void* from) {
   }
 }
 
+// Bytes (a multiple of 16, as the address) come to L2, where others see later writes to them too.
+__device__ __forceinline__ void fetch_into_l2(const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+#endif
+}
+
 // c += a · b, BF16 operands, FP32 accumulators, m16n8k16.
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -56,17 +63,6 @@ __device__ __forceinline__ u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
   u32 pair;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
   return pair;
-}
-
-// (word & kMask) | kBits, or (~word & kMask) | kBits.
-template <u32 kMask, u32 kBits, bool kInverted = false>
-__device__ __forceinline__ u32 masked_with(u32 word) {
-  u32 result;
-  constexpr int kTable = kInverted ? (~0xf0 & 0xcc & 0xff) | 0xaa : (0xf0 & 0xcc) | 0xaa;
-  asm("lop3.b32 %0, %1, %2, %3, %4;"
-      : "=r"(result)
-      : "r"(word), "n"(kMask), "n"(kBits), "n"(kTable));
-  return result;
 }
 
 // Returns what was there. What this thread knows to be written is visible to whoever sees the sum, and

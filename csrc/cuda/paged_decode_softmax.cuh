@@ -3,7 +3,8 @@
 //
 // With x = code · scale + minimum a key's score is scale · (code · q) + minimum · Σq, and a value's
 // share p · x is (p · scale) · code + p · minimum: the tensor cores see codes and weights alone,
-// scales and minima are applied in FP32.
+// scales and minima are applied in FP32. Rounding p · scale to BF16 costs least where codes are small,
+// so what it adds to their middle is taken back.
 //
 // Weights are relative to a maximum that may lie up to kSlack (in powers of two) below the true one:
 // then it hardly ever rises, and a step needs no reduction over its tokens.
@@ -91,11 +92,16 @@ struct Softmax {
           weight[i] = power_of_two(scores[n][2 * half + i] - maximum[n][i]);
           sum[n][i] += weight[i];
           if constexpr (kQuantized) {
-            offset[n][i] += weight[i] * (params[half].y - kValueOffset * params[half].x);
-            weight[i] *= params[half].x;
+            offset[n][i] += weight[i] * (params[half].y + kValueCentre * params[half].x);
+            weight[i] *= params[half].x * two_to(kRaise);
           }
         }
-        b[n][half] = transposed(pack_bf16(weight[0], weight[1]));
+        const u32 pair = pack_bf16(weight[0], weight[1]);
+        if constexpr (kQuantized) {
+          offset[n][0] -= __uint_as_float(pair << 16) * (kValueCentre * two_to(-kRaise));
+          offset[n][1] -= __uint_as_float(pair & 0xffff0000u) * (kValueCentre * two_to(-kRaise));
+        }
+        b[n][half] = transposed(pair);
       }
   }
 
@@ -125,7 +131,7 @@ struct Softmax {
     }
   }
 
-  // All lanes of a column get the sum over its tokens, and every dimension its offset.
+  // All lanes of a column get the sum over its tokens; outputs get their unit and their offset.
   __device__ __forceinline__ void gather() {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
@@ -138,9 +144,10 @@ struct Softmax {
             offset[n][i] += __shfl_xor_sync(kAll, offset[n][i], distance);
         }
 #pragma unroll
-        for (int j = 0; j < kDimTiles; ++j) {
-          out[n][j][i] += offset[n][i];
-          out[n][j][2 + i] += offset[n][i];
+        for (int j = 0; kQuantized && j < kDimTiles; ++j) {
+          const float unit = code_unit(value_tile_is_upper(j));
+          out[n][j][i] = out[n][j][i] * unit + offset[n][i];
+          out[n][j][2 + i] = out[n][j][2 + i] * unit + offset[n][i];
         }
       }
   }

@@ -80,8 +80,8 @@ class Step {
     float slope = factor, shift = 0.0f;
     if constexpr (kQuantized) {
       const float2 params = widen_half_pair(key_params_[t][half]);
-      slope = factor * params.x;
-      shift = factor * params.y - kKeyOffset * slope;
+      slope = factor * code_unit(false) * params.x;
+      shift = factor * params.y;
     }
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)

@@ -17,8 +17,8 @@ constexpr int kValueLoad = kValueLaneBytes % 16 == 0  ? 16
 constexpr int kValueLoads = kValueLaneBytes / kValueLoad;
 constexpr int kLoadWords = kValueLoad == 2 ? 1 : kValueLoad / 4;
 constexpr int kValueWords = kValueLoads * kLoadWords;
-// What the products see is the code plus this.
-constexpr float kValueOffset = kValueBits == 8 ? -128.0f : kValueBits == 4 ? -8.0f : 0.0f;
+// The middle of the codes.
+constexpr float kValueCentre = kValueBits == 8 ? 128.0f : 8.0f;
 
 // Consecutive tiles of a lane whose dimensions are consecutive too, eight at most.
 constexpr int kLoadTiles = kValueBits == 16 ? kValueLoad / 4 : kValueLoad / 2;
@@ -35,6 +35,11 @@ __device__ __forceinline__ int value_dim(int tile, int row) {
     const int byte = (piece / kLoadTiles * 8 + row) * kValueLoad + piece % kLoadTiles * 2;
     return byte + tile / kPieces * (kHeadDim / 2);
   }
+}
+
+// Whether a tile takes the codes of the upper half of the head, from the high ends of their bytes.
+__device__ __forceinline__ constexpr bool value_tile_is_upper(int tile) {
+  return kValueBits == 4 && tile >= kValueLaneBytes / 2;
 }
 
 struct ValueTile {
@@ -91,14 +96,9 @@ struct ValueTile {
         const int piece = tile % kPieces;
         const bool high = kValueLoad > 2 && piece % 2 == 1;
         const u32 bytes = zipped(pair, kValueLoad > 2 ? piece / 2 : piece, high ? 0x7632 : 0x5410);
-        if constexpr (kValueBits == 8) {
-          a[2 * pair] = centred_bytes(bytes);
-          a[2 * pair + 1] = centred_bytes(bytes >> 8);
-        } else {
-          const u32 nibbles = bytes >> (tile / kPieces * 4);
-          a[2 * pair] = centred_nibbles(nibbles);
-          a[2 * pair + 1] = centred_nibbles(nibbles >> 8);
-        }
+        const u32 mask = code_mask(kValueBits, value_tile_is_upper(tile));
+        a[2 * pair] = bytes & mask;
+        a[2 * pair + 1] = bytes >> 8 & mask;
       }
     }
   }
