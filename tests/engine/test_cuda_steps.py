@@ -281,23 +281,44 @@ def test_deterministic_answers_are_those_of_a_batch_of_64(
     assert [done.token_ids for done in together[:6]] == [done.token_ids for done in alone]
 
 
+#: What one 4-bit code at a tie, which float32's rounding turns, does to the logits of these models:
+#: up to 0.017 of their norm. Pages of 4 bits instead of 32 move them by 0.043 to 0.2.
+CODE_STEP = 0.04
+
+
 @pytest.mark.parametrize("policy", [0, 8, 4])
 @pytest.mark.parametrize("name", ["stories260k", "demo"])
 def test_the_reference_path_gives_the_tokens_of_the_cpu(name: str, policy: int | str) -> None:
-    """In float32, of trained models: whole engines, on either device."""
+    """In float32, of trained models: whole engines, on either device.
+
+    With 4 bits up to where a code at a tie decides; the logits agree to there.
+    """
     folder = (
         ROOT / "examples" / "demo_model" / "model"
         if name == "demo"
         else shared_folder("models/stories260k")
     )
+    answers = zip(*(reference_answers(folder, at, policy) for at in ("cpu", "cuda")), strict=True)
+    for (on_cpu, expected), (on_gpu, found) in answers:
+        same = [ours == theirs for ours, theirs in zip(on_gpu, on_cpu, strict=True)]
+        if policy != 4:
+            assert all(same)
+        reached = (*same, False).index(False) + 1
+        for ours, theirs in zip(found[:reached], expected[:reached], strict=False):
+            assert (ours.cpu() - theirs).norm() <= CODE_STEP * theirs.norm()
+
+
+def reference_answers(
+    folder: Path, device: str, policy: int | str
+) -> list[tuple[list[int], list[Tensor]]]:
+    """Of each prompt the answer's tokens, and the logits that they come from."""
+    decoder = load_decoder(folder, device=device, dtype="float32", session_len=256)
+    rng, vocab = random.Random(1), decoder.config.vocab_size
+    engine = make_engine(decoder, device=device, quant_policy=policy, cache_max_entry_count="64MiB")
     answers = []
-    for device in ("cpu", "cuda"):
-        decoder = load_decoder(folder, device=device, dtype="float32", session_len=256)
-        vocab = decoder.config.vocab_size
-        rng = random.Random(1)
-        prompts = [[rng.randrange(3, vocab) for _ in range(length)] for length in (4, 30, 100)]
-        engine = make_engine(
-            decoder, device=device, quant_policy=policy, cache_max_entry_count="64MiB"
-        )
-        answers.append([done.token_ids for done in generate(engine, prompts, PARAMS)])
-    assert answers[0] == answers[1]
+    for length in (4, 30, 100):
+        prompt = [rng.randrange(3, vocab) for _ in range(length)]
+        with noted_logits(decoder) as found:
+            tokens = generate(engine, [prompt], PARAMS)[0].token_ids
+        answers.append((tokens, [logits[0] for logits in found]))
+    return answers
