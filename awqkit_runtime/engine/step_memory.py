@@ -21,9 +21,14 @@ from awqkit_runtime.kernels.rotary import can_rotate
 from awqkit_runtime.kernels.rotary_append import can_append
 from awqkit_runtime.layers.placement import Placement
 
-#: What cuBLAS, our kernels' shared workspace and the code of all kernels take on a GPU, once they
-#: have been used. The driver's own context is not among it: it is there before memory is measured.
+#: What cuBLAS, cuDNN, our kernels' shared workspace and the code of all kernels take on a GPU, once
+#: they have been used. The driver's own context is not among it: it is there before memory is
+#: measured.
 LIBRARY_BYTES = 256 * 2**20
+#: The part of it that comes with the first steps: code is loaded when it is first launched.
+LATE_BYTES = 128 * 2**20
+#: cuBLAS's workspace for the stream that graphs are captured on (32 MiB from sm_90 on).
+_GRAPH_WORKSPACE_BYTES = 32 * 2**20
 #: Kernels of one layer in a decode step.
 _LAYER_LAUNCHES = 12
 #: What the driver keeps of each launch of a graph.
@@ -103,7 +108,8 @@ def graph_memory(
     row = 4 * _INT64 + _INT32 * pages_for(session_len)
     row += config.hidden_size * placement.activation_dtype.itemsize
     launches = len(graph_sizes(max_rows)) * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
-    return max_rows * row + graph_pool_bytes(config, placement, max_rows) + launches
+    pool = graph_pool_bytes(config, placement, max_rows)
+    return max_rows * row + pool + launches + _GRAPH_WORKSPACE_BYTES
 
 
 def graph_pool_bytes(config: DecoderConfig, placement: Placement, max_rows: int) -> int:
