@@ -29,13 +29,15 @@ LIBRARY_BYTES = 256 * 2**20
 LATE_BYTES = 128 * 2**20
 #: cuBLAS's workspace for the stream that graphs are captured on (32 MiB from sm_90 on).
 _GRAPH_WORKSPACE_BYTES = 32 * 2**20
+#: To the tokens, and to what the head reads where tokens are drawn.
+_GRAPHS_A_SIZE = 2
 #: Kernels of one layer in a decode step.
 _LAYER_LAUNCHES = 12
 #: What the driver keeps of each launch of a graph.
 _LAUNCH_BYTES = 4 * 2**10
 #: Memory that torch takes from the driver at once, at most, beyond what is asked for.
 _SEGMENT_BYTES = 20 * 2**20
-_INT64, _INT32 = 8, 4
+_INT64, _INT32, _FLOAT32 = 8, 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +107,21 @@ def graph_memory(
     config: DecoderConfig, placement: Placement, max_rows: int, session_len: int
 ) -> int:
     """Of the tensors that graphs read and write, their pool, and what the driver keeps of them."""
-    row = 4 * _INT64 + _INT32 * pages_for(session_len)
+    row = 5 * _INT64 + _INT32 * pages_for(session_len)
     row += config.hidden_size * placement.activation_dtype.itemsize
-    launches = len(graph_sizes(max_rows)) * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
+    graphs = _GRAPHS_A_SIZE * len(graph_sizes(max_rows))
+    launches = graphs * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
     pool = graph_pool_bytes(config, placement, max_rows)
     return max_rows * row + pool + launches + _GRAPH_WORKSPACE_BYTES
 
 
 def graph_pool_bytes(config: DecoderConfig, placement: Placement, max_rows: int) -> int:
     """Of the intermediate results of the largest graph."""
-    return decode_activations(config, placement, max_rows) + _SEGMENT_BYTES
+    logits = max_rows * config.vocab_size * _logit_bytes(config, placement)
+    return decode_activations(config, placement, max_rows) + logits + _SEGMENT_BYTES
+
+
+def _logit_bytes(config: DecoderConfig, placement: Placement) -> int:
+    """Of one logit on the way to the likeliest token: as it is, and with a cap in float32 too."""
+    own = placement.activation_dtype.itemsize
+    return own if config.final_softcap is None else own + 4 * _FLOAT32

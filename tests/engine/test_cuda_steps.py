@@ -25,6 +25,7 @@ from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.engine.token_choice import _last_of
+from awqkit_runtime.kernels.greedy import greedy_
 from awqkit_runtime.kernels.top_p import top_p_cutoffs
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
@@ -142,11 +143,14 @@ def test_graphs_compute_what_single_launches_do(
     """Batches of several sizes, idle rows among them; both runners go on from the same tokens."""
     decoder = int4_decoder(tmp_path, family, head_dim)
     graphs, plain = graph_runner(decoder, policy), Runner(decoder, new_pool(decoder, policy))
-    batch = requests(ROWS)
+    batch = requests(ROWS, logprobs=1)  # Whose logits are computed behind the graph …
+    greedy = requests(ROWS)  # … and in it.
     graphs.launch(prompts(batch), None)
     deliver(plain.launch(prompts(batch), None))
     for count in (ROWS, ROWS, 1, 3, 1, 3, 7, ROWS, 7):
         running = batch[:count]
+        for one, same in zip(greedy, batch, strict=True):
+            one.output_token_ids = list(same.output_token_ids)
         with noted_logits(decoder) as found:
             graphs.launch(decodes(running), None).collect()
             graphs.launch(decodes(running), None).collect()  # The first time may be no graph.
@@ -154,6 +158,10 @@ def test_graphs_compute_what_single_launches_do(
         first, replayed, expected = found
         assert torch.equal(first, replayed)
         assert (replayed - expected).norm() <= 0.05 * expected.norm()
+        for _ in range(2):
+            chosen = graphs.launch(decodes(greedy[:count]), None).token_ids
+            lost = replayed.amax(-1) - replayed.gather(1, chosen.unsqueeze(1)).squeeze(1)
+            assert float(lost.max()) <= 0.02 * float(replayed.abs().max())
 
 
 def test_steps_follow_each_other_without_the_host(tmp_path: Path) -> None:
@@ -215,6 +223,25 @@ def test_launching_a_decode_step_waits_for_nothing(tmp_path: Path, params: dict[
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(deliver(step)) == len(deliver(behind)) == 5
+
+
+@pytest.mark.parametrize("vocab", [8, 1000, 1001, 92544])
+def test_the_likeliest_token_is_the_first_of_equal_ones(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = (3 * torch.randn(9, vocab, generator=generator)).bfloat16()
+    logits[1] = logits[1].round()
+    logits[2] = -logits[2].abs().round()  # Of both zeros.
+    logits[3] = -5.0
+    for row, value in ((4, torch.nan), (5, torch.inf), (6, -torch.inf)):
+        logits[row, vocab // 2] = value
+    found = torch.full((9, 2), -7, device="cuda")
+    greedy_(logits.cuda(), found)
+    tokens, finite = found.T.tolist()
+    expected = logits.float().argmax(dim=-1).tolist()
+    sound = [row for row in range(9) if row != 4]
+    assert [tokens[row] for row in sound] == [expected[row] for row in sound]
+    assert 0 <= tokens[4] < vocab
+    assert finite == [1, 1, 1, 1, 0, 0, 0, 1, 1]
 
 
 def test_sampling_gives_the_tokens_of_the_cpu() -> None:

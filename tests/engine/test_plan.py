@@ -130,9 +130,9 @@ def test_on_a_gpu_the_cache_leaves_room_for_the_steps() -> None:
 
 def test_graphs_are_planned_where_steps_run_as_graphs() -> None:
     found = plan()
-    rows = 128 * (4 * 8 + 4 * 512 + 2 * 4096)
-    launches = 19 * 32 * 12 * 4096
-    pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128
+    rows = 128 * (5 * 8 + 4 * 512 + 2 * 4096)
+    launches = 2 * 19 * 32 * 12 * 4096
+    pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128 + 128 * 2 * 92544 + 32 * 2**20
     assert found.graphs == rows + launches + pool + 20 * 2**20
     assert found.libraries > 0
     for settings in ({"deterministic": True}, {"placement": CPU}):
