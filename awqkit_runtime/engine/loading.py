@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,7 @@ def load_engine(
     plan = plan_engine(checkpoint, config)
     if announce is not None:
         announce(plan)
+    config = replace(config, max_prefill_tokens=plan.step_tokens)
     text = read_model_text(checkpoint)
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (

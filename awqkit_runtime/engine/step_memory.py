@@ -64,7 +64,7 @@ def step_memory(
         workspace=workspace(
             config,
             placement,
-            step_tokens=min(engine.max_prefill_tokens, max_rows * session_len),
+            step_tokens=min(engine.prefill_tokens_for(placement.device), max_rows * session_len),
             max_batch_size=max_rows,
             session_len=session_len,
             deterministic=engine.deterministic,
