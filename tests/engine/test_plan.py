@@ -143,10 +143,13 @@ def test_graphs_are_planned_where_steps_run_as_graphs() -> None:
 
 def test_steps_are_as_large_as_the_memory_bears() -> None:
     assert plan(weights=INT4, memory=80 * GIB).step_tokens == 8192
-    sizes = [plan(weights=INT4, memory=size * GIB).step_tokens for size in range(10, 25)]
+    sizes = [
+        plan(weights=INT4, memory=size * GIB, session_len=4096).step_tokens
+        for size in range(10, 25)
+    ]
     assert sizes == sorted(sizes) and set(sizes) == {2048, 4096, 8192}
     for size, tokens in zip(range(10, 25), sizes, strict=True):
-        found = plan(weights=INT4, memory=size * GIB)
+        found = plan(weights=INT4, memory=size * GIB, session_len=4096)
         assert tokens == 2048 or found.workspace.total <= found.free / 8
     assert plan(weights=INT4, memory=80 * GIB, max_prefill_tokens=100).step_tokens == 100
     assert plan(memory=80 * GIB, placement=CPU).step_tokens == 2048
