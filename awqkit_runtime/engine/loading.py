@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,36 +123,49 @@ def load_engine(
     if announce is not None:
         announce(plan)
     config = replace(config, max_prefill_tokens=plan.step_tokens)
-    text = read_model_text(checkpoint)
+    load = _shared_model if config.tp > 1 else _whole_model
+    with ThreadPoolExecutor(1) as pool:  # Beside the weights, which take longer.
+        reading = pool.submit(read_model_text, checkpoint)
+        parts = load(checkpoint, config, plan)
+        text = reading.result()
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None
         if tokenizer is None
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
-    around = partial(
-        Engine,
+    engine = Engine(
         tokenizer=tokenizer or NoText(),
         config=config,
         stop_token_ids=stops,
         grammars=grammars,
+        **parts,
     )
-    if config.tp > 1:
-        shared = load_shared(checkpoint, config)
-        new_runner = partial(shared.new_runner, quant_policy=config.policy)
-        engine = around(shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
-        return engine, text
-    with libraries_made_meanwhile(
-        _placement(checkpoint.config, config), checkpoint.config.head_dim
-    ):
+    return engine, text
+
+
+def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
+    """What an Engine needs of a model that one process computes, by the names of its arguments."""
+    placement = _placement(checkpoint.config, config)
+    with libraries_made_meanwhile(placement, checkpoint.config.head_dim):
         decoder = load_decoder(
             checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
         )
     page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
     key_frame = key_frame_for(decoder, page_format)
-    return around(
-        decoder, key_frame=key_frame, free_bytes=free_as_planned(plan, decoder.device)
-    ), text
+    free_bytes = free_as_planned(plan, decoder.device)
+    return {"decoder": decoder, "key_frame": key_frame, "free_bytes": free_bytes}
+
+
+def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
+    """The same of a model that several share."""
+    shared = load_shared(checkpoint, config)
+    new_runner = partial(shared.new_runner, quant_policy=config.policy)
+    return {
+        "decoder": shared.decoder,
+        "new_runner": new_runner,
+        "free_bytes": shared.free_bytes,
+    }
 
 
 def free_as_planned(plan: MemoryPlan, device: torch.device) -> int | None:
