@@ -25,6 +25,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?(b)?\s*", re.IGNORECASE)
 _TOKENS = re.compile(r"\s*(\d+)\s*tok(ens)?\s*", re.IGNORECASE)
+#: Sizes of steps that an engine chooses from where nobody does: the first for a GPU, the last for a
+#: CPU and where a GPU's memory is short.
+PREFILL_TOKENS = (8192, 4096, 2048)
 #: A smaller absolute cache is a mistyped unit, not a wish.
 _SMALLEST_CACHE = 2**16
 
@@ -119,8 +122,9 @@ class EngineConfig:
     session_len: int | None = None
     #: Sequences that run at once; None: batch_size_for the device.
     max_batch_size: int | None = None
-    #: New tokens of all sequences together in one step; longer prompts are split.
-    max_prefill_tokens: int = 2048
+    #: New tokens of all sequences together in one step; longer prompts are split. None:
+    #: prefill_tokens_for the device, or less where memory is short.
+    max_prefill_tokens: int | None = None
     enable_prefix_caching: bool = True
     model_format: str = "auto"
     #: Every bit of an answer is independent of what else is computed with it, and of what the
@@ -140,10 +144,9 @@ class EngineConfig:
                 f"tp is {self.tp}, but a deterministic engine runs on one device. Use tp=1, or "
                 "deterministic=False."
             )
-        for name in ("session_len", "max_batch_size"):
+        for name in ("session_len", "max_batch_size", "max_prefill_tokens"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
-        _require_positive("max_prefill_tokens", self.max_prefill_tokens)
         if self.model_format not in MODEL_FORMATS:
             raise ConfigError(
                 f"model_format is {self.model_format!r}; "
@@ -169,6 +172,12 @@ class EngineConfig:
         if self.max_batch_size is not None:
             return self.max_batch_size
         return 128 if device.type == "cuda" else 16
+
+    def prefill_tokens_for(self, device: torch.device) -> int:
+        """max_prefill_tokens, or what the kind of device needs to read prompts at full speed."""
+        if self.max_prefill_tokens is not None:
+            return self.max_prefill_tokens
+        return PREFILL_TOKENS[0] if device.type == "cuda" else PREFILL_TOKENS[-1]
 
     @property
     def cache_size(self) -> float | int | TokenCount:

@@ -46,7 +46,7 @@ class LLM:
         dtype: str | torch.dtype = EngineConfig.dtype,
         session_len: int | None = EngineConfig.session_len,
         max_batch_size: int | None = EngineConfig.max_batch_size,
-        max_prefill_tokens: int = EngineConfig.max_prefill_tokens,
+        max_prefill_tokens: int | None = EngineConfig.max_prefill_tokens,
         enable_prefix_caching: bool = EngineConfig.enable_prefix_caching,
         model_format: str = EngineConfig.model_format,
         deterministic: bool = EngineConfig.deterministic,

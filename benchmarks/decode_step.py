@@ -2,10 +2,12 @@
 
     python benchmarks/decode_step.py FOLDER --json benchmarks/results/decode_step.json
 
-FOLDER needs a config.json alone. `graph`, `head` and `sampling` are what the GPU takes for each,
-over many in a row; `launch` is what the host takes to launch a step, and `step` is a step as the
-engine runs them, each launched before the last one is collected. --kernels names the kernels of one
-graph, by the time that they take in all.
+FOLDER needs a config.json alone. `graph` is what the GPU takes for a step to its greedy tokens, and
+`drawing` what it takes behind the head where they are drawn with a top-p, over many in a row.
+`fill` and `replay` are what the host takes to bring a step's numbers and to launch its graph,
+`launch` all that it takes for a step, and `step` is a step as the engine runs them, each launched
+before the last one is collected. --kernels names the kernels of one graph, by the time that they
+take in all.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import save_results
 
-from awqkit_runtime.bench.prepared import RunningAhead, _requests, _steps
+from awqkit_runtime.bench.prepared import RunningAhead, _requests, _steps, follow
 from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject, load_subject
 from awqkit_runtime.cache.page_format import PageFormat
@@ -29,6 +31,8 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig, QuantPolicy
 from awqkit_runtime.engine.graph_runner import GraphRunner
 from awqkit_runtime.engine.launched_step import sampled_step
+from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.sampling_params import SamplingParams
 
 #: (batch, context, quant_policy)
 SHAPES: tuple[tuple[int, int, QuantPolicy], ...] = (
@@ -47,8 +51,9 @@ class Row:
     context: int
     quant_policy: QuantPolicy
     graph: float
-    head: float
-    sampling: float
+    drawing: float
+    fill: float
+    replay: float
     launch: float
     step: float
 
@@ -68,12 +73,17 @@ def measure(
     for _ in range(5):
         ahead()
     steps = [_milliseconds_of(ahead) for _ in range(REPEATS)]
-    (graph,) = runner._steps.values()
-    hidden = runner._hidden
-    logits = decoder.logits(hidden)
-    torch.cuda.synchronize()
-    launches = [_milliseconds_of(lambda: runner.launch(chunks[0], None)) for _ in range(3)]
-    torch.cuda.synchronize()
+    ((rows, graph),) = runner._greedy_steps.items()
+    logits = torch.randn(batch, decoder.config.vocab_size, device=decoder.device)
+    drawn = [replace(chunk, request=_drawing(chunk.request)) for chunk in chunks[0]]
+    in_flight = runner.launch(chunks[0], None)
+    following = follow(chunks[0], in_flight)
+    launches = [_host_milliseconds(lambda: runner.launch(following, in_flight)) for _ in range(5)]
+    fills = [
+        _host_milliseconds(lambda: runner._inputs.fill(rows, following, in_flight))
+        for _ in range(5)
+    ]
+    replays = [_host_milliseconds(graph) for _ in range(5)]
     if show_kernels:
         _show_kernels(graph)
     return Row(
@@ -81,8 +91,9 @@ def measure(
         context=context,
         quant_policy=policy,
         graph=_gpu_milliseconds(graph),
-        head=_gpu_milliseconds(lambda: decoder.logits(hidden)),
-        sampling=_gpu_milliseconds(lambda: sampled_step(logits, chunks[0], dtype=decoder.dtype)),
+        drawing=_gpu_milliseconds(lambda: sampled_step(logits, drawn, dtype=decoder.dtype)),
+        fill=min(fills),
+        replay=min(replays),
         launch=min(launches),
         step=statistics.median(steps),
     )
@@ -92,6 +103,16 @@ def _milliseconds_of(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - start)
+
+
+def _host_milliseconds(call: Callable[[], object]) -> float:
+    """Behind nothing that the device is still at."""
+    torch.cuda.synchronize()
+    return _milliseconds_of(call)
+
+
+def _drawing(request: Request) -> Request:
+    return replace(request, params=SamplingParams(temperature=0.8, top_p=0.9))
 
 
 def _gpu_milliseconds(call: Callable[[], object]) -> float:

@@ -3,13 +3,15 @@
     python benchmarks/loading.py --json benchmarks/results/loading.json
 
 Writes random 4-bit weights in the shapes of InternLM2.5-7B, then loads them in fresh processes:
-from the first CUDA call to logits of one token.
+from the first CUDA call to logits of one token, and as a user does, from the process's start to an
+answer's first token, part by part (first_token.py), with a BF16 and with an int4 cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,30 +73,51 @@ QUANTIZATION = {
     },
 }
 LAYERS_A_FILE = 8
+#: One that fits, though it knows fewer tokens than the model.
+TOKENIZER = Path(__file__).parents[1] / "examples" / "demo_model" / "model"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", choices=PACKED_FORMATS, default="awq")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="Write the checkpoint to this new folder.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), arguments.format)
-        command = [sys.executable, __file__, "--measure", folder]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        write_checkpoint(folder, arguments.format)
+        command = [sys.executable, __file__, "--measure", str(folder)]
         runs = [json.loads(subprocess.check_output(command)) for _ in range(arguments.repeat)]
-    for run in runs:
+        firsts = [
+            {"quant_policy": policy} | first_token(folder, policy)
+            for policy in (0, 4)
+            for _ in range(arguments.repeat)
+        ]
+    for run in (*runs, *firsts):
         print("  ".join(f"{name} {value}" for name, value in run.items()))
     if arguments.json:
-        save_results(arguments.json, format=arguments.format, runs=runs)
+        save_results(arguments.json, format=arguments.format, runs=runs, first_tokens=firsts)
+
+
+def first_token(folder: Path, policy: int) -> dict[str, float]:
+    """Seconds of a user's process, by part."""
+    script = Path(__file__).with_name("first_token.py")
+    command = [sys.executable, str(script), str(folder), "--quant-policy", str(policy)]
+    output = subprocess.check_output([*command, "--started", repr(time.time())])
+    seconds: dict[str, float] = json.loads(output.splitlines()[-1])
+    return seconds
 
 
 def write_checkpoint(folder: Path, packed_format: PackedFormat) -> None:
     """A sharded checkpoint of random values."""
+    folder.mkdir(exist_ok=True)
+    for path in TOKENIZER.glob("*token*.json"):
+        shutil.copy(path, folder)
     config = CONFIG | {"quantization_config": QUANTIZATION[packed_format]}
     (folder / "config.json").write_text(json.dumps(config))
     index = {}

@@ -76,7 +76,7 @@ def run_scenarios(
     speed: Speed,
     *,
     seconds: float,
-    step_tokens: int = EngineConfig.max_prefill_tokens,
+    step_tokens: int,
 ) -> Iterator[Result | Skipped]:
     """Yield what came of each scenario, as it comes; they share `seconds` evenly.
 

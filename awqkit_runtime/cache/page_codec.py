@@ -40,7 +40,9 @@ def _spanning_params(wide: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Scale and minimum, float16 [..., 1], of codes 0 … top from the minimum to the maximum."""
     low, high = torch.aminmax(wide, dim=-1, keepdim=True)
     minimum = low.to(PARAM_DTYPE)
-    scale = ((high - minimum.float()) / top).mul_(_SCALE_MARGIN).add_(_EPSILON)
+    # Divided by a tensor: by a number, torch multiplies with its reciprocal on a GPU.
+    steps = torch.full_like(high, top)
+    scale = (high - minimum.float()).div_(steps).mul_(_SCALE_MARGIN).add_(_EPSILON)
     return scale.clamp_(_EPSILON, _LARGEST).to(PARAM_DTYPE), minimum
 
 

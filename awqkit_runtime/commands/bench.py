@@ -51,9 +51,7 @@ _NAMES = [scenario.name for scenario in SCENARIOS]
 @click.option(
     "--max-prefill-tokens",
     type=click.IntRange(min=1),
-    default=EngineConfig.max_prefill_tokens,
-    show_default=True,
-    help="New tokens in one step; longer prompts are split.",
+    help="New tokens in one step, longer prompts are split; without it what suits the device.",
 )
 @click.option(
     "--seconds",
@@ -118,7 +116,8 @@ def _time_scenarios(
     decoder = subject.decoder
     chosen = [scenario for scenario in SCENARIOS if scenario.name in names]
     chosen = chosen or [*default_scenarios(decoder.device.type)]
-    step_tokens = options["max_prefill_tokens"]
+    settings = EngineConfig(max_prefill_tokens=options["max_prefill_tokens"])
+    step_tokens = settings.prefill_tokens_for(decoder.device)
     with working("Measuring the machine"):
         speed = measure_speed(decoder)
     with working("Timing"):

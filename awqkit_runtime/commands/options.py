@@ -49,8 +49,7 @@ _SERVING_OPTIONS = (
     ),
     click.option(
         "--max-prefill-tokens", type=click.IntRange(min=1),
-        default=EngineConfig.max_prefill_tokens, show_default=True,
-        help="New tokens in one step; longer prompts are split.",
+        help="New tokens in one step, longer prompts are split; without it what suits the device.",
     ),
 )  # fmt: skip
 

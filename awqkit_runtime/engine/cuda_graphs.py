@@ -28,6 +28,10 @@ class CudaGraphs:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # cuBLAS has a workspace for each stream, which must not come out of the pool.
+        with torch.cuda.stream(self._stream):
+            square = torch.zeros(64, 64, dtype=torch.bfloat16, device=device)
+            torch.mm(square, square)
         # Kept, since a pool lives as long as a graph in it. Later graphs get the memory that this
         # one gave back.
         self._first = self.capture(

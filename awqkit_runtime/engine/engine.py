@@ -97,7 +97,7 @@ class Engine:
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,
             max_batch_size=self.max_batch_size,
-            max_step_tokens=config.max_prefill_tokens,
+            max_step_tokens=config.prefill_tokens_for(decoder.device),
             prefix_caching=config.enable_prefix_caching,
         )
         steps = launcher(self._runner)

@@ -2,12 +2,13 @@
 
 A graph repeats launches as they were, so all that changes from step to step lies in tensors that
 stay where they are (DecodeInputs), and a step runs as the smallest batch size that has a graph and
-holds it, its last rows idle. The head and the sampling are launched behind the graph: they differ
-from batch to batch, and what they make is then nobody else's.
+holds it, its last rows idle. Where every request takes its likeliest token, the head and that
+choice are in the graph too, and the next step finds its tokens where this one left them. Else they
+are launched behind the graph: they differ from batch to batch.
 
-A size's graph is made when its first step comes: that step runs as any other does, which loads and
-warms all kernels, and is then captured for those that follow. That takes some ten milliseconds for
-each size, once, and nothing at start. The memory is set aside at start (step_memory).
+A graph is made when its first step comes: that step runs as any other does, which loads and warms
+all kernels, and is then captured for those that follow. That takes some ten milliseconds for each
+size, once, and nothing at start. The memory is set aside at start (step_memory).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.cuda_graphs import GraphCapture
 from awqkit_runtime.engine.decode_inputs import DecodeInputs
 from awqkit_runtime.engine.graph_sizes import graph_sizes
-from awqkit_runtime.engine.launched_step import LaunchedStep, sampled_step
+from awqkit_runtime.engine.greedy_choice import choose_likeliest, takes_likeliest
+from awqkit_runtime.engine.launched_step import LaunchedStep, Outcome, sampled_step
+from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.scheduler import Chunk
 
@@ -44,15 +47,25 @@ class GraphRunner(Runner):
         self._inputs = DecodeInputs(max_rows, pages_for(decoder.session_len), decoder.device)
         #: [max_rows, hidden]: what steps compute.
         self._hidden: Tensor | None = None
+        #: By the number of rows.
         self._steps: dict[int, Callable[[], None]] = {}
+        self._greedy_steps: dict[int, Callable[[], None]] = {}
+        #: Whether all of these requests take their likeliest token: those of the last step.
+        self._likeliest: tuple[tuple[Request, ...], bool] = ((), True)
 
     @torch.inference_mode()
     def launch(self, chunks: Sequence[Chunk], previous: LaunchedStep | None = None) -> LaunchedStep:
         if not self._fits(chunks):
             return super().launch(chunks, previous)
+        requests = tuple([chunk.request for chunk in chunks])
         rows = self._sizes[bisect_left(self._sizes, len(chunks))]
         self._inputs.fill(rows, chunks, previous)
-        logits = self.decoder.logits(self._decode(rows)[: len(chunks)])
+        if self._take_likeliest(requests):
+            self._run(self._greedy_steps, self._choose_rows, rows)
+            return self._chosen_step(requests)
+        self._run(self._steps, self._compute_rows, rows)
+        assert self._hidden is not None
+        logits = self.decoder.logits(self._hidden[: len(chunks)])
         return sampled_step(logits, chunks, dtype=self.decoder.dtype)
 
     def _fits(self, chunks: Sequence[Chunk]) -> bool:
@@ -60,25 +73,50 @@ class GraphRunner(Runner):
             chunk.length == 1 and chunk.samples for chunk in chunks
         )
 
-    def _decode(self, rows: int) -> Tensor:
-        """Computes a step of so many rows from what the inputs hold: [rows or more, hidden]."""
-        step = self._steps.get(rows)
-        if step is None:
-            hidden = self._compute_rows(rows)
-            self._steps[rows] = self._graphs.capture(partial(self._compute_rows, rows))
-            return hidden
-        step()
-        assert self._hidden is not None
-        return self._hidden
+    def _take_likeliest(self, requests: tuple[Request, ...]) -> bool:
+        """Looked at again only where requests came or went."""
+        if self._likeliest[0] != requests:
+            self._likeliest = requests, all(map(takes_likeliest, requests))
+        return self._likeliest[1]
 
-    def _compute_rows(self, rows: int) -> Tensor:
-        """What a graph repeats."""
+    def _chosen_step(self, requests: tuple[Request, ...]) -> LaunchedStep:
+        outcome = self._inputs.outcome[: len(requests)]
+        step = LaunchedStep(
+            requests=requests,
+            token_ids=outcome[:, 0],
+            outcome=Outcome(outcome),
+            logprobs=None,
+            dtype=self.decoder.dtype,
+        )
+        self._inputs.hold(step)
+        return step
+
+    def _run(
+        self, graphs: dict[int, Callable[[], None]], compute: Callable[[int], None], rows: int
+    ) -> None:
+        """Computes a step of so many rows from what the inputs hold, as a graph if there is one."""
+        graph = graphs.get(rows)
+        if graph is not None:
+            graph()
+            return
+        compute(rows)
+        graphs[rows] = self._graphs.capture(partial(compute, rows))
+
+    def _choose_rows(self, rows: int) -> None:
+        """What a graph repeats, to the tokens."""
+        outcome = self._inputs.outcome[:rows]
+        choose_likeliest(self.decoder, self._hidden_rows(rows), outcome)
+
+    def _compute_rows(self, rows: int) -> None:
+        """What a graph repeats, to what the head reads."""
+        hidden = self._hidden_rows(rows)
+        if self._hidden is None:
+            self._hidden = hidden.new_empty((self._sizes[-1], hidden.shape[-1]))
+        self._hidden[:rows].copy_(hidden)
+
+    def _hidden_rows(self, rows: int) -> Tensor:
         positions = self._inputs.positions(rows)
         state = DecodeAttention(
             self.pool, self._inputs.page_table(rows), positions, config=self.decoder.config
         )
-        hidden = self.decoder.hidden(self._inputs.token_ids(rows), positions, state)
-        if self._hidden is None:
-            self._hidden = hidden.new_empty((self._sizes[-1], hidden.shape[-1]))
-        self._hidden[:rows].copy_(hidden)
-        return self._hidden
+        return self.decoder.hidden(self._inputs.token_ids(rows), positions, state)

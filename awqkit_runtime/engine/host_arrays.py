@@ -26,19 +26,18 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     if device.type != "cuda":
         return [torch.from_numpy(array) for array in arrays]
     starts = [0, *accumulate(_sizes(arrays))]
-    staging = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    staging = host_buffer((starts[-1],), torch.uint8, device)
     _pack(arrays, starts, staging.numpy())
     packed = staging.to(device, non_blocking=True)
     return _unpack(arrays, starts, packed)
 
 
-def copy_into(tensor: Tensor, array: Array) -> None:
-    """tensor, contiguous, gets the array's numbers; as in to_device nobody waits."""
-    source = torch.from_numpy(array)
-    if tensor.is_cuda:
-        staging = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        source = staging.copy_(source)
-    tensor.copy_(source, non_blocking=True)
+def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of the host, not initialised, that a copy to or from the device need not wait for.
+
+    For a GPU it is pinned, and torch gives it to nobody else before such a copy is done.
+    """
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def _sizes(arrays: Sequence[Array]) -> list[int]:

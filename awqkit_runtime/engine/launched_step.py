@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from awqkit_runtime.engine.host_arrays import host_buffer
+from awqkit_runtime.engine.logprobs import PendingLogprobs
 from awqkit_runtime.engine.request import Request
-from awqkit_runtime.engine.sampler import SampledToken, choose_tokens
+from awqkit_runtime.engine.sampler import SampledToken, choose_tokens, collect_tokens
 from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.errors import NumericsError
 
@@ -17,38 +20,48 @@ if TYPE_CHECKING:
     from awqkit_runtime.engine.runner import DecoderModel
 
 
+class Outcome:
+    """Tokens on their way from the device to the host, each with whether its logits were finite."""
+
+    def __init__(self, values: Tensor) -> None:
+        """values: int64 [rows, 2], contiguous; copied at once, in the order of the stream."""
+        self._event = None
+        if values.is_cuda:
+            self._host = host_buffer(tuple(values.shape), values.dtype, values.device)
+            self._host.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(values.device))
+        else:
+            self._host = values.clone()
+
+    def wait(self) -> tuple[list[int], list[int]]:
+        """Tokens, and 1 or 0 for each."""
+        if self._event is not None:
+            self._event.synchronize()
+        tokens, finite = self._host.T.tolist()
+        return tokens, finite
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LaunchedStep:
-    """The tokens that a step samples. requests: those that get one, in order.
+    """The tokens that a step samples."""
 
-    token_ids: int64 [requests], on the runner's device.
-    """
-
-    def __init__(
-        self,
-        logits: Tensor,
-        requests: Sequence[Request],
-        positions: Sequence[int],
-        *,
-        dtype: torch.dtype,
-    ) -> None:
-        """Enqueues the sampling from these logits, float32 [requests, vocab], not modified.
-
-        positions: of the new tokens in their answers. dtype: what the model computes in, for the
-        message where its numbers overflow.
-        """
-        self.requests = tuple(requests)
-        self._dtype = dtype
-        self._chosen = choose_tokens(logits, requests, positions)
-        self.token_ids = self._chosen.token_ids
-        self._outcome = _Outcome(torch.stack((self.token_ids, finite_rows(logits))))
+    #: Those that get one, in order.
+    requests: tuple[Request, ...]
+    #: int64 [requests], on the runner's device; valid until the step behind it has been launched.
+    token_ids: Tensor
+    outcome: Outcome
+    logprobs: PendingLogprobs | None
+    #: What the model computes in, for the message where its numbers overflow.
+    dtype: torch.dtype
 
     @torch.inference_mode()
     def collect(self) -> list[SampledToken]:
         """Waits for the device. NumericsError where the model's logits were not finite."""
-        tokens, finite = self._outcome.wait()
+        tokens, finite = self.outcome.wait()
         if not all(finite):
-            raise not_finite(self._dtype)
-        return self._chosen.collect(tokens)
+            raise not_finite(self.dtype)
+        return collect_tokens(tokens, self.logprobs)
 
 
 class StepLauncher(Protocol):
@@ -96,11 +109,16 @@ def launcher(runner: LogitsRunner) -> StepLauncher:
 def sampled_step(logits: Tensor, chunks: Sequence[Chunk], *, dtype: torch.dtype) -> LaunchedStep:
     """logits: float32 [rows, vocab], of the chunks that sample. dtype: the model's."""
     sampling = [chunk for chunk in chunks if chunk.samples]
+    requests = tuple([chunk.request for chunk in sampling])
+    # What a chunk follows is a token of the answer that the request does not have yet.
+    positions = [len(one.request.output_token_ids) + int(one.follows) for one in sampling]
+    chosen = choose_tokens(logits, requests, positions)
+    outcome = torch.stack((chosen.token_ids, finite_rows(logits)), dim=1)
     return LaunchedStep(
-        logits,
-        [chunk.request for chunk in sampling],
-        # What a chunk follows is a token of the answer that the request does not have yet.
-        [len(chunk.request.output_token_ids) + int(chunk.follows) for chunk in sampling],
+        requests=requests,
+        token_ids=chosen.token_ids,
+        outcome=Outcome(outcome),
+        logprobs=chosen.logprobs,
         dtype=dtype,
     )
 
@@ -120,22 +138,3 @@ def not_finite(dtype: torch.dtype) -> NumericsError:
         f"The model gave logits that are not finite in {dtype}. Its numbers overflow that dtype, "
         "or its weights are damaged; try dtype='bfloat16' or 'float32'."
     )
-
-
-class _Outcome:
-    """Numbers on their way from the device to the host."""
-
-    def __init__(self, values: Tensor) -> None:
-        """values: [2, rows]."""
-        self._event = None
-        self._host = values
-        if values.is_cuda:
-            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._host.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(values.device))
-
-    def wait(self) -> list[list[int]]:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.tolist()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awqkit.checkpoint import Checkpoint, open_checkpoint
+import torch
+
+from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
@@ -20,9 +23,10 @@ from awqkit_runtime.engine.parallel.loading import load_shared
 from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.step_memory import LATE_BYTES
+from awqkit_runtime.engine.warm_up import libraries_made_meanwhile
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
 from awqkit_runtime.layers.placement import Placement
-from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.footprint import loaded_bytes
 from awqkit_runtime.models.loader import load_decoder, resolve_dtype
 
@@ -80,19 +84,24 @@ def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
 
     DoesNotFit, ConfigError where it is not enough.
     """
-    device = config.torch_device()
     local = shard_config(checkpoint.config, config.tp)
-    placement = Placement(
-        device=device,
-        dtype=resolve_dtype(local, config.dtype),
-        has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
-    )
+    placement = _placement(local, config)
+    device = placement.device
     return plan_memory(
         local,
         weights=loaded_bytes(local, checkpoint.is_quantized, placement),
         memory=part_of_memory(free_memory(device), device, config.tp),
         engine=config,
         placement=placement,
+    )
+
+
+def _placement(model: DecoderConfig, config: EngineConfig) -> Placement:
+    device = config.torch_device()
+    return Placement(
+        device=device,
+        dtype=resolve_dtype(model, config.dtype),
+        has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
     )
 
 
@@ -113,39 +122,59 @@ def load_engine(
     plan = plan_engine(checkpoint, config)
     if announce is not None:
         announce(plan)
-    text = read_model_text(checkpoint)
+    config = replace(config, max_prefill_tokens=plan.step_tokens)
+    load = _shared_model if config.tp > 1 else _whole_model
+    with ThreadPoolExecutor(1) as pool:  # Beside the weights, which take longer.
+        reading = pool.submit(read_model_text, checkpoint)
+        parts = load(checkpoint, config, plan)
+        text = reading.result()
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None
         if tokenizer is None
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
-    around = partial(
-        Engine,
+    engine = Engine(
         tokenizer=tokenizer or NoText(),
         config=config,
         stop_token_ids=stops,
         grammars=grammars,
+        **parts,
     )
-    if config.tp > 1:
-        shared = load_shared(checkpoint, config)
-        new_runner = partial(shared.new_runner, quant_policy=config.policy)
-        engine = around(shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
-        return engine, text
-    decoder = load_decoder(
-        checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
-    )
+    return engine, text
+
+
+def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
+    """What an Engine needs of a model that one process computes, by the names of its arguments."""
+    placement = _placement(checkpoint.config, config)
+    with libraries_made_meanwhile(placement, checkpoint.config.head_dim):
+        decoder = load_decoder(
+            checkpoint, device=config.device, dtype=config.dtype, session_len=config.session_len
+        )
     page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
     key_frame = key_frame_for(decoder, page_format)
-    return around(decoder, key_frame=key_frame, free_bytes=_free_as_planned(plan, decoder)), text
+    free_bytes = free_as_planned(plan, decoder.device)
+    return {"decoder": decoder, "key_frame": key_frame, "free_bytes": free_bytes}
 
 
-def _free_as_planned(plan: MemoryPlan, decoder: Decoder) -> int | None:
-    """What the cache gets its share of; None for what is free now.
+def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
+    """The same of a model that several share."""
+    shared = load_shared(checkpoint, config)
+    new_runner = partial(shared.new_runner, quant_policy=config.policy)
+    return {
+        "decoder": shared.decoder,
+        "new_runner": new_runner,
+        "free_bytes": shared.free_bytes,
+    }
 
-    On a GPU what the plan said, so that it holds, unless others took memory in the meantime. What
-    libraries keep is in use by now, in part, and the plan counts it by itself.
+
+def free_as_planned(plan: MemoryPlan, device: torch.device) -> int | None:
+    """What the cache gets its share of, once weights and libraries are there; None for what is free
+    now.
+
+    On a GPU what the plan said, so that it holds, unless less is left: libraries may keep more than
+    the plan counts, and others take memory in the meantime.
     """
-    if decoder.device.type != "cuda":
+    if device.type != "cuda":
         return None
-    return min(plan.free, free_memory(decoder.device) + plan.libraries)
+    return min(plan.free, free_memory(device) + plan.libraries - LATE_BYTES)

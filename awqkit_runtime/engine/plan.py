@@ -9,11 +9,11 @@ The pages are those that the engine allocates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
-from awqkit_runtime.config import EngineConfig, QuantPolicy, TokenCount
+from awqkit_runtime.config import PREFILL_TOKENS, EngineConfig, QuantPolicy, TokenCount
 from awqkit_runtime.engine.memory import cache_pages
 from awqkit_runtime.engine.step_memory import reserved, step_memory
 from awqkit_runtime.engine.workspace import Workspace
@@ -21,6 +21,9 @@ from awqkit_runtime.errors import OutOfMemoryError
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.loader import resolve_session_len
 from awqkit_runtime.units import human_bytes
+
+#: Of what is free after the weights, what a step may take whose size nobody has chosen.
+_STEP_SHARE = 1 / 8
 
 
 class DoesNotFit(OutOfMemoryError):
@@ -105,6 +108,7 @@ def plan_memory(
     session_len = resolve_session_len(config, engine.session_len)
     _require_weights_fit(weights, memory)
     page_format = PageFormat.for_policy(config, engine.policy, placement.dtype)
+    engine = _with_step_tokens(engine, config, placement, session_len, free=memory - weights)
     steps = step_memory(config, placement, engine, session_len=session_len)
     try:
         pages = cache_pages(
@@ -118,7 +122,7 @@ def plan_memory(
     except OutOfMemoryError as error:
         raise DoesNotFit(str(error), lacking="no session") from error
     max_batch_size = engine.batch_size_for(placement.device)
-    step_tokens = min(engine.max_prefill_tokens, max_batch_size * session_len)
+    step_tokens = min(engine.prefill_tokens_for(placement.device), max_batch_size * session_len)
     return MemoryPlan(
         memory=memory,
         weights=weights,
@@ -134,6 +138,26 @@ def plan_memory(
         graphs=steps.graphs,
         libraries=steps.libraries,
     )
+
+
+def _with_step_tokens(
+    engine: EngineConfig,
+    config: DecoderConfig,
+    placement: Placement,
+    session_len: int,
+    *,
+    free: int,
+) -> EngineConfig:
+    """With the largest step on a GPU, of those that suit it, whose workspace leaves the cache most
+    of what is free; settings that name one stay as they are."""
+    if engine.max_prefill_tokens is not None or placement.device.type != "cuda":
+        return engine
+    for tokens in PREFILL_TOKENS:
+        engine = replace(engine, max_prefill_tokens=tokens)
+        steps = step_memory(config, placement, engine, session_len=session_len)
+        if steps.workspace.total <= free * _STEP_SHARE:
+            break
+    return engine
 
 
 def _require_weights_fit(weights: int, memory: int) -> None:

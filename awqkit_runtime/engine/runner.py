@@ -37,6 +37,7 @@ class DecoderModel(Protocol):
     @property
     def session_len(self) -> int: ...
     def hidden(self, token_ids: Tensor, positions: Tensor, state: AttentionState) -> Tensor: ...
+    def head_product(self, hidden: Tensor) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
@@ -135,11 +136,19 @@ def rows_followed(chunks: Sequence[Chunk], previous: LaunchedStep | None) -> lis
 
     ValueError where a chunk follows what no step samples.
     """
+    if previous is not None and _follow_all(chunks, previous):
+        return list(range(len(chunks)))
     rows = {} if previous is None else {id(r): row for row, r in enumerate(previous.requests)}
     found = [rows.get(id(chunk.request), -1) if chunk.follows else -1 for chunk in chunks]
     if any(chunk.follows and row < 0 for chunk, row in zip(chunks, found, strict=True)):
         raise ValueError("a chunk follows a token that the step before does not sample")
     return found
+
+
+def _follow_all(chunks: Sequence[Chunk], previous: LaunchedStep) -> bool:
+    """Whether the same requests go on in the same order, as they do in most steps."""
+    requests = tuple([chunk.request for chunk in chunks])
+    return requests == previous.requests and all(chunk.follows for chunk in chunks)
 
 
 def take_sampled(

@@ -31,6 +31,7 @@ __all__ = [
     "ChosenTokens",
     "SampledToken",
     "choose_tokens",
+    "collect_tokens",
     "needs_known_tokens",
     "sample",
     "sample_on_device",
@@ -51,13 +52,15 @@ class ChosenTokens:
     token_ids: Tensor
     logprobs: PendingLogprobs | None
 
-    def collect(self, tokens: Sequence[int]) -> list[SampledToken]:
-        """Each row's token with what was asked for beside it. tokens: token_ids on the host."""
-        logprobs = [None] * len(tokens) if self.logprobs is None else self.logprobs.collect(tokens)
-        return [
-            SampledToken(token_id=token, logprobs=found)
-            for token, found in zip(tokens, logprobs, strict=True)
-        ]
+
+def collect_tokens(tokens: Sequence[int], logprobs: PendingLogprobs | None) -> list[SampledToken]:
+    """Each row's token, known to the host by now, with what was asked for beside it."""
+    if logprobs is None:
+        return [SampledToken(token_id=token, logprobs=None) for token in tokens]
+    return [
+        SampledToken(token_id=token, logprobs=found)
+        for token, found in zip(tokens, logprobs.collect(tokens), strict=True)
+    ]
 
 
 def choose_tokens(
@@ -75,4 +78,4 @@ def choose_tokens(
 def sample(logits: Tensor, requests: Sequence[Request]) -> list[SampledToken]:
     """As choose_tokens, on the host: waits for the device."""
     chosen = choose_tokens(logits, requests, known_positions(requests))
-    return chosen.collect(chosen.token_ids.tolist())
+    return collect_tokens(chosen.token_ids.tolist(), chosen.logprobs)

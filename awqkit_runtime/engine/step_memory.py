@@ -21,16 +21,23 @@ from awqkit_runtime.kernels.rotary import can_rotate
 from awqkit_runtime.kernels.rotary_append import can_append
 from awqkit_runtime.layers.placement import Placement
 
-#: What cuBLAS, our kernels' shared workspace and the code of all kernels take on a GPU, once they
-#: have been used. The driver's own context is not among it: it is there before memory is measured.
+#: What cuBLAS, cuDNN, our kernels' shared workspace and the code of all kernels take on a GPU, once
+#: they have been used. The driver's own context is not among it: it is there before memory is
+#: measured.
 LIBRARY_BYTES = 256 * 2**20
+#: The part of it that comes with the first steps: code is loaded when it is first launched.
+LATE_BYTES = 128 * 2**20
+#: cuBLAS's workspace for the stream that graphs are captured on (32 MiB from sm_90 on).
+_GRAPH_WORKSPACE_BYTES = 32 * 2**20
+#: To the tokens, and to what the head reads where tokens are drawn.
+_GRAPHS_A_SIZE = 2
 #: Kernels of one layer in a decode step.
 _LAYER_LAUNCHES = 12
 #: What the driver keeps of each launch of a graph.
 _LAUNCH_BYTES = 4 * 2**10
 #: Memory that torch takes from the driver at once, at most, beyond what is asked for.
 _SEGMENT_BYTES = 20 * 2**20
-_INT64, _INT32 = 8, 4
+_INT64, _INT32, _FLOAT32 = 8, 4, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ def step_memory(
         workspace=workspace(
             config,
             placement,
-            step_tokens=min(engine.max_prefill_tokens, max_rows * session_len),
+            step_tokens=min(engine.prefill_tokens_for(placement.device), max_rows * session_len),
             max_batch_size=max_rows,
             session_len=session_len,
             deterministic=engine.deterministic,
@@ -100,12 +107,21 @@ def graph_memory(
     config: DecoderConfig, placement: Placement, max_rows: int, session_len: int
 ) -> int:
     """Of the tensors that graphs read and write, their pool, and what the driver keeps of them."""
-    row = 4 * _INT64 + _INT32 * pages_for(session_len)
+    row = 5 * _INT64 + _INT32 * pages_for(session_len)
     row += config.hidden_size * placement.activation_dtype.itemsize
-    launches = len(graph_sizes(max_rows)) * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
-    return max_rows * row + graph_pool_bytes(config, placement, max_rows) + launches
+    graphs = _GRAPHS_A_SIZE * len(graph_sizes(max_rows))
+    launches = graphs * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
+    pool = graph_pool_bytes(config, placement, max_rows)
+    return max_rows * row + pool + launches + _GRAPH_WORKSPACE_BYTES
 
 
 def graph_pool_bytes(config: DecoderConfig, placement: Placement, max_rows: int) -> int:
     """Of the intermediate results of the largest graph."""
-    return decode_activations(config, placement, max_rows) + _SEGMENT_BYTES
+    logits = max_rows * config.vocab_size * _logit_bytes(config, placement)
+    return decode_activations(config, placement, max_rows) + logits + _SEGMENT_BYTES
+
+
+def _logit_bytes(config: DecoderConfig, placement: Placement) -> int:
+    """Of one logit on the way to the likeliest token: as it is, and with a cap in float32 too."""
+    own = placement.activation_dtype.itemsize
+    return own if config.final_softcap is None else own + 4 * _FLOAT32

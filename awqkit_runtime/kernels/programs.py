@@ -6,6 +6,7 @@ import torch
 
 from awqkit_runtime.kernels import (
     decode_places,
+    greedy,
     page_gather,
     rms_norm,
     rotary,
@@ -32,6 +33,7 @@ FIXED = (
     rotary.PROGRAM,
     silu_mul.PROGRAM,
     decode_places.PROGRAM,
+    greedy.PROGRAM,
     top_p.PROGRAM,
 )
 #: Those that depend on the size of its heads alone.

@@ -130,9 +130,15 @@ class Decoder(nn.Module):
         return self.norm.after_add(x, delta)[1]
 
     @torch.no_grad()
+    def head_product(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] → [R, vocab] as the head gives it: the activations' dtype, no soft cap."""
+        product: Tensor = self.head(hidden)
+        return product
+
+    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] → float32 [R, vocab]."""
-        return soft_cap(self.head(hidden).float(), self.config.final_softcap)
+        return soft_cap(self.head_product(hidden).float(), self.config.final_softcap)
 
 
 def _dense(weights: Weights, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
 from awqkit_runtime.models.reference_paths import say_what_runs_in_torch
-from awqkit_runtime.models.weight_reader import read_layers, read_outer
+from awqkit_runtime.models.weight_reader import outer_read_meanwhile, read_layers
 
 _ALL_FUSIONS = Fusions()
 
@@ -49,12 +49,12 @@ def load_decoder(
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
     placement = ready_placement(config, placed_on, dtype, fusions)
-    layers = [
-        DecoderLayer(config, layer, block, placement)
-        for layer, block in enumerate(read_layers(checkpoint, placed_on))
-    ]
-    outer = read_outer(checkpoint, placed_on)
-    return Decoder(config, layers, outer, placement, session_len=length)
+    with outer_read_meanwhile(checkpoint, placed_on) as outer:
+        layers = [
+            DecoderLayer(config, layer, block, placement)
+            for layer, block in enumerate(read_layers(checkpoint, placed_on))
+        ]
+        return Decoder(config, layers, outer(), placement, session_len=length)
 
 
 def ready_placement(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 _AHEAD = 4
 
 Block = dict[str, Tensor | PackedWeight]
+Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
 
 
 def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]:
@@ -41,9 +44,22 @@ def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]
         pool.shutdown(cancel_futures=True)
 
 
-def read_outer(
+@contextmanager
+def outer_read_meanwhile(
     checkpoint: Checkpoint, device: torch.device
-) -> dict[str, Tensor | QuantizedWeight | PackedWeight]:
+) -> Iterator[Callable[[], Outer]]:
+    """Within the block, what lies outside the layers is read for a GPU; the call waits for it.
+
+    For a CPU the call itself reads it.
+    """
+    if device.type == "cpu":
+        yield partial(read_outer, checkpoint, device)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(read_outer, checkpoint, device).result
+
+
+def read_outer(checkpoint: Checkpoint, device: torch.device) -> Outer:
     """What lies outside the layers, dense tensors on the device, by canonical name."""
     present = set(checkpoint.names())
     names = [name for name in _OUTER if name in present]

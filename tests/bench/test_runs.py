@@ -46,7 +46,9 @@ def subject(decoder: Decoder) -> Subject:
 def run(
     decoder: Decoder, *scenarios: Scenario, speed: Speed = FAST, seconds: float = 1.0
 ) -> list[Result | Skipped]:
-    return list(run_scenarios(subject(decoder), scenarios, speed, seconds=seconds))
+    return list(
+        run_scenarios(subject(decoder), scenarios, speed, seconds=seconds, step_tokens=2048)
+    )
 
 
 @pytest.mark.parametrize("policy", QUANT_POLICIES)

@@ -86,7 +86,6 @@ def test_help_shows_the_defaults_of_the_dataclasses() -> None:
     shown = " ".join(CliRunner().invoke(main, ["generate", "--help"]).output.split())
     for default in (
         EngineConfig.cache_max_entry_count,
-        EngineConfig.max_prefill_tokens,
         Defaults.max_tokens,
     ):
         assert f"[default: {default}" in shown

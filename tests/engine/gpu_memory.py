@@ -15,10 +15,11 @@ import torch
 from awqkit_runtime.bench.random_weights import random_decoder
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
-from awqkit_runtime.engine.loading import NoText
+from awqkit_runtime.engine.loading import NoText, free_as_planned
 from awqkit_runtime.engine.memory import free_memory
 from awqkit_runtime.engine.plan import plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.warm_up import libraries_made_meanwhile
 from awqkit_runtime.model_size import read_model_size
 from awqkit_runtime.models.loader import ready_placement
 
@@ -36,9 +37,10 @@ def main(folder: str, cache: str) -> None:
     plan = plan_memory(
         size.config, weights=weights, memory=memory, engine=config, placement=placement
     )
-    decoder = random_decoder(size, placement)
+    with libraries_made_meanwhile(placement, size.config.head_dim):
+        decoder = random_decoder(size, placement)
     loaded = memory - free_memory(device)
-    engine = Engine(decoder, NoText(), config, free_bytes=plan.free)
+    engine = Engine(decoder, NoText(), config, free_bytes=free_as_planned(plan, device))
     ready = memory - torch.cuda.mem_get_info(device)[0]
     serve(engine, size.config.vocab_size)
     used = memory - torch.cuda.mem_get_info(device)[0]

@@ -15,7 +15,7 @@ class RecordedGraphs:
     """GraphCapture that repeats operations on the very tensors of the capture, as a GPU does.
 
     What code does besides (a list that it reads, a number that it looks at) is not repeated, so a
-    result that depends on it is stale.
+    result that depends on it is stale. As on a GPU, a capture itself leaves everything as it was.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class RecordedGraphs:
         recorder = _Recorder()
         with recorder:
             compute()
+        recorder.undo()
 
         def replay() -> None:
             self.replays += 1
@@ -40,6 +41,12 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Callable[[], None]] = []
+        #: What was written to, by its address, and what it held.
+        self._before: dict[int, tuple[Any, Any]] = {}
+
+    def undo(self) -> None:
+        for storage, content in self._before.values():
+            storage.copy_(content)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -47,6 +54,7 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise AssertionError("the host looks at a number while a graph is captured")
         kwargs = kwargs or {}
+        self._keep(func, args, kwargs)
         results = func(*args, **kwargs)
 
         def repeat() -> None:
@@ -59,3 +67,13 @@ class _Recorder(TorchDispatchMode):
 
         self.operations.append(repeat)
         return results
+
+    def _keep(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes what the operation is about to write over."""
+        named = zip((one.name for one in func._schema.arguments), args, strict=False)
+        values = {**dict(named), **kwargs}
+        for one in func._schema.arguments:
+            value = values.get(one.name)
+            if one.alias_info is not None and one.alias_info.is_write and value is not None:
+                storage = value.untyped_storage()
+                self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))

@@ -50,4 +50,4 @@ def test_the_plan_holds(tmp_path: Path) -> None:
 
 def test_a_cache_that_takes_all_leaves_room_for_the_largest_step(tmp_path: Path) -> None:
     found = measure(tmp_path, "1.0")
-    assert found["used"] <= found["memory"]
+    assert abs(found["used"] - found["planned"]) <= 0.02 * found["planned"]

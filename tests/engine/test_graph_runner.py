@@ -63,11 +63,12 @@ def requests(vocab: int) -> list[Request]:
 
 
 @torch.inference_mode()
-def spoil(runner: GraphRunner) -> None:
-    """Whatever a step must bring anew is other than it was."""
+def spoil(runner: GraphRunner, step: LaunchedStep) -> None:
+    """Whatever the step behind this one must bring anew is other than it was."""
     inputs = runner._inputs
-    inputs._numbers.fill_(311)
-    inputs._sampled.fill_(317)
+    inputs._numbers[: inputs._chosen_at].fill_(311)
+    if inputs._held is not step:
+        inputs.outcome.fill_(317)
     if runner._hidden is not None:
         runner._hidden.fill_(float("nan"))
 
@@ -87,13 +88,15 @@ def serve(runner: Any, vocab: int, steps: int) -> list[list[int]]:
     deliver(runner.launch(prompts, None))
     for number in range(steps):
         if number % 3 == 0:
-            running = rng.sample(batch, (3, 5, 1, 4)[number // 3])
+            # With the one that draws and without it.
+            candidates = [batch[0], *batch[2:]] if number % 2 else batch
+            running = rng.sample(candidates, (5, 4, 3, 2)[number // 3])
         for one in running:
             grow(one, spare)
         flying = runner.launch([decode(one, 0) for one in running], None)
         if isinstance(runner, GraphRunner):
             tokens = flying.token_ids.clone()
-            spoil(runner)
+            spoil(runner, flying)
             assert torch.equal(tokens, flying.token_ids)
         behind = runner.launch([decode(one, 1) for one in running[::-1]], flying)
         deliver(flying)
@@ -131,7 +134,8 @@ def test_graphs_give_the_tokens_of_the_plain_runner(decoder: Any, policy: int | 
     graphs = runner._graphs
     assert isinstance(graphs, RecordedGraphs)
     # One for each size that came, made once.
-    assert graphs.captures == len(runner._steps) >= 3
+    assert graphs.captures == len(runner._steps) + len(runner._greedy_steps)
+    assert len(runner._steps) >= 2 and len(runner._greedy_steps) >= 2
     assert graphs.replays == 24 - graphs.captures
 
 
@@ -157,7 +161,7 @@ def test_the_tensors_of_a_graph_stay_where_they_are(decoder: Any) -> None:
     inputs = runner._inputs
 
     def addresses() -> list[int]:
-        found = (inputs._numbers, inputs._sampled, inputs._page_table, runner._hidden)
+        found = (inputs._numbers, inputs.outcome, inputs._page_table, runner._hidden)
         return [tensor.data_ptr() for tensor in found if tensor is not None]
 
     serve(runner, decoder.config.vocab_size, 3)
@@ -223,7 +227,7 @@ def test_other_steps_run_as_in_any_runner(decoder: Any) -> None:
     mixed = [Chunk(request=one, start=0, length=5, samples=True), decode(other, 0)]
     deliver(runner.launch(mixed, None))
     deliver(runner.launch([Chunk(request=other, start=3, length=1, samples=False)], None))
-    assert not runner._steps
+    assert not runner._steps and not runner._greedy_steps
 
 
 def test_sizes_reach_the_largest_batch() -> None:

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy
 import torch
 
-from awqkit_runtime.engine.host_arrays import _pack, _sizes, _unpack, copy_into, to_device
+from awqkit_runtime.engine.host_arrays import _pack, _sizes, _unpack, host_buffer, to_device
 
 ARRAYS = [
     numpy.arange(5, dtype=numpy.int64),
@@ -34,6 +34,5 @@ def test_on_a_cpu_nothing_is_joined() -> None:
     whole = [array for array in ARRAYS if array.flags.c_contiguous]
     for tensor, array in zip(to_device(whole, torch.device("cpu")), whole, strict=True):
         assert numpy.array_equal(tensor.numpy(), array)
-    tensor = torch.zeros(2, 3)
-    copy_into(tensor, numpy.ones((2, 3), dtype=numpy.float32))
-    assert tensor.sum() == 6
+    buffer = host_buffer((2, 3), torch.int64, torch.device("cpu"))
+    assert buffer.shape == (2, 3) and buffer.dtype == torch.int64

@@ -130,15 +130,29 @@ def test_on_a_gpu_the_cache_leaves_room_for_the_steps() -> None:
 
 def test_graphs_are_planned_where_steps_run_as_graphs() -> None:
     found = plan()
-    rows = 128 * (4 * 8 + 4 * 512 + 2 * 4096)
-    launches = 19 * 32 * 12 * 4096
-    pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128
+    rows = 128 * (5 * 8 + 4 * 512 + 2 * 4096)
+    launches = 2 * 19 * 32 * 12 * 4096
+    pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128 + 128 * 2 * 92544 + 32 * 2**20
     assert found.graphs == rows + launches + pool + 20 * 2**20
     assert found.libraries > 0
     for settings in ({"deterministic": True}, {"placement": CPU}):
         assert plan(**settings).graphs == 0  # type: ignore[arg-type]
     assert plan(placement=CPU).libraries == 0
     assert plan(max_batch_size=256).graphs > found.graphs
+
+
+def test_steps_are_as_large_as_the_memory_bears() -> None:
+    assert plan(weights=INT4, memory=80 * GIB).step_tokens == 8192
+    sizes = [
+        plan(weights=INT4, memory=size * GIB, session_len=4096).step_tokens
+        for size in range(10, 25)
+    ]
+    assert sizes == sorted(sizes) and set(sizes) == {2048, 4096, 8192}
+    for size, tokens in zip(range(10, 25), sizes, strict=True):
+        found = plan(weights=INT4, memory=size * GIB, session_len=4096)
+        assert tokens == 2048 or found.workspace.total <= found.free / 8
+    assert plan(weights=INT4, memory=80 * GIB, max_prefill_tokens=100).step_tokens == 100
+    assert plan(memory=80 * GIB, placement=CPU).step_tokens == 2048
 
 
 def test_settings_against_the_model_or_the_memory() -> None:

@@ -30,6 +30,11 @@ FRAMES = ((False, False, False), (True, False, False), (False, True, False), (Tr
 MOVED = 1e-3
 #: … and of numbers where a rotation hands on what became of one to all of its head.
 MOVED_BY_ROTATION = 2e-2
+#: 4 bits fit their parameters to the codes of a first try, of which one at a tie moves both. Share
+#: of vectors to which that happens, without and with a rotation, …
+PARTED, PARTED_BY_ROTATION = 1e-2, 5e-2
+#: … and how much larger than the expected one their squared error may be: the fit is as good.
+FITTED = 1.1
 
 
 def page_format(head_dim: int, k_bits: int, v_bits: int) -> PageFormat:
@@ -88,6 +93,23 @@ def assert_same_numbers(found: Tensor, expected: Tensor, moved: float) -> None:
     assert float((found != expected).double().mean()) <= moved
 
 
+def assert_same_fits(found: Tensor, expected: Tensor, moved: float) -> None:
+    """Of parameters [..., 2] of 4-bit vectors: all but a few vectors have the same, but for FP16's
+    rounding."""
+    unit = torch.finfo(expected.dtype).eps
+    error = (found.double() - expected.double()).abs()
+    tolerance = unit * float(expected.double().abs().max())
+    parted = PARTED_BY_ROTATION if moved == MOVED_BY_ROTATION else PARTED
+    assert float((error > tolerance).any(-1).double().mean()) <= parted
+    assert float((found != expected).double().mean()) <= parted
+
+
+def assert_fits_as_well(found: Tensor, expected: Tensor, vectors: Tensor) -> None:
+    """Vectors [rows, heads, head_dim] as 4-bit pages give them back."""
+    losses = [(read.double() - vectors.double()).square().sum(-1) for read in (found, expected)]
+    assert bool((losses[0] <= FITTED * losses[1]).all())
+
+
 def assert_same_pages(found: LayerPages, expected: LayerPages, moved: float = MOVED) -> None:
     form = expected.format
     for left, right, bits in (
@@ -99,7 +121,9 @@ def assert_same_pages(found: LayerPages, expected: LayerPages, moved: float = MO
         else:
             assert_same_codes(left, right, bits, moved)
     if expected.params is not None and found.params is not None:
-        assert_same_numbers(found.params, expected.params, moved)
+        pairs = (x.chunk(2, dim=1) for x in (found.params, expected.params))
+        for bits, left, right in zip((form.k_bits, form.v_bits), *pairs, strict=True):
+            (assert_same_fits if bits == 4 else assert_same_numbers)(left, right, moved)
 
 
 @gpu
@@ -135,6 +159,11 @@ def test_equals_rotary_and_append(head_dim: int, rotary_dim: int, k_bits: int, v
         moved = MOVED_BY_ROTATION if frame.rotated else MOVED
         for layer in range(2):
             assert_same_pages(found.layer(layer), expected.layer(layer), moved)
+        vectors = (frame.keys(1, k[stored]), v[stored])
+        read = zip(*(pool.gather(1, slots[stored]) for pool in (found, expected)), strict=True)
+        for bits, pair, wide in zip((k_bits, v_bits), read, vectors, strict=True):
+            if bits == 4:
+                assert_fits_as_well(*pair, wide)
         found_q, found_k, found_v = qkv.unflatten(1, (-1, head_dim)).split(
             (QUERY_HEADS, KV_HEADS, KV_HEADS), 1
         )

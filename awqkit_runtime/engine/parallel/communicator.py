@@ -32,6 +32,8 @@ class Communicator:
         self._group: Any = (
             _gloo(store, share) if device.type == "cpu" else _nccl(store, share, device)
         )
+        # NCCL connects, and takes its buffers, with the first call: before memory is measured.
+        self.sum_(torch.zeros(1, device=device))
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Adds, in place, what the other ranks have at this point."""

@@ -49,7 +49,9 @@ def load_share(
     placement = ready_placement(config, device, dtype)
     layers = []
     for number, block in enumerate(read_layers(checkpoint, device)):
-        part = shard_layer(block, config, share)
+        # A GPU unpacks and cuts a layer in no time; on a CPU nothing moves.
+        placed = {name: weight.to(device) for name, weight in block.items()}
+        part = shard_layer(placed, config, share)
         layer = DecoderLayer(local, number, part.block, placement)
         layer.attention.o = SummedLinear(layer.attention.o, communicator, part.o_padding)
         layer.mlp.down = SummedLinear(_module(layer.mlp, "down"), communicator)
