@@ -6,7 +6,7 @@ Every time is of one launch in a CUDA graph of many, each over the pages of anot
 layers together exceed the L2 cache. Heads are those of a 7B model: 32 over 8 key-value heads of
 128 elements. Launches follow each other as in a step of a model: one may start before the one ahead
 has ended, but reads its input only afterwards. --instances times other compilations of the kernel
-for a format (token tiles x warps x blocks of a multiprocessor x tokens ahead) beside the one that
+for a format (token tiles x warps x blocks of a multiprocessor) beside the one that
 the plan chooses.
 """
 
@@ -103,12 +103,12 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def instance(text: str) -> PagedDecodeInstance:
-    """ "int4:2x12x1x64": the format's instance with other tiles, warps, blocks and tokens ahead."""
+    """ "int4:2x12x1": the format's instance with other tiles, warps and blocks."""
     name, _, rest = text.partition(":")
-    if name not in WIDTHS or rest.count("x") != 3:
-        raise argparse.ArgumentTypeError(f"{text} is not a format and four numbers")
-    tiles, warps, blocks, ahead = numbers(rest)
-    return replace(planned(name), token_tiles=tiles, warps=warps, blocks=blocks, ahead=ahead)
+    if name not in WIDTHS or rest.count("x") != 2:
+        raise argparse.ArgumentTypeError(f"{text} is not a format and three numbers")
+    tiles, warps, blocks = numbers(rest)
+    return replace(planned(name), token_tiles=tiles, warps=warps, blocks=blocks)
 
 
 def planned(name: str) -> PagedDecodeInstance:
@@ -141,7 +141,7 @@ def measure(
         us = time_layers(instance, pool, q, table, lengths) / layers
         yield Row(
             format=name,
-            instance=f"{instance.token_tiles}x{instance.warps}x{instance.blocks}x{instance.ahead}",
+            instance=f"{instance.token_tiles}x{instance.warps}x{instance.blocks}",
             batch=batch,
             context=context,
             megabytes=size / 1e6,

@@ -23,23 +23,19 @@ _TILE_HEADS, _TILE_TOKENS = 8, 16
 _SCHEDULE_BYTES = 7 * 2**10
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
-#: Tokens: a page.
-_CHUNK = 64
 #: Registers of one tile of keys and values up to which a step takes two of them.
 _SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedDecodeInstance:
-    """The macros of paged_decode.cu. ahead: tokens of the chunks that come to the L2 cache before
-    they are loaded, or 0. blocks: on one multiprocessor at once."""
+    """The macros of paged_decode.cu. blocks: on one multiprocessor at once."""
 
     head_dim: int
     key_bits: int
     value_bits: int
     head_tiles: int
     token_tiles: int
-    ahead: int
     warps: int
     blocks: int
 
@@ -53,7 +49,6 @@ class PagedDecodeInstance:
                 f"PD_VALUE_BITS={self.value_bits}",
                 f"PD_HEAD_TILES={self.head_tiles}",
                 f"PD_TOKEN_TILES={self.token_tiles}",
-                f"PD_AHEAD={self.ahead}",
                 f"PD_WARPS={self.warps}",
                 f"PD_BLOCKS={self.blocks}",
             ),
@@ -129,8 +124,7 @@ def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> P
 
     A warp keeps queries, outputs and the keys and values of a step in registers. So bigger heads
     leave room for fewer warps, and smaller tiles of keys and values let a step take two of them:
-    what is under way from memory is what all warps of a multiprocessor load in a step. Where that
-    is little, further tokens come to the L2 cache meanwhile.
+    what is under way from memory is what all warps of a multiprocessor load in a step.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
@@ -148,7 +142,6 @@ def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> P
         value_bits=value_bits,
         head_tiles=head_tiles,
         token_tiles=2 if tile_registers <= small else 1,
-        ahead=_CHUNK if value_bits == 4 else 0,
         warps=warps,
         blocks=blocks,
     )

@@ -15,9 +15,8 @@
 // done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
-// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_AHEAD (tokens of the chunks that
-// a warp brings to L2, always one ahead; 0: none), PD_WARPS (of a block), PD_BLOCKS (wanted blocks of
-// an SM, for registers).
+// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_BLOCKS
+// (wanted blocks of an SM, for registers).
 // Launch: any grid, best PD_BLOCKS an SM. block = 32 · PD_WARPS.
 //   dynamic shared memory = 7168 + PD_WARPS · record,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)

@@ -16,15 +16,12 @@ constexpr int kThreads = 32 * kWarps;
 constexpr bool kQuantized = kKeyBits < 16;
 constexpr int kDimTiles = kHeadDim / 16;  // k16 steps of a score, m16 tiles of an output
 constexpr int kPageTokens = 64;
-constexpr bool kFetchesAhead = PD_AHEAD > 0;
-constexpr int kChunk = kFetchesAhead ? PD_AHEAD : kPageTokens;  // tokens that come to L2 together
 constexpr int kTokens = 16 * kTokenTiles;  // of a step, which is the unit of all scheduling
 constexpr int kKeyRow = kHeadDim * kKeyBits / 8;      // bytes of a token
 constexpr int kValueRow = kHeadDim * kValueBits / 8;
 constexpr u32 kAll = 0xffffffffu;
 
 static_assert(kHeadDim % 32 == 0 && kPageTokens % kTokens == 0);
-static_assert(kChunk % kTokens == 0 && kPageTokens % kChunk == 0);
 static_assert((kKeyBits == 16) == (kValueBits == 16), "pages are dense or quantized");
 
 // Keys, values: [pages, kv_heads, 64, row]. params: [pages, 2 · kv_heads, 64] pairs of FP16, scale
@@ -46,17 +43,6 @@ __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_h
   const u32 page_row = static_cast<u32>(page) * (pages.kv_heads * kPageTokens);
   const u32 row = page_row + kv_head * kPageTokens + token;
   return {row, row + page_row};
-}
-
-// A chunk of tokens from `place` on come to L2. One thread.
-__device__ __forceinline__ void fetch_ahead(const Pages& pages, const Place& place) {
-  fetch_into_l2(pages.keys + static_cast<size_t>(place.row) * kKeyRow, kChunk * kKeyRow);
-  fetch_into_l2(pages.values + static_cast<size_t>(place.row) * kValueRow, kChunk * kValueRow);
-  if constexpr (kQuantized) {
-    const u32* pairs = pages.params + place.params;
-    fetch_into_l2(pairs, kChunk * 4);
-    fetch_into_l2(pairs + pages.kv_heads * kPageTokens, kChunk * 4);
-  }
 }
 
 // Which token of a tile a lane of row lane / 4 has in a score's upper half (the lower half is 8 tokens

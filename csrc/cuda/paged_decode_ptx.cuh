@@ -30,13 +30,6 @@ __device__ __forceinline__ void load_once(u32* words, const void* from) {
   }
 }
 
-// Bytes (a multiple of 16, as the address) come to L2, where others see later writes to them too.
-__device__ __forceinline__ void fetch_into_l2(const void* from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
-#endif
-}
-
 // c += a · b, BF16 operands, FP32 accumulators, m16n8k16.
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "

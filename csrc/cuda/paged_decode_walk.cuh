@@ -96,7 +96,6 @@ class Walk {
       // All but the row's newest token was stored long ago.
       early = segment_.tokens_before(unit) + kTokens < segment_.length;
       if (early) load(step, place);
-      begin_ahead(unit, end);
     }
     awqkit::wait_for_predecessor();
     if (unit == end) return;
@@ -111,7 +110,6 @@ class Walk {
         if (more) place = unit + 1 < piece_end ? place_after(place, unit + 1) : first_place_after();
         step.multiply_keys(queries);
         if (more) step.load_keys(problem_.pages, place, lane_);
-        keep_ahead(unit + 1, piece_end);
         step.score(queries, problem_.scale, visible, lane_);
         step.attend(softmax_, visible, lane_);
         if (more) step.load_values(problem_.pages, place, lane_);
@@ -119,7 +117,6 @@ class Walk {
       end_piece(begin, unit, settle);
       if (unit == end) return;
       enter(schedule_.after(segment_));
-      begin_ahead(unit, end);
     }
   }
 
@@ -140,31 +137,6 @@ class Walk {
   __device__ __forceinline__ void load(Step& step, const Place& place) const {
     step.load_keys(problem_.pages, place, lane_);
     step.load_values(problem_.pages, place, lane_);
-  }
-
-  // The chunk of the first unit of a piece and the next one come to L2.
-  __device__ __forceinline__ void begin_ahead(int unit, int end) const {
-    if constexpr (kFetchesAhead) {
-      const int chunk = segment_.tokens_before(unit) / kChunk;
-      const int tokens_end = segment_.tokens_before(min(segment_.end, end));
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i) fetch_chunk(chunk + i, tokens_end);
-    }
-  }
-
-  // Where a unit begins a chunk the next one comes to L2.
-  __device__ __forceinline__ void keep_ahead(int unit, int piece_end) const {
-    if constexpr (kFetchesAhead) {
-      const int token = segment_.tokens_before(unit);
-      if (token % kChunk == 0) fetch_chunk(token / kChunk + 1, segment_.tokens_before(piece_end));
-    }
-  }
-
-  __device__ __forceinline__ void fetch_chunk(int chunk, int tokens_end) const {
-    const int token = chunk * kChunk, page = token / kPageTokens;
-    if (token >= tokens_end || !ids_.has(page)) return;
-    const Place place = place_of(problem_.pages, ids_.at(page), kv_head_, token % kPageTokens);
-    if (lane_ == 0) fetch_ahead(problem_.pages, place);
   }
 
   __device__ __forceinline__ void enter(const Segment& segment) {
