@@ -24,7 +24,9 @@ class RotaryAngles(nn.Module):
         self._amplitudes = []
         for kind, rope in enumerate(ropes):
             frequencies, amplitude = rotary_frequencies(config, session_len=session_len, rope=rope)
-            self.register_buffer(f"frequencies_{kind}", frequencies.to(device))
+            # Twice, since both halves of a head turn by the same angles.
+            both = torch.cat((frequencies, frequencies)).to(device)
+            self.register_buffer(f"frequencies_{kind}", both)
             self._amplitudes.append(amplitude)
 
     def forward(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -35,5 +37,5 @@ class RotaryAngles(nn.Module):
     def _tables(self, positions: Tensor, kind: int) -> tuple[Tensor, Tensor]:
         frequencies, amplitude = self.get_buffer(f"frequencies_{kind}"), self._amplitudes[kind]
         angles = torch.outer(positions.to(frequencies.dtype), frequencies)
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * amplitude, angles.sin() * amplitude
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if amplitude == 1 else (cos * amplitude, sin * amplitude)
