@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
+from awqkit_runtime.kernels import rotary_append
 from awqkit_runtime.kernels.flash_attention import has_square_kernels, square_attention
 from awqkit_runtime.layers.placement import Placement
 
@@ -42,7 +43,15 @@ def make_libraries(placement: Placement, head_dim: int) -> None:
     with torch.cuda.device(placement.device):
         square = torch.zeros(_SIZE, _SIZE, device=placement.device, dtype=placement.dtype)
         F.linear(square, square)
-        if placement.uses_cuda_kernels and has_square_kernels(placement.device):
+        if _attends_in_squares(placement, head_dim):
             heads = square.new_zeros(1, _SIZE, 1, head_dim)
             square_attention(heads, heads, heads, scale=1.0)
         torch.cuda.current_stream().synchronize()
+
+
+def _attends_in_squares(placement: Placement, head_dim: int) -> bool:
+    return (
+        placement.uses_cuda_kernels
+        and head_dim in rotary_append.PROGRAMS
+        and has_square_kernels(placement.device)
+    )

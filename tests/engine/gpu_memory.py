@@ -24,7 +24,7 @@ from awqkit_runtime.model_size import read_model_size
 from awqkit_runtime.models.loader import ready_placement
 
 #: Tokens of the first prompts: together far more than one step takes.
-LONG = 5000
+LONG = 9000
 
 
 def main(folder: str, cache: str) -> None:

@@ -164,11 +164,12 @@ def test_graphs_compute_what_single_launches_do(
             assert float(lost.max()) <= 0.02 * float(replayed.abs().max())
 
 
-def test_steps_follow_each_other_without_the_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_k": 50}])
+def test_steps_follow_each_other_without_the_host(tmp_path: Path, params: dict[str, Any]) -> None:
     decoder = int4_decoder(tmp_path, "internlm2", 128)
     answers = []
     for ahead in (False, True):
-        runner, batch = graph_runner(decoder, 8), requests(5, temperature=0.8, top_k=50)
+        runner, batch = graph_runner(decoder, 8), requests(5, **params)
         flying = runner.launch(prompts(batch), None)
         for _ in range(20):
             if not ahead:
@@ -179,6 +180,7 @@ def test_steps_follow_each_other_without_the_host(tmp_path: Path) -> None:
             deliver(flying)
             flying = behind
         deliver(flying)
+        assert bool(runner._greedy_steps) == (not params)
         answers.append([one.output_token_ids for one in batch])
     assert answers[0] == answers[1]
 
