@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from awqkit.head import quantized_head
 
 import awqkit_runtime
 from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import QuantizedWeight, open_checkpoint
 from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
 from awqkit.errors import QuantizationError
-from awqkit.head import quantized_head
 from awqkit.planning import planned_bytes
 from tests.tiny_models import write_tiny_model
 
