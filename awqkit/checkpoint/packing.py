@@ -120,14 +120,15 @@ def unpack(
 def _pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes [rows, n·per word] → int32 words [rows, n], the first code in the lowest bits."""
     if bits == WIDE_BITS:
-        return codes.contiguous().view(torch.int32)
+        # Flat first: the strides of a single row may be anything.
+        return codes.flatten().view(torch.int32).view(len(codes), -1)
     return pack_words(codes, SEQUENTIAL_ORDER)
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:
     """The inverse of `_pack`."""
     if bits == WIDE_BITS:
-        return words.contiguous().view(torch.uint8)
+        return words.flatten().view(torch.uint8).view(len(words), -1)
     return unpack_words(words, SEQUENTIAL_ORDER)
 
 

@@ -54,6 +54,6 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in]: computed in float32, where the product is exact, then rounded to dtype."""
-        weight = self.codes.view(self.out_features, -1, GROUP_SIZE).float()
+        weight = self.codes.view(*self.scales.shape, GROUP_SIZE).float()
         weight.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
         return weight.view(self.out_features, self.in_features).to(dtype)
