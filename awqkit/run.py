@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ class Run:
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
         self._streams = Streams(
             rows,
-            embed=self._embed,
-            embed_original=self._embed_original,
+            embed=partial(self._embed, self._vocabulary.running_embedding),
+            embed_original=partial(self._embed, self._vocabulary.embedding),
             with_original=config.quality != "fast",
             batch_size=config.rows_at_once,
             device=device,
@@ -152,12 +153,15 @@ class Run:
         norm = self._checkpoint.tensor(FINAL_NORM)
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
+                head = self._vocabulary.head().to(self._device)
                 if (held_out := self._streams.whole_held_out()) is not None:
                     self.evaluation = held_out.scores(
                         self._checkpoint.config,
                         norm.to(self._device),
-                        self._vocabulary.head().to(self._device),
-                        stored_head=self._vocabulary.running_head(compute_dtype(self._device)),
+                        head,
+                        stored_head=self._vocabulary.running_head(
+                            head, compute_dtype(self._device)
+                        ),
                     )
         yield FINAL_NORM, norm.to(self._stored_dtype)
         if not self._vocabulary.is_tied:
@@ -214,17 +218,14 @@ class Run:
         self._streams.go_on_from(state.tensors)
         self._waiting = from_tensors(state.tensors)
 
-    def _embed(self, tokens: Tensor, beside: Tensor | None) -> Tensor:
-        return self._embedded_by(self._vocabulary.running_embedding(), tokens, beside)
-
-    def _embed_original(self, tokens: Tensor, beside: Tensor | None) -> Tensor:
-        return self._embedded_by(self._vocabulary.embedding(), tokens, beside)
-
-    def _embedded_by(
-        self, embedding: Tensor | QuantizedWeight, tokens: Tensor, beside: Tensor | None
+    def _embed(
+        self,
+        embedding: Callable[[], Tensor | QuantizedWeight],
+        tokens: Tensor,
+        beside: Tensor | None,
     ) -> Tensor:
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
-        return embedded(tokens, embedding, config, dtype, self._device, beside=beside)
+        return embedded(tokens, embedding(), config, dtype, self._device, beside=beside)
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)

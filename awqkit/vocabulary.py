@@ -45,12 +45,13 @@ class Vocabulary:
         """What the quantized model looks tokens up in; in host memory."""
         return self.embedding() if self._rounded_embedding is None else self._rounded_embedding
 
-    def running_head(self, dtype: torch.dtype) -> Tensor:
-        """What the quantized model computes with, on the device: the source's, or in dtype."""
+    def running_head(self, source: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the quantized model computes with in the place of source, on its device.
+
+        source: `head`; it is given back where the head stays dense.
+        """
         rounded = self._rounded_head
-        if rounded is None:
-            return self.head().to(self._device)
-        return rounded.to(self._device).dequantize(dtype)
+        return source if rounded is None else rounded.to(source.device).dequantize(dtype)
 
     def stored_embedding(self) -> Tensor | QuantizedWeight:
         """In host memory."""

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import save_file
 
 from awqkit import QuantConfig, quantize
 from awqkit import journal as journal_module
-from awqkit.checkpoint import QuantizedWeight, open_checkpoint, write_checkpoint
+from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
 from awqkit.cli import convert, inspect
 from awqkit.errors import ConfigError, QuantizationError
@@ -20,6 +19,7 @@ from awqkit.planning import planned_bytes
 from awqkit.run import Run
 from awqkit_runtime import load
 from tests.calibration.calibration_tokenizers import byte_tokenizer
+from tests.checkpoint.folders import write_dequantized
 from tests.tiny_models import write_tiny_model
 
 BITS = {"int4": 4, "int8": 8}
@@ -37,22 +37,6 @@ def converted(folder: Path, *, family: str = "llama", tied: bool = False, **sett
     )
     quantize(source, folder / "out", config(**settings), calib_dataset="self", device="cpu")
     return folder / "out"
-
-
-def dequantized(folder: Path, out: Path) -> Path:
-    """The same weights as a plain float32 checkpoint."""
-    checkpoint = open_checkpoint(folder)
-    raw = dict(checkpoint.raw_config) | {"dtype": "float32"}
-    del raw["quantization_config"]
-    weights = {name: checkpoint.weight(name) for name in checkpoint.names()}
-    plain = {
-        name: weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
-        for name, weight in weights.items()
-    }
-    out.mkdir()
-    save_file(plain, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(raw))
-    return out
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -81,7 +65,7 @@ def test_what_is_written_is_what_runs(tmp_path: Path, tied: bool, embeddings: st
     assert ((stored.dequantize() - original).abs() / step).max() < 1.1
     packed = sum(written.is_quantized(name) for name in written.names())
     assert written.weight_bytes() == planned_bytes(source, config(**settings)) + 16 * packed
-    expected = logits(dequantized(out, tmp_path / "plain"))
+    expected = logits(write_dequantized(out, tmp_path / "plain"))
     assert (logits(out) - expected).norm() / expected.norm() < 1e-4
 
 

@@ -86,3 +86,20 @@ def write_quantized_ends(
     out = folder / "packed"
     write_checkpoint(out, weights.items(), source=source, format="compressed-tensors")
     return out
+
+
+def write_dequantized(folder: Path, out: Path) -> Path:
+    """A quantized checkpoint in canonical names as a plain one of the same weights in float32."""
+    checkpoint = open_checkpoint(folder)
+    raw = dict(checkpoint.raw_config) | {"dtype": "float32"}
+    del raw["quantization_config"]
+    tensors = {
+        name: checkpoint.quantized(name).dequantize()
+        if checkpoint.is_quantized(name)
+        else checkpoint.tensor(name).float()
+        for name in checkpoint.names()
+    }
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(raw))
+    return out

@@ -87,3 +87,18 @@ def test_a_wide_linear_is_exact_panel_by_panel(panel_rows, has_bias, monkeypatch
 def test_rows_of_a_linear_without_a_kernel() -> None:
     weight = random_codes(VOCAB, HIDDEN, seed=0)
     assert equal(DequantizingLinear(weight, None, CPU).rows(IDS), weight.select(IDS))
+
+
+def test_a_wide_linear_narrows_its_panels_into_memory_that_it_keeps(monkeypatch) -> None:
+    """As on a GPU: the panels are the module's own, and products are in the narrow dtype."""
+    monkeypatch.setattr(wide_linear_module, "_CPU_ELEMENTS", 7 * HIDDEN)
+    weight = random_codes(VOCAB, HIDDEN, seed=0, bits=8)
+    linear = WideLinear(weight, None, CPU)
+    linear.unpacked = torch.empty(7, HIDDEN)
+    linear.narrowed = torch.empty(7, HIDDEN, dtype=torch.bfloat16)
+    x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(1)).bfloat16()
+    expected = x @ weight.dequantize(torch.bfloat16).T
+    assert linear(x).dtype == torch.bfloat16
+    torch.testing.assert_close(linear(x), expected, rtol=0.02, atol=0.5)
+    gpu = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
+    assert panel_bytes(VOCAB, HIDDEN, gpu) == VOCAB * HIDDEN * (4 + 2)
