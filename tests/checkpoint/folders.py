@@ -13,6 +13,7 @@ from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, write_checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
+from awqkit.checkpoint.shard_writer import MAX_SHARD_BYTES
 from tests.tiny_models import write_tiny_model
 
 Tensors = dict[str, Tensor]
@@ -75,6 +76,7 @@ def write_quantized_ends(
     embedding_bits: int,
     head_bits: int,
     tied: bool,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     **shape: Any,
 ) -> Path:
     """A model with random codes in the blocks, the embedding and, unless it is tied, the head."""
@@ -84,7 +86,13 @@ def write_quantized_ends(
         if name in weights:
             weights[name] = random_codes(*source.shape(name), seed=bits, bits=bits)
     out = folder / "packed"
-    write_checkpoint(out, weights.items(), source=source, format="compressed-tensors")
+    write_checkpoint(
+        out,
+        weights.items(),
+        source=source,
+        format="compressed-tensors",
+        max_shard_bytes=max_shard_bytes,
+    )
     return out
 
 
