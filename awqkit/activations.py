@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import DecoderConfig
+from awqkit.checkpoint import DecoderConfig, QuantizedWeight
 from awqkit.decoder import embed
 
 #: Bytes of rows that stay on a GPU, however large that is.
@@ -36,7 +36,7 @@ def placed(rows: Tensor, device: torch.device, *, beside: Tensor | None = None) 
 
 def embedded(
     tokens: Tensor,
-    embedding: Tensor,
+    embedding: Tensor | QuantizedWeight,
     config: DecoderConfig,
     dtype: torch.dtype,
     device: torch.device,
@@ -44,7 +44,7 @@ def embedded(
     beside: Tensor | None = None,
 ) -> Tensor:
     """tokens int64 [rows, T] as [rows, T, hidden] where `placed` would have them."""
-    shape = (*tokens.shape, embedding.shape[1])
+    shape = (*tokens.shape, config.hidden_size)
     fits = _fits(torch.Size(shape).numel() * dtype.itemsize, device, beside)
     result = (
         torch.empty(shape, dtype=dtype, device=device)

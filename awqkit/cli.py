@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import awqkit.openmp  # noqa: F401  (before torch)
-from awqkit.config import DTYPES, FORMATS, HEADS, QUALITIES, QuantConfig
+from awqkit.config import DTYPES, FORMATS, MATRIX_FORMS, QUALITIES, QuantConfig
 from awqkit.console import paragraph_errors
 
 DEFAULTS = {field.name: field.default for field in fields(QuantConfig)}
@@ -96,10 +96,19 @@ def _join_switch_values(args: list[str]) -> list[str]:
 )
 @click.option(
     "--lm-head",
-    type=click.Choice(HEADS),
+    type=click.Choice(MATRIX_FORMS),
     default=DEFAULTS["lm_head"],
     show_default=True,
-    help="int4: quantize the output head too, rounded to nearest.",
+    help="int8, int4: quantize the output head too, rounded to nearest; int8 in compressed-tensors "
+    "form alone.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(MATRIX_FORMS),
+    default=DEFAULTS["embeddings"],
+    show_default=True,
+    help="int8, int4: quantize the embedding too, and the head with it where one matrix is both; "
+    "in compressed-tensors form alone.",
 )
 @click.option(
     "--dtype",

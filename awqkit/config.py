@@ -12,7 +12,9 @@ Quality = Literal["fast", "balanced", "best"]
 QUALITIES: tuple[Quality, ...] = ("fast", "balanced", "best")
 Format = Literal["awq", "compressed-tensors"]
 FORMATS: tuple[Format, ...] = ("awq", "compressed-tensors")
-HEADS = ("dense", "int4")
+#: Of the embedding and the head, and the bits that each stands for.
+MATRIX_BITS = {"dense": None, "int8": layout.WIDE_BITS, "int4": layout.BITS}
+MATRIX_FORMS = tuple(MATRIX_BITS)
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -28,8 +30,10 @@ class QuantConfig:
     #: which runs beside; best also tunes all codes together, and needs the whole model in memory.
     quality: Quality = "balanced"
     format: Format = "awq"
-    #: int4: the output head too, in groups of 128; dense: it stays in dtype.
+    #: int8, int4: the output head too, in groups of 128; dense: it stays in dtype.
     lm_head: str = "dense"
+    #: The same of the embedding, and of the head where one matrix is both.
+    embeddings: str = "dense"
     #: dtype of what stays unquantized.
     dtype: str = "bfloat16"
     calib_samples: int = 128
@@ -54,7 +58,9 @@ class QuantConfig:
             )
         _one_of("--quality", self.quality, QUALITIES)
         _one_of("--format", self.format, FORMATS)
-        _one_of("--lm-head", self.lm_head, HEADS)
+        _one_of("--lm-head", self.lm_head, MATRIX_FORMS)
+        _one_of("--embeddings", self.embeddings, MATRIX_FORMS)
+        self._require_place_in_format()
         _one_of("--dtype", self.dtype, DTYPES)
         for option, value in (
             ("--calib-samples", self.calib_samples),
@@ -65,6 +71,26 @@ class QuantConfig:
                 raise ConfigError(f"{option} is {value}; it must be at least 1.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed is {self.seed}; it must be from 0 to 2^63 − 1.")
+
+    @property
+    def head_bits(self) -> int | None:
+        """Of the codes of a head that is a matrix of its own; None where it stays dense."""
+        return MATRIX_BITS[self.lm_head]
+
+    @property
+    def embedding_bits(self) -> int | None:
+        """Of the codes of the embedding; None where it stays dense."""
+        return MATRIX_BITS[self.embeddings]
+
+    def _require_place_in_format(self) -> None:
+        option, form = ("--embeddings", self.embeddings)
+        if form == "dense" and self.lm_head == "int8":
+            option, form = ("--lm-head", self.lm_head)
+        if self.format == "awq" and (option, form) != ("--embeddings", "dense"):
+            raise ConfigError(
+                f"{option} {form} has no place in the awq form, which knows 4-bit linears alone, "
+                "so that other engines would not find it. Give --format compressed-tensors too."
+            )
 
     @property
     def rows_at_once(self) -> int:

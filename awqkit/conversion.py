@@ -22,12 +22,12 @@ from awqkit.device import rank_devices
 from awqkit.dry_run import check_output, check_text, check_tokenizer, has_leftover
 from awqkit.errors import ConfigError, QuantizationError
 from awqkit.forecast import Forecast, forecast
-from awqkit.head import check_head
 from awqkit.pipeline import check_shareable, quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
 from awqkit.report import REPORT_NAME, Report, refuse_unwritable
 from awqkit.report_page import write_html
+from awqkit.vocabulary import check_repackable, check_vocabulary
 
 #: Of rounding, as RoundedLinear names them; the table counts the sites that kept each.
 STAGES = ("second-order", "corrected", "joint")
@@ -106,6 +106,7 @@ def repack(
             f"{checkpoint.folder} is an int4 checkpoint in {config.format} form already; "
             "give another --format to repack it, or the original model to quantize."
         )
+    check_repackable(checkpoint, config)
     console.print(f"Repacking {checkpoint.format} → {config.format}, without loss.")
     if dry_run:
         check_output(checkpoint, config, output)
@@ -138,8 +139,7 @@ def show_plan(
     """Say what a run would do and take, or raise what would stop it."""
     check_shareable(config, len(devices))
     unquantized = check_quantizable(checkpoint)
-    if config.lm_head == "int4":
-        check_head(checkpoint)
+    check_vocabulary(checkpoint, config)
     check_output(checkpoint, config, output)
     check_tokenizer(checkpoint)
     check_text(checkpoint, config, calib_dataset)

@@ -190,7 +190,8 @@ def _begin_or_go_on(
         run.go_on_from(state)
         return
     folder.clear_result()
-    refuse_small_disk(folder.path, checkpoint, task.output, further=2 * run.stream_bytes)
+    needed = planned_bytes(checkpoint, task.config) + 2 * run.stream_bytes
+    refuse_small_disk(folder.path, task.output, needed)
     writer.carry_tokenizer()
     for name, weight in run.first_weights():
         writer.add(name, weight)

@@ -70,12 +70,12 @@ class Evaluation:
 class HeldOutRows:
     """Rows that pass through three models block by block: original, nearest and quantized."""
 
-    def __init__(self, tokens: Tensor, embedded: Tensor) -> None:
-        """tokens: int64 [rows, T]; embedded: [rows, T, hidden]."""
+    def __init__(self, tokens: Tensor, original: Tensor, quantized: Tensor) -> None:
+        """tokens: int64 [rows, T]; the others: as both embeddings have them, [rows, T, hidden]."""
         self._tokens = tokens
-        self._original = embedded
-        self._nearest = embedded.clone()
-        self._quantized = embedded.clone()
+        self._original = original
+        self._nearest = quantized.clone()
+        self._quantized = quantized
 
     def streams(self) -> dict[str, Tensor]:
         """The rows as each model has them so far, [rows, T, hidden], by its name."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from awqkit.checkpoint import Checkpoint, ExpertsConfig, open_checkpoint
-from awqkit.checkpoint.canonical import LM_HEAD
+from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
 from awqkit.console import human_bytes
 from awqkit.report import read_document
 
@@ -53,8 +53,12 @@ def _overview(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "rotary", f"{decoder.rope.kind}, base {decoder.rope.theta:g}"
     yield "weights", human_bytes(checkpoint.weight_bytes())
     packed = len(quantized.intersection(linears))
-    head = ", and the head" if LM_HEAD in quantized else ""
-    yield "int4", f"{packed} of {len(linears)} linears in the blocks{head}"
+    yield "int4", f"{packed} of {len(linears)} linears in the blocks"
+    for what, name in (("embedding", EMBEDDING), ("head", LM_HEAD)):
+        if quantized and name in checkpoint.names():
+            bits = checkpoint.bits(name)
+            also = ", the head too" if name == EMBEDDING and decoder.tie_word_embeddings else ""
+            yield what, ("dense" if bits is None else f"int{bits}") + also
     left = [name.removesuffix(".weight") for name in linears if name not in quantized]
     if quantized and left:
         yield "not int4", ", ".join(left)

@@ -17,7 +17,6 @@ from awqkit.config import QuantConfig
 from awqkit.converting import Task, assist, convert
 from awqkit.device import join_freed_memory, rank_devices, telling_of_full_memory
 from awqkit.errors import ConfigError
-from awqkit.head import check_head
 from awqkit.journal import Journal
 from awqkit.planning import check_quantizable
 from awqkit.progress import Progress, Silent
@@ -28,6 +27,7 @@ from awqkit.report import Report, read_report
 from awqkit.resuming import kept_if_resumable, open_journal
 from awqkit.run_identity import source_digests
 from awqkit.version import VERSION
+from awqkit.vocabulary import check_vocabulary
 
 
 def quantize(
@@ -60,8 +60,7 @@ def quantize(
         refuse_occupied(output)
     checkpoint = open_checkpoint(model_path)
     check_quantizable(checkpoint)
-    if config.lm_head == "int4":
-        check_head(checkpoint)
+    check_vocabulary(checkpoint, config)
     task = Task(
         model=checkpoint.folder,
         output=output,

@@ -8,7 +8,7 @@ import torch
 
 from awqkit.block_quantizer import quantizable_sites
 from awqkit.checkpoint import Checkpoint
-from awqkit.checkpoint.canonical import LM_HEAD
+from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
 from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 from awqkit.config import QuantConfig
 from awqkit.errors import QuantizationError
@@ -51,13 +51,15 @@ def planned_bytes(checkpoint: Checkpoint, config: QuantConfig) -> int:
     """Bytes of all tensors that quantizing this checkpoint would write."""
     itemsize = getattr(torch, config.dtype).itemsize
     dense = {f"{name}.weight" for name in unquantized_linears(checkpoint)}
+    ends = {EMBEDDING: config.embedding_bits, LM_HEAD: config.head_bits}
     total = 0
     for name in checkpoint.names():
         count = prod(checkpoint.shape(name))
-        is_packed_head = name == LM_HEAD and config.lm_head == "int4"
-        if is_packed_head or (name.endswith("_proj.weight") and name not in dense):
-            groups = count // GROUP_SIZE
-            total += (count + groups) * BITS // 8 + groups * torch.float16.itemsize
-        else:
+        is_packed = name.endswith("_proj.weight") and name not in dense
+        bits = ends.get(name, BITS if is_packed else None)
+        if bits is None:
             total += count * itemsize
+        else:
+            groups = count // GROUP_SIZE
+            total += (count + groups) * bits // 8 + groups * torch.float16.itemsize
     return total

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_pr
 from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
 from awqkit.evaluate import Evaluation
-from awqkit.head import quantized_head
 from awqkit.journal import Progressed
 from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
@@ -32,6 +32,7 @@ from awqkit.stopwatch import Stopwatch
 from awqkit.streams import Streams
 from awqkit.structure import from_document
 from awqkit.tuning.tune import Tuning
+from awqkit.vocabulary import Vocabulary
 from awqkit.waiting_blocks import WaitingBlock, from_tensors, to_tensors
 from awqkit.whole_model import WholeModel
 
@@ -65,13 +66,14 @@ class Run:
         self._progress = progress
         self._stopwatch = stopwatch
         self._stored_dtype = getattr(torch, config.dtype)
-        self._packs_head = config.lm_head == "int4"
+        self._vocabulary = Vocabulary(checkpoint, config, device)
         self._evaluates = config.evaluate and len(rows.held_out) > 0
         decoder = checkpoint.config
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
         self._streams = Streams(
             rows,
-            self._embed,
+            embed=partial(self._embed, self._vocabulary.running_embedding),
+            embed_original=partial(self._embed, self._vocabulary.embedding),
             with_original=config.quality != "fast",
             batch_size=config.rows_at_once,
             device=device,
@@ -96,6 +98,7 @@ class Run:
         self._whole = (
             WholeModel(
                 checkpoint,
+                self._vocabulary,
                 rows.tokens,
                 self._rotary,
                 device=device,
@@ -110,7 +113,7 @@ class Run:
 
     def first_weights(self) -> Weights:
         """What comes before the blocks."""
-        yield EMBEDDING, self._checkpoint.tensor(EMBEDDING).to(self._stored_dtype)
+        yield EMBEDDING, self._vocabulary.stored_embedding()
 
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
@@ -148,24 +151,21 @@ class Run:
         """What comes behind the blocks; scores the held-out rows."""
         yield from self._tuned_blocks()
         norm = self._checkpoint.tensor(FINAL_NORM)
-        is_tied = self._checkpoint.config.tie_word_embeddings
-        head = self._checkpoint.tensor(EMBEDDING if is_tied else LM_HEAD)
-        head = head.to(self._device)
-        packed = quantized_head(head) if self._packs_head else None
         if self._evaluates:
             with self._stopwatch.timed("evaluation"):
-                held_out = self._streams.whole_held_out()
-                stored_head = head if packed is None else packed.dequantize(head.dtype)
+                head = self._vocabulary.head().to(self._device)
                 if (held_out := self._streams.whole_held_out()) is not None:
                     self.evaluation = held_out.scores(
                         self._checkpoint.config,
                         norm.to(self._device),
                         head,
-                        stored_head=stored_head,
+                        stored_head=self._vocabulary.running_head(
+                            head, compute_dtype(self._device)
+                        ),
                     )
         yield FINAL_NORM, norm.to(self._stored_dtype)
-        if not is_tied:
-            yield LM_HEAD, head.to(self._stored_dtype) if packed is None else packed
+        if not self._vocabulary.is_tied:
+            yield LM_HEAD, self._vocabulary.stored_head()
 
     def _tuned_blocks(self) -> Weights:
         """The blocks that had to wait for each other."""
@@ -218,10 +218,14 @@ class Run:
         self._streams.go_on_from(state.tensors)
         self._waiting = from_tensors(state.tensors)
 
-    def _embed(self, tokens: Tensor, beside: Tensor | None) -> Tensor:
+    def _embed(
+        self,
+        embedding: Callable[[], Tensor | QuantizedWeight],
+        tokens: Tensor,
+        beside: Tensor | None,
+    ) -> Tensor:
         config, dtype = self._checkpoint.config, compute_dtype(self._device)
-        embedding = self._checkpoint.tensor(EMBEDDING)
-        return embedded(tokens, embedding, config, dtype, self._device, beside=beside)
+        return embedded(tokens, embedding(), config, dtype, self._device, beside=beside)
 
     def _site_done(self, result: SiteResult) -> None:
         self.sites.append(result)

@@ -29,13 +29,15 @@ class Streams:
     def __init__(
         self,
         rows: CalibrationRows,
-        embed: Embed,
         *,
+        embed: Embed,
+        embed_original: Embed,
         with_original: bool,
         batch_size: int,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
+        """embed: by the quantized model's embedding; embed_original: by the source's."""
         self._ranks = ranks
         self._device = device
         self._embed = embed
@@ -48,10 +50,14 @@ class Streams:
         )
         tokens = rows.tokens[list(self.share.rows)]
         self.hidden = embed(tokens, None)
-        self.original = embed(tokens, self.hidden) if with_original else None
+        self.original = embed_original(tokens, self.hidden) if with_original else None
         self._held_out_tokens = rows.held_out
         held_out = rows.held_out[list(self._own_held_out)]
-        self.held_out = HeldOutRows(held_out, embed(held_out, None).to(device))
+        self.held_out = HeldOutRows(
+            held_out,
+            embed_original(held_out, None).to(device),
+            embed(held_out, None).to(device),
+        )
 
     @property
     def share(self) -> RowShare:
@@ -121,7 +127,7 @@ class Streams:
         }
         if not present:
             return None
-        whole = HeldOutRows(self._held_out_tokens, present["original"])
+        whole = HeldOutRows(self._held_out_tokens, present["original"], present["quantized"])
         whole.go_on_from(present)
         return whole
 

@@ -56,7 +56,8 @@ def _block(weights: Sequence[tuple[str, dict[str, Tensor]]]) -> WaitingBlock:
     for name, parts in weights:
         if "offset" in parts:
             offsets[name] = parts["offset"]
-            stored[name] = QuantizedWeight(**{part: parts[part] for part in PARTS})
+            codes, scales, zeros = (parts[part] for part in PARTS)
+            stored[name] = QuantizedWeight(codes, scales, zeros)
         else:
             stored[name] = parts[""]
     return WaitingBlock(stored=stored, offsets=offsets)

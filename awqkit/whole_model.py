@@ -9,13 +9,14 @@ from torch import Tensor
 
 from awqkit.activations import embedded
 from awqkit.checkpoint import Checkpoint
-from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD
+from awqkit.checkpoint.canonical import FINAL_NORM
 from awqkit.decoder import RotaryTables
 from awqkit.repeatable import repeatable
 from awqkit.row_share import split_rows
 from awqkit.tuning.blocks import TunedBlocks
 from awqkit.tuning.divergence import Readout
 from awqkit.tuning.tune import Tuning, TuningRows, tune
+from awqkit.vocabulary import Vocabulary
 from awqkit.waiting_blocks import StoredBlock, WaitingBlock
 
 
@@ -25,6 +26,7 @@ class WholeModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        vocabulary: Vocabulary,
         tokens: Tensor,
         rotary: RotaryTables,
         *,
@@ -33,6 +35,7 @@ class WholeModel:
         seed: int,
     ) -> None:
         """tokens: int64 [rows, T], the calibration rows."""
+        self._vocabulary = vocabulary
         self._checkpoint, self._rotary, self._seed = checkpoint, rotary, seed
         self._tokens, self._device, self._dtype = tokens, device, dtype
 
@@ -76,14 +79,13 @@ class WholeModel:
         )
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        embedding, config = self._checkpoint.tensor(EMBEDDING), self._checkpoint.config
+        embedding, config = self._vocabulary.running_embedding(), self._checkpoint.config
         return embedded(tokens, embedding, config, self._dtype, self._device)
 
     def _readout(self) -> Readout:
         config = self._checkpoint.config
-        head = self._checkpoint.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD)
         return Readout(
             config=config,
             norm=self._checkpoint.tensor(FINAL_NORM).to(self._device, self._dtype),
-            head=head.to(self._device, self._dtype),
+            head=self._vocabulary.head().to(self._device, self._dtype),
         )

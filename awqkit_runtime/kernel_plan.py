@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit.checkpoint.canonical import canonical_shapes, layer_prefix
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, plan_w4_linear
-from awqkit_runtime.models.footprint import joint_linears
+from awqkit_runtime.models.footprint import BitsOf, joint_linears
 
 #: Tokens up to which plans are listed; a step's largest default is 2048.
 MOST_TOKENS = 8192
@@ -50,9 +50,9 @@ EXAMPLE = tuple(
 )
 
 
-def linear_shapes(config: DecoderConfig, is_packed: Callable[[str], bool]) -> list[LinearShape]:
+def linear_shapes(config: DecoderConfig, bits_of: BitsOf) -> list[LinearShape]:
     """The 4-bit matrices of a model, equal ones once, in the order of execution."""
-    counts = Counter(_matrices(config, is_packed))
+    counts = Counter(_matrices(config, bits_of))
     return [
         LinearShape(name=name, out_features=rows, in_features=columns, count=count)
         for (name, rows, columns), count in counts.items()
@@ -76,16 +76,14 @@ def _alike(one: LaunchPlan, other: LaunchPlan) -> bool:
     return (one.program, one.shape.grid) == (other.program, other.shape.grid)
 
 
-def _matrices(
-    config: DecoderConfig, is_packed: Callable[[str], bool]
-) -> Iterator[tuple[str, int, int]]:
+def _matrices(config: DecoderConfig, bits_of: BitsOf) -> Iterator[tuple[str, int, int]]:
     """Name, rows and columns of every matrix, linears that read the same input as one."""
     shapes = canonical_shapes(config)
     for layer in range(config.num_layers):
         for site in joint_linears(config, layer):
             names = [f"{layer_prefix(layer)}{name}.weight" for name in site]
-            for packed, run in groupby(names, is_packed):
-                if packed:
+            for bits, run in groupby(names, bits_of):
+                if bits is not None:
                     yield _joint([(name, shapes[name][0], shapes[name][1]) for name in run])
 
 

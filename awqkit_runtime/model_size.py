@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.layers.placement import Placement
-from awqkit_runtime.models.footprint import loaded_bytes, packable
+from awqkit_runtime.models.footprint import BitsOf, loaded_bytes, packable
 from awqkit_runtime.models.loader import resolve_dtype
 
 #: "dense": all weights in the model's dtype.
@@ -29,8 +28,8 @@ class ModelSize:
 
     config: DecoderConfig
     form: WeightForm
-    #: Which linears are kept in 4 bits, by canonical name.
-    is_packed: Callable[[str], bool]
+    #: Of the codes of each matrix.
+    bits_of: BitsOf
     #: From config.json alone, as there are no weights.
     estimated: bool
     #: Processes that share it.
@@ -43,7 +42,7 @@ class ModelSize:
 
     def weights(self, placement: Placement) -> int:
         """Bytes of the loaded weights, of one rank."""
-        return loaded_bytes(self.local, self.is_packed, placement)
+        return loaded_bytes(self.local, self.bits_of, placement)
 
     def other_form(self) -> ModelSize:
         """The same model quantized, or as it was before."""
@@ -63,7 +62,7 @@ def read_model_size(source: str | Path, model_format: str = "auto") -> ModelSize
     return ModelSize(
         config=checkpoint.config,
         form="dense" if checkpoint.format == "hf" else "int4",
-        is_packed=checkpoint.is_quantized,
+        bits_of=checkpoint.bits,
         estimated=False,
     )
 
@@ -85,6 +84,6 @@ def _size_of(config: DecoderConfig, form: WeightForm) -> ModelSize:
     return ModelSize(
         config=config,
         form=form,
-        is_packed=packable(config) if form == "int4" else lambda name: False,
+        bits_of=packable(config) if form == "int4" else lambda name: None,
         estimated=True,
     )

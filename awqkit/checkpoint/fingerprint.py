@@ -34,11 +34,8 @@ def fingerprint(weight: Tensor | QuantizedWeight) -> str:
 def _words(weight: Tensor | QuantizedWeight, rows: slice) -> Tensor:
     """int32 [rows, columns]: the bits of the values."""
     if isinstance(weight, QuantizedWeight):
-        part = QuantizedWeight(
-            codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows]
-        )
         # −0 and 0 are the same weight.
-        return (part.dequantize() + 0.0).view(torch.int32)
+        return (weight.select(rows).dequantize() + 0.0).view(torch.int32)
     values = _as_rows(weight)[rows].contiguous()
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32}[values.dtype.itemsize]
     return values.view(bits).to(torch.int32)

@@ -1,4 +1,4 @@
-"""A quantized linear in the very tensors that its format stores, for those who unpack elsewhere."""
+"""A quantized matrix in the very tensors that its format stores, for those who unpack elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint.layout import CODES_PER_WORD
+from awqkit.checkpoint.layout import BITS, codes_per_word
 from awqkit.checkpoint.packing import PackedFormat, pack, unpack
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 
@@ -18,21 +18,22 @@ class PackedWeight:
     """tensors: by suffix, as in checkpoint.packing, scales in float16.
 
     rows: int64 [out], the stored rows that are this linear's, one after the other; None for all,
-    in their order.
+    in their order.  bits: of a code, as in QuantizedWeight.
     """
 
     packed_format: PackedFormat
     tensors: Mapping[str, Tensor]
     rows: Tensor | None = None
+    bits: int = BITS
 
     @property
     def stored_shape(self) -> tuple[int, int]:
         """(out, in) of the tensors, of which `rows` may be a part."""
         if self.packed_format == "awq":
             in_features, words = self.tensors["qweight"].shape
-            return words * CODES_PER_WORD, in_features
+            return words * codes_per_word(self.bits), in_features
         out_features, words = self.tensors["weight_packed"].shape
-        return out_features, words * CODES_PER_WORD
+        return out_features, words * codes_per_word(self.bits)
 
     @property
     def out_features(self) -> int:
@@ -50,17 +51,11 @@ class PackedWeight:
 
     def unpack(self) -> QuantizedWeight:
         """Its integers and scales, on the tensors' device."""
-        weight = unpack(self.tensors, self.packed_format)
-        if self.rows is None:
-            return weight
-        return QuantizedWeight(
-            codes=weight.codes[self.rows],
-            scales=weight.scales[self.rows],
-            zeros=weight.zeros[self.rows],
-        )
+        weight = unpack(self.tensors, self.packed_format, bits=self.bits)
+        return weight if self.rows is None else weight.select(self.rows)
 
 
 def pack_weight(weight: QuantizedWeight) -> PackedWeight:
     """The weight in a format's tensors; it must fit the formats (layout.is_quantizable)."""
     tensors = pack(weight, "compressed-tensors")
-    return PackedWeight(packed_format="compressed-tensors", tensors=tensors)
+    return PackedWeight(packed_format="compressed-tensors", tensors=tensors, bits=weight.bits)

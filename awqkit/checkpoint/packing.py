@@ -7,6 +7,7 @@ Both hold the same integers, so that one converts into the other without loss:
 `compressed-tensors` ("pack-quantized"):
     weight_packed int32 [out, in/8]   weight_scale float16 [out, in/128]
     weight_zero_point int32 [out/8, in/128]   weight_shape int64 [2] = (out, in)
+    and with 8 bits, which it alone can hold, [out, in/4] and [out/4, in/128].
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from awqkit.checkpoint.layout import (
     GROUP_SIZE,
     MAX_CODE,
     SEQUENTIAL_ORDER,
+    WIDE_BITS,
+    codes_per_word,
 )
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 
@@ -37,15 +40,16 @@ CODES_SUFFIX: dict[str, str] = {
     "compressed-tensors": "weight_packed",
     "gptq": "qweight",
 }
-#: The code that stands for zero where a checkpoint is symmetric and stores no zero points.
-SYMMETRIC_ZERO = 2 ** (BITS - 1)
 BYTES_PER_WORD = 4
 
 
 def packed_shapes(
-    packed_format: StoredFormat, out_features: int, in_features: int
+    packed_format: StoredFormat, out_features: int, in_features: int, *, bits: int = BITS
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that hold a quantized linear [out, in], by suffix."""
+    """Shapes of the tensors that hold a quantized linear [out, in], by suffix.
+
+    Only `compressed-tensors` has others than 4 bits.
+    """
     groups = in_features // GROUP_SIZE
     if packed_format == "awq":
         words = out_features // CODES_PER_WORD
@@ -62,9 +66,9 @@ def packed_shapes(
             "g_idx": (in_features,),
         }
     return {
-        "weight_packed": (out_features, in_features // CODES_PER_WORD),
+        "weight_packed": (out_features, in_features // codes_per_word(bits)),
         "weight_scale": (out_features, groups),
-        "weight_zero_point": (out_features // CODES_PER_WORD, groups),
+        "weight_zero_point": (out_features // codes_per_word(bits), groups),
         "weight_shape": (2,),
     }
 
@@ -72,24 +76,28 @@ def packed_shapes(
 def pack(weight: QuantizedWeight, packed_format: PackedFormat) -> dict[str, Tensor]:
     """The tensors that hold a quantized linear, by suffix.
 
-    The weight must fit the formats (layout.is_quantizable).
+    The weight must fit the formats (layout.is_quantizable); ValueError for 8 bits in `awq`.
     """
     if packed_format == "awq":
+        if weight.bits != BITS:
+            raise ValueError(f"The awq form holds {BITS} bits, not {weight.bits}")
         return {
             "qweight": pack_words(weight.codes.T, AWQ_ORDER),
             "qzeros": pack_words(weight.zeros.T, AWQ_ORDER),
             "scales": weight.scales.T.contiguous(),
         }
     return {
-        "weight_packed": pack_words(weight.codes, SEQUENTIAL_ORDER),
+        "weight_packed": _pack(weight.codes, weight.bits),
         "weight_scale": weight.scales.contiguous(),
-        "weight_zero_point": pack_words(weight.zeros.T, SEQUENTIAL_ORDER).T.contiguous(),
+        "weight_zero_point": _pack(weight.zeros.T, weight.bits).T.contiguous(),
         "weight_shape": torch.tensor([weight.out_features, weight.in_features]),
     }
 
 
-def unpack(tensors: Mapping[str, Tensor], packed_format: PackedFormat) -> QuantizedWeight:
-    """The inverse of `pack`. Without zero points every zero is SYMMETRIC_ZERO.
+def unpack(
+    tensors: Mapping[str, Tensor], packed_format: PackedFormat, *, bits: int = BITS
+) -> QuantizedWeight:
+    """The inverse of `pack`. Without zero points every zero is the middle code.
 
     Scales must be float16 already.
     """
@@ -102,11 +110,26 @@ def unpack(tensors: Mapping[str, Tensor], packed_format: PackedFormat) -> Quanti
     scales = tensors["weight_scale"]
     if "weight_zero_point" in tensors:
         packed_zeros = tensors["weight_zero_point"].T.contiguous()
-        zeros = unpack_words(packed_zeros, SEQUENTIAL_ORDER).T.contiguous()
+        zeros = _unpack(packed_zeros, bits).T.contiguous()
     else:
-        zeros = torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8)
-    codes = unpack_words(tensors["weight_packed"], SEQUENTIAL_ORDER)
-    return QuantizedWeight(codes=codes, scales=scales, zeros=zeros)
+        zeros = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8)
+    codes = _unpack(tensors["weight_packed"], bits)
+    return QuantizedWeight(codes=codes, scales=scales, zeros=zeros, bits=bits)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [rows, n·per word] → int32 words [rows, n], the first code in the lowest bits."""
+    if bits == WIDE_BITS:
+        # Flat first: the strides of a single row may be anything.
+        return codes.flatten().view(torch.int32).view(len(codes), -1)
+    return pack_words(codes, SEQUENTIAL_ORDER)
+
+
+def _unpack(words: Tensor, bits: int) -> Tensor:
+    """The inverse of `_pack`."""
+    if bits == WIDE_BITS:
+        return words.flatten().view(torch.uint8).view(len(words), -1)
+    return unpack_words(words, SEQUENTIAL_ORDER)
 
 
 def pack_words(codes: Tensor, order: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD, canonical_shapes
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError, UnsupportedModelError
 from awqkit.checkpoint.families import Family, Location
-from awqkit.checkpoint.layout import GROUP_SIZE, is_quantizable
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE, is_quantizable
 from awqkit.checkpoint.packing import CODES_SUFFIX, StoredFormat, packed_shapes
 from awqkit.checkpoint.quantization_config import StoredQuantization
 from awqkit.checkpoint.safetensors_file import StoredTensor
@@ -42,6 +42,8 @@ class Placement:
     packed_format: StoredFormat | None = None
     #: GPTQ: what was taken from the zero points before they were stored.
     zero_offset: int = 0
+    #: Of a code, where it is packed.
+    bits: int = BITS
 
 
 def place_tensors(
@@ -66,11 +68,7 @@ def place_tensors(
         placement = _place(tensors, shape, family.locate(name, config), quantization)
         placements[name] = placement
         used.update(entry.name for entry in placement.entries.values())
-    if placements[EMBEDDING].packed_format is not None:
-        raise UnsupportedModelError(
-            "The token embedding is quantized, which is not supported. "
-            "Start from the model before it was quantized."
-        )
+    _refuse_unusual_matrices(placements)
     if config.tie_word_embeddings:
         used.add(family.locate(LM_HEAD, config).name)
     leftovers = set(tensors) - used - set(harmless)
@@ -101,6 +99,7 @@ def _place(
             entries=_packed_entries(tensors, stem, stored_shape, quantization),
             packed_format=quantization.format,
             zero_offset=quantization.zero_offset,
+            bits=_stored_bits(tensors, stem, stored_shape, quantization),
         )
     if dense is None:
         raise _missing(tensors, location.name, stored_shape)
@@ -119,8 +118,9 @@ def _packed_entries(
             f"{stem}weight {list(stored_shape)} is stored packed, but config.json gives it a shape "
             f"that groups of {GROUP_SIZE} do not divide. Config and weights do not belong together."
         )
+    bits = _stored_bits(tensors, stem, stored_shape, quantization)
     entries: dict[str, StoredTensor] = {}
-    for suffix, shape in packed_shapes(quantization.format, *stored_shape).items():
+    for suffix, shape in packed_shapes(quantization.format, *stored_shape, bits=bits).items():
         entry = tensors.get(stem + suffix)
         if entry is None and suffix in quantization.optional:
             continue
@@ -129,6 +129,36 @@ def _packed_entries(
         _check_entry(entry, shape, _PACKED_DTYPES[suffix])
         entries[suffix] = entry
     return entries
+
+
+def _stored_bits(
+    tensors: Mapping[str, StoredTensor],
+    stem: str,
+    stored_shape: tuple[int, ...],
+    quantization: StoredQuantization,
+) -> int:
+    """Which of the widths that config.json names this matrix has: the shape of its codes tells."""
+    suffix = CODES_SUFFIX[quantization.format]
+    for bits in quantization.widths:
+        shapes = packed_shapes(quantization.format, *stored_shape, bits=bits)
+        if tensors[stem + suffix].shape == shapes[suffix]:
+            return bits
+    return BITS
+
+
+def _refuse_unusual_matrices(placements: Mapping[str, Placement]) -> None:
+    """Packed embeddings where no tool writes them, and 8 bits in other places than the two ends."""
+    if placements[EMBEDDING].packed_format not in (None, "compressed-tensors"):
+        raise UnsupportedModelError(
+            "The token embedding is quantized, which is read in compressed-tensors form alone. "
+            "Start from the model before it was quantized."
+        )
+    for name, placement in placements.items():
+        if placement.bits != BITS and name not in (EMBEDDING, LM_HEAD):
+            raise UnsupportedModelError(
+                f"{name} is stored in {placement.bits} bits, which can be read of the embedding "
+                "and the head alone. Start from the model before it was quantized."
+            )
 
 
 def _check_entry(entry: StoredTensor, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from awqkit.checkpoint.errors import UnsupportedModelError
 from awqkit.checkpoint.families.config_fields import REQUIRED, ConfigFields
-from awqkit.checkpoint.layout import BITS, GROUP_SIZE
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE, WIDE_BITS
 from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat, StoredFormat
 
 #: The key is `compression_config` in early compressed-tensors checkpoints.
@@ -29,12 +30,14 @@ class StoredQuantization:
     """How the quantized linears of a checkpoint are stored.
 
     optional: suffixes of tensors that a linear may lack: zero points, where the middle code is
-    zero, and GPTQ's group of each input.  zero_offset: see checkpoint.gptq.
+    zero, and GPTQ's group of each input.  zero_offset: see checkpoint.gptq.  widths: bits of a code
+    that some matrix may have; shapes tell which one has them.
     """
 
     format: StoredFormat
     optional: tuple[str, ...] = ()
     zero_offset: int = 0
+    widths: tuple[int, ...] = (BITS,)
 
 
 def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
@@ -62,10 +65,15 @@ def read_quantization(raw: Mapping[str, Any]) -> StoredQuantization | None:
     )
 
 
-def write_quantization(packed_format: PackedFormat, dense_modules: Sequence[str]) -> dict[str, Any]:
+def write_quantization(
+    packed_format: PackedFormat,
+    dense_modules: Sequence[str],
+    named_modules: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The `quantization_config` of a written checkpoint.
 
-    dense_modules: full names of the linears left unquantized, such as "lm_head".
+    dense_modules: full names of the linears left unquantized, such as "lm_head".  named_modules:
+    the bits of those that are quantized, but no linears or not to 4 bits; `awq` has none.
     """
     if packed_format == "awq":
         return {
@@ -76,8 +84,25 @@ def write_quantization(packed_format: PackedFormat, dense_modules: Sequence[str]
             "zero_point": True,
             "modules_to_not_convert": list(dense_modules),
         }
+    wide = [module for module, bits in named_modules.items() if bits != BITS]
+    narrow = ["Linear", *(module for module in named_modules if module not in wide)]
+    # The wide ones first: some readers unpack everything by the first group. So they find too few
+    # codes in a linear and stop; by the other they would read half of the codes that are wide.
+    groups = [_group(wide, WIDE_BITS)] if wide else []
+    groups.append(_group(narrow, BITS))
+    return {
+        "quant_method": "compressed-tensors",
+        "format": PACK_QUANTIZED,
+        "quantization_status": "compressed",
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+        "ignore": list(dense_modules),
+        "kv_cache_scheme": None,
+    }
+
+
+def _group(targets: list[str], bits: int) -> dict[str, Any]:
     weights = {
-        "num_bits": BITS,
+        "num_bits": bits,
         "type": "int",
         "symmetric": False,
         "strategy": "group",
@@ -85,20 +110,12 @@ def write_quantization(packed_format: PackedFormat, dense_modules: Sequence[str]
         "dynamic": False,
         "actorder": None,
     }
-    group = {
-        "targets": ["Linear"],
+    return {
+        "targets": targets,
         "format": PACK_QUANTIZED,
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": PACK_QUANTIZED,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": list(dense_modules),
-        "kv_cache_scheme": None,
     }
 
 
@@ -161,26 +178,32 @@ def _read_compressed_tensors(section: Mapping[str, Any]) -> StoredQuantization:
     groups = top.section("config_groups")
     if not groups:
         raise _unsupported("config_groups", "no groups", "at least one")
-    symmetric = [_read_group(name, top, groups) for name in groups]
-    optional = ("weight_zero_point",) if any(symmetric) else ()
-    return StoredQuantization(format="compressed-tensors", optional=optional)
+    read = [_read_group(name, groups) for name in groups]
+    optional = ("weight_zero_point",) if any(symmetric for _, symmetric in read) else ()
+    widths = tuple(sorted({bits for bits, _ in read}))
+    return StoredQuantization(format="compressed-tensors", optional=optional, widths=widths)
 
 
-def _read_group(name: str, top: ConfigFields, groups: Mapping[str, Any]) -> bool:
+def _read_group(name: str, groups: Mapping[str, Any]) -> tuple[int, bool]:
+    """Bits of a code, and whether the middle one stands for zero."""
     where = f"config.json, quantization_config, {name}"
     group = ConfigFields(ConfigFields(groups, where).section(name), where)
     _require(f"{name} format", group.text("format", PACK_QUANTIZED), PACK_QUANTIZED)
     if group.get("input_activations") is not None or group.get("output_activations") is not None:
         raise _unsupported(f"{name} activations", "quantized activations", "none")
     weights = ConfigFields(group.section("weights"), f"{where}, weights")
-    _require(f"{name} num_bits", weights.integer("num_bits"), BITS)
+    bits, targets = weights.integer("num_bits"), group.get("targets")
+    # Named modules may be the embedding or the head; where they are not, their shapes show it.
+    names_modules = isinstance(targets, list) and "Linear" not in targets
+    if bits != WIDE_BITS or not names_modules:
+        _require(f"{name} num_bits", bits, BITS)
     _require(f"{name} type", weights.text("type", "int"), "int")
     _require(f"{name} strategy", weights.text("strategy", "group"), "group")
     _require(f"{name} group_size", weights.integer("group_size", 0), GROUP_SIZE)
     # "group" stores the columns in another order than the weight's own.
     if weights.get("actorder") in ("group", True):
         raise _unsupported(f"{name} actorder", repr(weights.get("actorder")), "null or 'weight'")
-    return weights.flag("symmetric", default=True)
+    return bits, weights.flag("symmetric", default=True)
 
 
 def _require(what: str, found: object, supported: object) -> None:

@@ -1,8 +1,8 @@
-"""The integers of one quantized linear, independent of how a format packs them."""
+"""The integers of one quantized matrix, independent of how a format packs them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from awqkit.checkpoint.layout import BITS, GROUP_SIZE
 class QuantizedWeight:
     """w[o, i] = (codes[o, i] - zeros[o, i // 128]) * scales[o, i // 128].
 
-    codes: uint8 [out, in], 0…15.  scales: float16 [out, in/128].  zeros: uint8 [out, in/128], 0…15.
+    codes: uint8 [out, in].  scales: float16 [out, in/128].  zeros: uint8 [out, in/128].
+    bits: of codes and zeros: 4 (0…15), or 8 (0…255) for the embedding and the head.
     """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
+    bits: int = BITS
 
     @property
     def out_features(self) -> int:
@@ -32,17 +34,26 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes once packed: codes, zero points and scales."""
-        packed = (self.codes.numel() + self.zeros.numel()) * BITS // 8
+        packed = (self.codes.numel() + self.zeros.numel()) * self.bits // 8
         return packed + self.scales.nbytes
 
     def to(self, device: torch.device) -> QuantizedWeight:
         """The same weight on a device."""
-        return QuantizedWeight(
-            codes=self.codes.to(device), scales=self.scales.to(device), zeros=self.zeros.to(device)
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            scales=self.scales.to(device),
+            zeros=self.zeros.to(device),
+        )
+
+    def select(self, rows: Tensor | slice) -> QuantizedWeight:
+        """These rows, in their order. rows: int64 [n] on the weight's device, or a slice."""
+        return replace(
+            self, codes=self.codes[rows], scales=self.scales[rows], zeros=self.zeros[rows]
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in]: computed in float32, where the product is exact, then rounded to dtype."""
-        grouped = self.codes.view(self.out_features, -1, GROUP_SIZE).float()
-        weight = (grouped - self.zeros.unsqueeze(-1).float()) * self.scales.unsqueeze(-1).float()
+        weight = self.codes.view(*self.scales.shape, GROUP_SIZE).float()
+        weight.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
         return weight.view(self.out_features, self.in_features).to(dtype)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from awqkit.checkpoint.canonical import EMBEDDING, layer_prefix, layer_shapes
+from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, layer_prefix, layer_shapes
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families import find_family
@@ -66,6 +66,11 @@ class Checkpoint:
     def is_quantized(self, name: str) -> bool:
         return self._placement(name).packed_format is not None
 
+    def bits(self, name: str) -> int | None:
+        """Of a code, 4 or 8; None where the tensor is dense."""
+        placement = self._placement(name)
+        return None if placement.packed_format is None else placement.bits
+
     def tensor(self, name: str) -> Tensor:
         """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
         placement = self._placement(name)
@@ -112,7 +117,7 @@ class Checkpoint:
     def _quantized_placement(self, name: str) -> Placement:
         placement = self._placement(name)
         if placement.packed_format is None:
-            raise CheckpointError(f"{name} is stored unquantized; it has no 4-bit codes.")
+            raise CheckpointError(f"{name} is stored unquantized; it has no codes.")
         return placement
 
     def _placement(self, name: str) -> Placement:
@@ -148,8 +153,9 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
         placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
         require_plain(tensors, placements)
         require_tied(tensors, config, family)
-    embedding = TORCH_DTYPES[placements[EMBEDDING].entries[""].dtype]
-    stored_dtype = str(embedding).removeprefix("torch.")
+    # A quantized embedding says nothing of the others' dtype.
+    dense = placements[EMBEDDING if placements[EMBEDDING].packed_format is None else FINAL_NORM]
+    stored_dtype = str(TORCH_DTYPES[dense.entries[""].dtype]).removeprefix("torch.")
     return Checkpoint(
         folder=folder,
         raw_config=raw,

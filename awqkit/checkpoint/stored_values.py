@@ -37,7 +37,9 @@ def read_quantized(placement: Placement) -> PackedWeight:
     if packed_format == "gptq":
         tensors = as_compressed_tensors(tensors, zero_offset=placement.zero_offset)
         packed_format = "compressed-tensors"
-    weight = PackedWeight(packed_format=packed_format, tensors=tensors, rows=rows)
+    weight = PackedWeight(
+        packed_format=packed_format, tensors=tensors, rows=rows, bits=placement.bits
+    )
     if "weight_shape" in tensors:
         _check_claimed_shape(weight, placement.entries["weight_shape"])
     return weight
@@ -55,8 +57,9 @@ def _check_claimed_shape(weight: PackedWeight, entry: StoredTensor) -> None:
 def _half_scales(scales: Tensor, entry: StoredTensor) -> Tensor:
     """Scales in float16, provided that this keeps the weights' values.
 
-    Below FP16's normal range scales may move by SCALE_TOLERANCE, and so a weight by at most 15
-    times that (4.5e-7): other checkpoints in BF16 have such scales in groups that hardly matter.
+    Below FP16's normal range scales may move by SCALE_TOLERANCE, and so a 4-bit weight by at most
+    15 times that (4.5e-7), one of 8 bits by 255 times that (7.6e-6): other checkpoints in BF16 have
+    such scales in groups that hardly matter.
     """
     _require_finite(scales, entry)
     if scales.dtype == torch.float16:

@@ -28,7 +28,13 @@ def require_tied(
     head = tensors.get(family.locate(LM_HEAD, config).name)
     if head is None:
         return
-    embedding = tensors[family.locate(EMBEDDING, config).name]
+    embedding = tensors.get(family.locate(EMBEDDING, config).name)
+    if embedding is None:
+        raise CheckpointError(
+            f"config.json ties the head to the embedding (tie_word_embeddings), which is "
+            f"quantized, but {head.path} holds an unquantized {head.name} besides. Remove the "
+            "stray one."
+        )
     if not _equal(head, embedding):
         raise CheckpointError(
             f"config.json ties {embedding.name} and {head.name} (tie_word_embeddings), but "

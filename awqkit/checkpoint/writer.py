@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint.canonical import canonical_shapes
+from awqkit.checkpoint.canonical import EMBEDDING, canonical_shapes
 from awqkit.checkpoint.errors import OutputError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.fingerprint import fingerprint
-from awqkit.checkpoint.layout import is_quantizable
+from awqkit.checkpoint.layout import BITS, is_quantizable
 from awqkit.checkpoint.packing import PackedFormat, pack, packed_shapes
+from awqkit.checkpoint.quantization_config import DENSE_BITS
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import CONFIG_FILE, Checkpoint
 from awqkit.checkpoint.shard_file import header_room
@@ -56,7 +57,7 @@ def write_checkpoint(
     """
     out = Path(out).expanduser().resolve()
     with staged_folder(out) as stage:
-        refuse_small_disk(stage, source, out)
+        refuse_small_disk(stage, out, _least_bytes(source))
         writer = CheckpointWriter(
             stage, source=source, format=format, out=out, max_shard_bytes=max_shard_bytes
         )
@@ -103,6 +104,7 @@ class CheckpointWriter:
         room = header_room(_header_names(layout.shapes, format))
         self._shards = ShardWriter(folder, room=room, max_shard_bytes=max_shard_bytes)
         self._dense: dict[str, str] = {}
+        self._packed: dict[str, int] = {}
         self._fingerprints: dict[str, str] = {}
 
     def carry_tokenizer(self) -> None:
@@ -118,6 +120,8 @@ class CheckpointWriter:
         self._fingerprints[name] = fingerprint(weight)
         if isinstance(weight, Tensor):
             self._dense[name] = str(weight.dtype).removeprefix("torch.")
+        else:
+            self._packed[name] = weight.bits
         complete = self._assembly.add(name, weight)
         if complete is None:
             return
@@ -133,7 +137,7 @@ class CheckpointWriter:
         missing = self._shapes.keys() - self._fingerprints.keys()
         if missing:
             raise ValueError(f"write_checkpoint was not given {', '.join(sorted(missing))}")
-        config = written_config(self._source, self._format, self._dense)
+        config = written_config(self._source, self._format, self._dense, self._packed)
         texts = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **documents}
         with reporting_output_errors(self._out):
             self._shards.finish()
@@ -145,7 +149,12 @@ class CheckpointWriter:
         """How far the writing has come; all of it has reached the disk."""
         with reporting_output_errors(self._out):
             shards, pending = self._shards.state()
-        document = {"shards": shards, "dense": self._dense, "fingerprints": self._fingerprints}
+        document = {
+            "shards": shards,
+            "dense": self._dense,
+            "packed": self._packed,
+            "fingerprints": self._fingerprints,
+        }
         return WriterState(document=document, tensors=pending)
 
     def restore(self, state: WriterState) -> None:
@@ -153,6 +162,7 @@ class CheckpointWriter:
         with reporting_output_errors(self._out):
             self._shards.restore(state.document["shards"], state.tensors)
         self._dense = dict(state.document["dense"])
+        self._packed = dict(state.document["packed"])
         self._fingerprints = dict(state.document["fingerprints"])
 
     def close(self) -> None:
@@ -167,6 +177,8 @@ class CheckpointWriter:
             raise ValueError(
                 f"write_checkpoint was given {name} as {tuple(shape)}, not {self._shapes[name]}"
             )
+        if name == EMBEDDING and isinstance(weight, QuantizedWeight) and self._format == "awq":
+            raise ValueError(f"write_checkpoint was given {name} quantized, which awq cannot hold")
 
 
 def _packed(name: str, weight: Weight, format: PackedFormat) -> dict[str, Tensor]:
@@ -190,16 +202,18 @@ def _header_names(shapes: Mapping[str, tuple[int, ...]], format: PackedFormat) -
     ]
 
 
-def refuse_small_disk(folder: Path, source: Checkpoint, out: Path, *, further: int = 0) -> None:
-    """Raise OutputError before the work and not after it. The estimate is a lower bound.
-
-    further: bytes that are needed beside the checkpoint's own.
-    """
-    needed = further
+def _least_bytes(source: Checkpoint) -> int:
+    """A lower bound of what a quantized checkpoint of these shapes takes."""
+    least = 0
     for name, shape in canonical_shapes(source.config).items():
-        count = math.prod(shape)
         packed = is_block_linear(name, shape) and is_quantizable(shape[0], shape[1])
-        needed += count // 2 if packed else count * 2
+        bits = BITS if packed else source.bits(name) or DENSE_BITS
+        least += math.prod(shape) * bits // 8
+    return least
+
+
+def refuse_small_disk(folder: Path, out: Path, needed: int) -> None:
+    """Raise OutputError before the work and not after it. needed: bytes, at least."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(

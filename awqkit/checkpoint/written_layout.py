@@ -79,10 +79,12 @@ class Assembly:
             return self._rows(dense)
         if len(quantized) < len(parts):
             raise ValueError(f"{stored} cannot be half quantized: {', '.join(sorted(parts))}")
+        (bits,) = {weight.bits for weight in quantized.values()}
         return QuantizedWeight(
             codes=self._rows({n: w.codes for n, w in quantized.items()}),
             scales=self._rows({n: w.scales for n, w in quantized.items()}),
             zeros=self._rows({n: w.zeros for n, w in quantized.items()}),
+            bits=bits,
         )
 
     def _rows(self, parts: dict[str, Tensor]) -> Tensor:

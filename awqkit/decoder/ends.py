@@ -5,14 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import DecoderConfig
+from awqkit.checkpoint import DecoderConfig, QuantizedWeight
 from awqkit.decoder.norm import rms_norm
 from awqkit.decoder.softcap import soft_cap
 
 
-def embed(tokens: Tensor, embedding: Tensor, config: DecoderConfig, dtype: torch.dtype) -> Tensor:
-    """int64 [...] → [..., hidden] of dtype; embedding: [vocab, hidden] of any."""
-    return scale_embedding(embedding[tokens].to(dtype), config, dtype)
+def embed(
+    tokens: Tensor,
+    embedding: Tensor | QuantizedWeight,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+) -> Tensor:
+    """int64 [...] → [..., hidden] of dtype; embedding: [vocab, hidden] of any, or quantized."""
+    if isinstance(embedding, QuantizedWeight):
+        rows = embedding.select(tokens.flatten()).dequantize(dtype).view(*tokens.shape, -1)
+    else:
+        rows = embedding[tokens].to(dtype)
+    return scale_embedding(rows, config, dtype)
 
 
 def scale_embedding(x: Tensor, config: DecoderConfig, dtype: torch.dtype) -> Tensor:

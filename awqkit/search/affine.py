@@ -1,4 +1,4 @@
-"""Asymmetric 4-bit groups: from ranges to scales and zero points, from weights to codes.
+"""Asymmetric groups: from ranges to scales and zero points, from weights to codes.
 
 Weights are viewed in groups, float32 [out, groups, GROUP_SIZE]; ranges, scales and zero points
 are [out, groups] (or broadcast against it).
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import QuantizedWeight
-from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE, MAX_CODE
 
 #: The smallest positive value of float16, which bfloat16 holds too.
 SMALLEST_SCALE = 2.0**-24
@@ -21,7 +21,7 @@ LARGEST_SCALE = 65280.0  # of the values with eight significant bits, the last b
 
 @dataclass(frozen=True)
 class GroupGrid:
-    """The sixteen levels of each group: scale · (code − zero). Both float32 [out, groups]."""
+    """The levels of each group: scale · (code − zero). Both float32 [out, groups]."""
 
     scale: Tensor
     zero: Tensor
@@ -33,22 +33,23 @@ def storable(scale: Tensor) -> Tensor:
     return rounded.clamp(min=SMALLEST_SCALE)
 
 
-def grid_for_range(low: Tensor, high: Tensor) -> GroupGrid:
+def grid_for_range(low: Tensor, high: Tensor, last: int = MAX_CODE) -> GroupGrid:
     """The grid that spans [low, high] with 0 forced inside, so that 0 is always a level.
 
+    last: the largest code.
     A group of zeros gets scale 1 and zero point 0.
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     width = high - low
-    scale = storable(torch.where(width > 0, width / MAX_CODE, torch.ones_like(width)))
-    zero = (-low / scale).round().clamp(0, MAX_CODE)
+    scale = storable(torch.where(width > 0, width / last, torch.ones_like(width)))
+    zero = (-low / scale).round().clamp(0, last)
     return GroupGrid(scale, zero)
 
 
-def min_max_grid(weight: Tensor) -> GroupGrid:
+def min_max_grid(weight: Tensor, last: int = MAX_CODE) -> GroupGrid:
     """The plain grid of a weight [out, in]: each group's own minimum and maximum."""
     grouped = in_groups(weight)
-    return grid_for_range(grouped.amin(-1), grouped.amax(-1))
+    return grid_for_range(grouped.amin(-1), grouped.amax(-1), last)
 
 
 def in_groups(weight: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ def in_groups(weight: Tensor) -> Tensor:
     return weight.unflatten(-1, (-1, GROUP_SIZE))
 
 
-def nearest_codes(grouped: Tensor, grid: GroupGrid) -> Tensor:
-    """Codes 0…15 as float32, each the level nearest to its weight."""
+def nearest_codes(grouped: Tensor, grid: GroupGrid, last: int = MAX_CODE) -> Tensor:
+    """Codes 0…last as float32, each the level nearest to its weight."""
     scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
-    return (grouped / scale).add_(zero).round_().clamp_(0, MAX_CODE)
+    return (grouped / scale).add_(zero).round_().clamp_(0, last)
 
 
 def levels(codes: Tensor, grid: GroupGrid) -> Tensor:
@@ -73,12 +74,13 @@ def round_to_nearest(weight: Tensor, grid: GroupGrid) -> Tensor:
     return levels(nearest_codes(grouped, grid), grid).flatten(-2)
 
 
-def to_quantized_weight(codes: Tensor, grid: GroupGrid) -> QuantizedWeight:
-    """codes: [out, in] of any dtype, whole numbers 0…15."""
+def to_quantized_weight(codes: Tensor, grid: GroupGrid, bits: int = BITS) -> QuantizedWeight:
+    """codes: [out, in] of any dtype, whole numbers that so many bits hold."""
     return QuantizedWeight(
         codes=codes.to(torch.uint8),
         scales=grid.scale.half(),
         zeros=grid.zero.to(torch.uint8),
+        bits=bits,
     )
 
 

@@ -14,7 +14,7 @@ from awqkit.checkpoint.canonical import (
     layer_prefix,
     layer_shapes,
 )
-from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
+from awqkit.checkpoint.layout import GROUP_SIZE, max_code
 from awqkit_runtime.engine.memory import free_memory
 from awqkit_runtime.errors import OutOfMemoryError
 from awqkit_runtime.layers.placement import Placement
@@ -27,14 +27,14 @@ Weight = Tensor | QuantizedWeight | PackedWeight
 
 #: The standard deviation of weights, small enough for activations to stay finite.
 _SPREAD = 0.02
-#: That of codes drawn evenly from 0…15.
-_CODE_SPREAD = 4.6
+#: That of numbers drawn evenly from 0…1.
+_EVEN_SPREAD = 12**-0.5
 
 
 def random_decoder(
     size: ModelSize, placement: Placement, *, session_len: int | None = None
 ) -> Decoder:
-    """4-bit where `size` says so. All layers hold the same numbers, each its own copy of them.
+    """Quantized where `size` says so. All layers hold the same numbers, each its own copy of them.
 
     session_len: longest sequence that will run, None for the model's maximum.
     OutOfMemoryError where the weights do not fit into what is free.
@@ -47,19 +47,20 @@ def random_decoder(
     for layer in range(config.num_layers):
         block: dict[str, Weight] = {}
         for name, shape in layer_shapes(config, layer).items():
-            packed = len(shape) == 2 and size.is_packed(layer_prefix(layer) + name)
+            bits = size.bits_of(layer_prefix(layer) + name) if len(shape) == 2 else None
             if (name, shape) not in drawn:
                 drawn[name, shape] = _as_read(
-                    _draw(name, shape, generator, config, packed=packed), placement
+                    _draw(name, shape, generator, config, bits=bits), placement
                 )
             block[name] = _copy(drawn[name, shape])
         layers.append(DecoderLayer(config, layer, block, placement))
     shapes = canonical_shapes(config)
     outer = {
-        name: _draw(name, shapes[name], generator, config, packed=False)
-        for name in (EMBEDDING, FINAL_NORM, LM_HEAD)
+        name: _draw(name, shapes[name], generator, config, bits=size.bits_of(name))
+        for name in (EMBEDDING, LM_HEAD)
         if name in shapes
     }
+    outer[FINAL_NORM] = _draw(FINAL_NORM, shapes[FINAL_NORM], generator, config, bits=None)
     length = resolve_session_len(config, session_len)
     return Decoder(config, layers, outer, placement, session_len=length)
 
@@ -79,25 +80,26 @@ def _draw(
     generator: torch.Generator,
     config: DecoderConfig,
     *,
-    packed: bool,
+    bits: int | None,
 ) -> Tensor | QuantizedWeight:
     """On the generator's device. Norms do nothing but normalise, biases nothing at all."""
     device = generator.device
     if len(shape) == 1:
         scales = name.endswith("norm.weight") and not config.norm_unit_offset
         return torch.full(shape, float(scales), device=device)
-    if not packed:
+    if bits is None:
         # In BF16 at once: of a large vocabulary float32 would take gigabytes.
         weight = torch.empty(shape, dtype=torch.bfloat16, device=device)
         return weight.normal_(0, _SPREAD, generator=generator)
     groups = (shape[0], shape[1] // GROUP_SIZE)
-    codes = torch.randint(
-        MAX_CODE + 1, shape, generator=generator, dtype=torch.uint8, device=device
-    )
+    levels = max_code(bits) + 1
+    codes = torch.randint(levels, shape, generator=generator, dtype=torch.uint8, device=device)
+    scale = _SPREAD / (levels * _EVEN_SPREAD)
     return QuantizedWeight(
         codes=codes,
-        scales=torch.full(groups, _SPREAD / _CODE_SPREAD, dtype=torch.float16, device=device),
-        zeros=torch.full(groups, (MAX_CODE + 1) // 2, dtype=torch.uint8, device=device),
+        scales=torch.full(groups, scale, dtype=torch.float16, device=device),
+        zeros=torch.full(groups, levels // 2, dtype=torch.uint8, device=device),
+        bits=bits,
     )
 
 

@@ -89,7 +89,7 @@ def run_scenarios(
         left = deadline - time.perf_counter()
         if decoder.device.type == "cuda":
             gc.collect()  # The last scenario's cache is gone before the next one asks for room.
-        work = work_of(scenario, decoder.config, subject.is_packed, decoder.placement)
+        work = work_of(scenario, decoder.config, subject.bits_of, decoder.placement)
         limit, limited_by = speed.limit(work)
         reason = _reason_to_skip(subject, scenario, step_tokens) or _too_slow(limit, left)
         if reason:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import QuantPolicy
 from awqkit_runtime.layers.placement import Placement
-from awqkit_runtime.models.footprint import loaded_bytes
+from awqkit_runtime.models.footprint import BitsOf, embedding_bytes, loaded_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ class Work:
 def work_of(
     scenario: Scenario,
     config: DecoderConfig,
-    is_packed: Callable[[str], bool],
+    bits_of: BitsOf,
     placement: Placement,
 ) -> Work:
     """Every weight is read once and every key and value of the cache, the new ones are written.
@@ -92,9 +91,9 @@ def work_of(
     four for each query element and the key that it sees.
     """
     table = config.vocab_size * config.hidden_size
-    weights = loaded_bytes(config, is_packed, placement)
+    weights = loaded_bytes(config, bits_of, placement)
     if not config.tie_word_embeddings:
-        weights -= table * placement.dtype.itemsize
+        weights -= embedding_bytes(config, bits_of, placement)
     page_format = PageFormat.for_policy(config, scenario.quant_policy, placement.dtype)
     cached = scenario.batch * scenario.session_len * page_format.bytes_per_token
     tokens = scenario.batch * scenario.new_tokens

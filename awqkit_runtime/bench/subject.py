@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +19,7 @@ from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.model_size import read_model_size
 from awqkit_runtime.models.decoder import Decoder
+from awqkit_runtime.models.footprint import BitsOf
 from awqkit_runtime.models.loader import load_decoder, ready_placement
 
 
@@ -28,8 +28,8 @@ class Subject:
     """text: None where weights are random, whose words would mean nothing."""
 
     decoder: Decoder
-    #: Which of the decoder's linears are kept in 4 bits.
-    is_packed: Callable[[str], bool]
+    #: Of the codes of each of the decoder's matrices.
+    bits_of: BitsOf
     text: ModelText | None = None
     #: Where several ranks share the model.
     shared: SharedModel | None = None
@@ -86,7 +86,7 @@ def load_subject(
         )
     return Subject(
         decoder=decoder,
-        is_packed=checkpoint.is_quantized,
+        bits_of=checkpoint.bits,
         text=read_model_text(checkpoint),
         shared=shared,
     )
@@ -102,7 +102,7 @@ def _random_subject(model: str, config: EngineConfig, longest: int | None) -> Su
     length = _shorter(longest, size.config.max_position_embeddings)
     placement = ready_placement(size.config, config.torch_device(), config.dtype)
     decoder = random_decoder(size, placement, session_len=length)
-    return Subject(decoder=decoder, is_packed=size.is_packed)
+    return Subject(decoder=decoder, bits_of=size.bits_of)
 
 
 def _shorter(wanted: int | None, longest: int) -> int:

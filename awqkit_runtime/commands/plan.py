@@ -100,7 +100,7 @@ def _plan_kernels(model: str | None, arch: str | None, model_format: str, *, as_
         size = read_model_size(model, model_format)
         if size.form == "dense":
             size = size.other_form()  # As it would run once it is quantized.
-        linears = linear_shapes(size.config, size.is_packed)
+        linears = linear_shapes(size.config, size.bits_of)
     gpu = kernel_report.gpu_to_plan_for(arch)
     if as_json:
         click.echo(json.dumps(kernel_report.as_document(linears, gpu), indent=1))

@@ -89,7 +89,7 @@ def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
     device = placement.device
     return plan_memory(
         local,
-        weights=loaded_bytes(local, checkpoint.is_quantized, placement),
+        weights=loaded_bytes(local, checkpoint.bits, placement),
         memory=part_of_memory(free_memory(device), device, config.tp),
         engine=config,
         placement=placement,

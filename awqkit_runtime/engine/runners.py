@@ -59,7 +59,7 @@ def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runne
     model, placement = decoder.config, decoder.placement
     if not makes_graphs(model, placement, pool.format, config):
         return Runner(decoder, pool)
-    prepare_decode(pool.format, model.num_heads, decoder.embedding.device)
+    prepare_decode(pool.format, model.num_heads, decoder.device)
     max_rows = config.batch_size_for(decoder.device)
     pool_bytes = graph_pool_bytes(model, placement, max_rows)
     graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)

@@ -88,6 +88,20 @@ def unpack_w4(packed: PackedW4) -> QuantizedWeight:
     )
 
 
+def unpack_rows(packed: PackedW4, rows: Tensor) -> QuantizedWeight:
+    """Of `unpack_w4` just these. rows: int64 [n]."""
+    blocks, within = rows // BLOCK_ROWS, rows % BLOCK_ROWS
+    params = packed.group_params[blocks]
+    scale_bytes, zeros = params.split([BLOCK_ROWS * 2, BLOCK_ROWS], dim=-1)
+    scales = scale_bytes.contiguous().view(torch.float16)
+    place = within.view(-1, 1, 1).expand(-1, params.shape[1], 1)
+    return QuantizedWeight(
+        codes=_codes(packed.codes[blocks, :, within].contiguous()),
+        scales=scales.gather(-1, place).squeeze(-1),
+        zeros=zeros.gather(-1, place).squeeze(-1),
+    )
+
+
 def _codes(words: Tensor) -> Tensor:
     """The inverse of `_words`."""
     wide = words.to(torch.int64)

@@ -104,3 +104,23 @@ def unpack_tiles(tiles: W4Tiles) -> QuantizedWeight:
         scales=params.to(torch.int16).view(torch.float16)[kept],
         zeros=(params >> 16 & 0xF).to(torch.uint8)[kept],
     )
+
+
+def unpack_rows(tiles: W4Tiles, rows: Tensor) -> QuantizedWeight:
+    """Of `unpack_tiles` just these, without a look at the rows' values. rows: int64 [n]."""
+    count = len(rows)
+    tile, row_half, row = rows // TILE_ROWS, rows % TILE_ROWS // 8, rows % 8
+    # Of each tile the four lanes of the row: row, column, lane column, step.
+    words = tiles.codes.view(*tiles.codes.shape[:2], 8, 4, 4)[tile, :, row]
+    # A nibble's place in its word: pair, input half, row half.
+    places = 2 * torch.arange(4, device=rows.device) + row_half.unsqueeze(-1)
+    shifts = (4 * places).to(torch.int32).view(count, 1, 1, 1, 4)
+    nibbles = (words.unsqueeze(-1) >> shifts & 0xF).to(torch.uint8)
+    axes = nibbles.view(count, -1, 4, 4, 2, 2)  # column, lane column, step, pair, input half
+    codes = axes.permute(0, 1, 3, 5, 2, 4).reshape(count, tiles.in_features)
+    params = tiles.params[tile, :, row, row_half]
+    return QuantizedWeight(
+        codes=codes,
+        scales=params.to(torch.int16).view(torch.float16),
+        zeros=(params >> 16 & 0xF).to(torch.uint8),
+    )

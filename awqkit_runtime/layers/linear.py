@@ -1,4 +1,4 @@
-"""Linears with a dense or a 4-bit weight, alone or several that read the same input."""
+"""Linears with a dense or a quantized weight, alone or several that read the same input."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from awqkit.checkpoint import PackedWeight, QuantizedWeight, pack_weight
+from awqkit.checkpoint.layout import WIDE_BITS
 from awqkit_runtime.kernels.dense_linear import dense_linear
+from awqkit_runtime.kernels.packed_w4 import unpack_rows as unpack_cpu_rows
 from awqkit_runtime.kernels.w4_linear import pack_w4, w4_linear
 from awqkit_runtime.kernels.w4_repack import repack
 from awqkit_runtime.kernels.w4_tiled_linear import prepare, w4_tiled_linear
+from awqkit_runtime.kernels.w4_tiles import unpack_rows as unpack_tile_rows
 from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.layers.quantized_table import QuantizedTable
+from awqkit_runtime.layers.wide_linear import WideLinear
 
 #: Weights that DequantizingLinear unpacks at once, and the bytes that they take meanwhile: a code,
 #: and the steps of its arithmetic in float32.
@@ -30,8 +35,9 @@ class LinearWeights:
     bias: Tensor | None = None
 
     @property
-    def quantized(self) -> bool:
-        return not isinstance(self.weight, Tensor)
+    def bits(self) -> int | None:
+        """Of a code; None of a dense weight."""
+        return None if isinstance(self.weight, Tensor) else self.weight.bits
 
     @property
     def out_features(self) -> int:
@@ -69,6 +75,10 @@ class PackedLinear(nn.Module):
         self.packed = pack_w4(weight)
         self.register_buffer("bias", _parameter(bias, placement))
 
+    def rows(self, which: Tensor) -> QuantizedWeight:
+        """Those of the weight. which: int64 [n]."""
+        return unpack_cpu_rows(self.packed, which)
+
     def forward(self, x: Tensor) -> Tensor:
         return w4_linear(x, self.packed, self.bias)
 
@@ -87,6 +97,10 @@ class TiledLinear(nn.Module):
         self._bias_in_kernel = placement.fusions.bias
         prepare(self.tiles)
 
+    def rows(self, which: Tensor) -> QuantizedWeight:
+        """Those of the weights together. which: int64 [n]."""
+        return unpack_tile_rows(self.tiles, which)
+
     def forward(self, x: Tensor) -> Tensor:
         if self._bias_in_kernel or self.bias is None:
             return w4_tiled_linear(x, self.tiles, self.bias)
@@ -96,33 +110,29 @@ class TiledLinear(nn.Module):
 class DequantizingLinear(nn.Module):
     """x · Wᵀ + b with a 4-bit weight that is unpacked for every call, where no kernel exists."""
 
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, placement: Placement) -> None:
         super().__init__()
-        codes = weight.codes.to(placement.device)
-        self.register_buffer("codes", codes[:, ::2] | (codes[:, 1::2] << 4))
-        self.register_buffer("scales", weight.scales.to(placement.device))
-        self.register_buffer("zeros", weight.zeros.to(placement.device))
+        self.table = QuantizedTable(weight, placement)
         self.register_buffer("bias", _parameter(bias, placement))
+
+    def rows(self, which: Tensor) -> QuantizedWeight:
+        """Those of the weight. which: int64 [n]."""
+        return self.table.rows(which)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = max(1, _PANEL_ELEMENTS // x.shape[-1])
         panels = (
             self._panel(x, slice(start, start + rows))
-            for start in range(0, self.codes.shape[0], rows)
+            for start in range(0, self.table.num_rows, rows)
         )
         return torch.cat(list(panels), dim=-1)
 
     def _panel(self, x: Tensor, rows: slice) -> Tensor:
         """These rows' outputs."""
-        codes = torch.stack((self.codes[rows] & 0xF, self.codes[rows] >> 4), dim=-1).flatten(1)
-        weight = QuantizedWeight(codes=codes, scales=self.scales[rows], zeros=self.zeros[rows])
         bias = None if self.bias is None else self.bias[rows]
-        return dense_linear(x, weight.dequantize(x.dtype), bias)
+        return dense_linear(x, self.table.rows(rows).dequantize(x.dtype), bias)
 
 
 def build_linear(linear: LinearWeights, placement: Placement) -> nn.Module:
@@ -155,20 +165,23 @@ class FusedLinear(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-def _kind(linear: LinearWeights) -> tuple[bool, bool]:
-    return linear.quantized, linear.bias is None
+def _kind(linear: LinearWeights) -> tuple[int | None, bool]:
+    return linear.bits, linear.bias is None
 
 
 def _build_joint(run: Sequence[LinearWeights], placement: Placement) -> nn.Module:
     """Linears of one kind as one with all their outputs."""
     biases = [linear.bias for linear in run if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
-    if not run[0].quantized:
+    bits = run[0].bits
+    if bits is None:
         dense = [linear.weight for linear in run if isinstance(linear.weight, Tensor)]
         return DenseLinear(dense[0] if len(dense) == 1 else torch.cat(dense), bias, placement)
-    if placement.uses_cuda_kernels:
+    if bits != WIDE_BITS and placement.uses_cuda_kernels:
         return TiledLinear([_packed(linear) for linear in run], bias, placement)
     weight = _stack([_unpacked(linear) for linear in run])
+    if bits == WIDE_BITS:
+        return WideLinear(weight, bias, placement)
     if placement.device.type == "cpu":
         return PackedLinear(weight, bias, placement)
     return DequantizingLinear(weight, bias, placement)
@@ -194,6 +207,7 @@ def _stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
         codes=torch.cat([weight.codes for weight in weights]),
         scales=torch.cat([weight.scales for weight in weights]),
         zeros=torch.cat([weight.zeros for weight in weights]),
+        bits=weights[0].bits,
     )
 
 

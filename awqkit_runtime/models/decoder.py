@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from awqkit.checkpoint import DecoderConfig, PackedWeight, QuantizedWeight
 from awqkit.checkpoint.canonical import (
     ATTENTION_OUTPUT_NORM,
+    EMBEDDING,
+    LM_HEAD,
     MLP_OUTPUT_NORM,
     ROUTER,
     SHARED_EXPERT,
@@ -19,6 +20,7 @@ from awqkit.checkpoint.canonical import (
 )
 from awqkit.decoder import scale_embedding, soft_cap
 from awqkit_runtime.layers.attention import Attention, AttentionState
+from awqkit_runtime.layers.embedding import build_ends
 from awqkit_runtime.layers.experts import SharedExpert, SparseMLP
 from awqkit_runtime.layers.linear import LinearWeights, build_linear
 from awqkit_runtime.layers.mlp import GatedMLP
@@ -89,15 +91,10 @@ class Decoder(nn.Module):
         self.config = config
         self.placement = placement
         self.session_len = session_len
-        embedding = _dense(outer, "model.embed_tokens.weight")
-        self.register_buffer("embedding", placement.weight(embedding))
+        self.embedding, self.head = build_ends(outer[EMBEDDING], outer.get(LM_HEAD), placement)
         self.rotary = RotaryAngles(config, session_len=session_len, device=placement.device)
         self.layers = nn.ModuleList(layers)
         self.norm = _norm(outer, "model.norm", config, placement)
-        head = outer.get("lm_head.weight", self.embedding)
-        self.head = build_linear(LinearWeights(weight=head), placement)
-
-    embedding: Tensor
 
     @property
     def device(self) -> torch.device:
@@ -121,8 +118,7 @@ class Decoder(nn.Module):
 
         rotary replaces the angles that were fixed at load.
         """
-        x = F.embedding(token_ids, self.embedding).to(self.placement.activation_dtype)
-        x = scale_embedding(x, self.config, self.dtype)
+        x = scale_embedding(self.embedding(token_ids), self.config, self.dtype)
         angles = (rotary or self.rotary)(positions)
         delta = None
         for layer, tables in zip(self.layers, angles, strict=True):

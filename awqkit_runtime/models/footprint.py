@@ -6,44 +6,62 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from awqkit.checkpoint import DecoderConfig
-from awqkit.checkpoint.canonical import LM_HEAD, canonical_shapes, layer_prefix, mlp_modules
-from awqkit.checkpoint.layout import BITS, GROUP_SIZE, is_quantizable
+from awqkit.checkpoint.canonical import (
+    EMBEDDING,
+    LM_HEAD,
+    canonical_shapes,
+    layer_prefix,
+    mlp_modules,
+)
+from awqkit.checkpoint.layout import BITS, GROUP_SIZE, WIDE_BITS, is_quantizable
 from awqkit_runtime.kernels.packed_w4 import BLOCK_ROWS, GROUP_PARAM_BYTES
 from awqkit_runtime.kernels.w4_tiles import ROW_PARAM_BYTES, TILE_ROWS, row_tiles
 from awqkit_runtime.layers.placement import Placement
+from awqkit_runtime.layers.quantized_table import table_bytes
+from awqkit_runtime.layers.wide_linear import panel_bytes
+
+#: By the canonical name of a matrix the bits of its codes; None where it is dense.
+BitsOf = Callable[[str], int | None]
 
 
-def loaded_bytes(
-    config: DecoderConfig, is_packed: Callable[[str], bool], placement: Placement
-) -> int:
-    """Bytes of all weights in memory. is_packed: whether the linear of this name is kept 4-bit."""
+def loaded_bytes(config: DecoderConfig, bits_of: BitsOf, placement: Placement) -> int:
+    """Bytes of all weights in memory."""
     shapes = canonical_shapes(config)
     total = 0
     for layer in range(config.num_layers):
         for site in joint_linears(config, layer):
             names = [f"{layer_prefix(layer)}{name}.weight" for name in site]
-            for packed, run in groupby(names, is_packed):
+            for bits, run in groupby(names, bits_of):
                 linears = [shapes.pop(name) for name in run]
                 rows, columns = sum(shape[0] for shape in linears), linears[0][1]
-                total += _matrix_bytes(rows, columns, placement, packed=packed)
+                total += _linear_bytes(rows, columns, placement, bits)
+    total += embedding_bytes(config, bits_of, placement)
     for name, shape in shapes.items():
         if len(shape) == 1:
             total += shape[0] * placement.activation_dtype.itemsize
-        else:
-            packed = name == LM_HEAD and is_packed(name)
-            total += _matrix_bytes(shape[0], shape[1], placement, packed=packed)
+        elif name != EMBEDDING:
+            bits = bits_of(name) if name == LM_HEAD else None
+            total += _linear_bytes(shape[0], shape[1], placement, bits)
     return total
 
 
-def packable(config: DecoderConfig) -> Callable[[str], bool]:
-    """is_packed after quantization: every linear of a layer that groups divide evenly."""
+def embedding_bytes(config: DecoderConfig, bits_of: BitsOf, placement: Placement) -> int:
+    """Of the embedding, and of the head where one matrix is both, as layers.embedding has it."""
+    bits = bits_of(EMBEDDING)
+    if bits is None or config.tie_word_embeddings:
+        return _linear_bytes(config.vocab_size, config.hidden_size, placement, bits)
+    return table_bytes(config.vocab_size, config.hidden_size, bits)
+
+
+def packable(config: DecoderConfig) -> BitsOf:
+    """After quantization: every linear of a layer that groups divide evenly has 4 bits."""
     shapes = canonical_shapes(config)
 
-    def is_packed(name: str) -> bool:
+    def bits_of(name: str) -> int | None:
         rows, columns = shapes[name]
-        return name.endswith("_proj.weight") and is_quantizable(rows, columns)
+        return BITS if name.endswith("_proj.weight") and is_quantizable(rows, columns) else None
 
-    return is_packed
+    return bits_of
 
 
 def joint_linears(config: DecoderConfig, layer: int) -> Iterator[tuple[str, ...]]:
@@ -55,9 +73,11 @@ def joint_linears(config: DecoderConfig, layer: int) -> Iterator[tuple[str, ...]
         yield (f"{module}.down_proj",)
 
 
-def _matrix_bytes(rows: int, columns: int, placement: Placement, *, packed: bool) -> int:
-    if not packed:
+def _linear_bytes(rows: int, columns: int, placement: Placement, bits: int | None) -> int:
+    if bits is None:
         return rows * columns * placement.dtype.itemsize
+    if bits == WIDE_BITS:
+        return table_bytes(rows, columns, bits) + panel_bytes(rows, columns, placement)
     param_bytes = GROUP_PARAM_BYTES // BLOCK_ROWS
     if placement.device.type == "cpu":
         rows = -(-rows // BLOCK_ROWS) * BLOCK_ROWS

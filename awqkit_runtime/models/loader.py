@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
+from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
 from awqkit.decoder import layer_ropes
 from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
 from awqkit_runtime.errors import ConfigError, UnsupportedModelError
@@ -48,7 +49,7 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    placement = ready_placement(config, placed_on, dtype, fusions)
+    placement = ready_placement(config, placed_on, dtype, fusions, head_bits=head_bits(checkpoint))
     with outer_read_meanwhile(checkpoint, placed_on) as outer:
         layers = [
             DecoderLayer(config, layer, block, placement)
@@ -62,18 +63,28 @@ def ready_placement(
     device: torch.device,
     dtype: str | torch.dtype,
     fusions: Fusions = _ALL_FUSIONS,
+    *,
+    head_bits: int | None = None,
 ) -> Placement:
-    """Where a model will run, its fixed kernels compiled; warns of what will run slowly."""
+    """Where a model will run, its fixed kernels compiled; warns of what will run slowly.
+
+    head_bits: of the head's codes; None where it is dense.
+    """
     placement = Placement(
         device=device,
         dtype=resolve_dtype(config, dtype),
         has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
         fusions=fusions,
     )
-    say_what_runs_in_torch(config, placement)
+    say_what_runs_in_torch(config, placement, head_bits=head_bits)
     if placement.uses_cuda_kernels:
         compile_fixed(device, config.head_dim)
     return placement
+
+
+def head_bits(checkpoint: Checkpoint) -> int | None:
+    """Of the head's codes, which may be the embedding's; None where they are dense."""
+    return checkpoint.bits(EMBEDDING if checkpoint.config.tie_word_embeddings else LM_HEAD)
 
 
 def resolve_session_len(config: DecoderConfig, session_len: int | None) -> int:

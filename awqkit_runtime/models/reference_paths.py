@@ -5,11 +5,17 @@ from __future__ import annotations
 import warnings
 
 from awqkit.checkpoint import DecoderConfig
+from awqkit.checkpoint.layout import WIDE_BITS
 from awqkit_runtime.layers.placement import Placement
 
 
-def reference_paths(config: DecoderConfig, placement: Placement) -> tuple[str, ...]:
-    """The parts of this model that are slower than they could be, in words; often none."""
+def reference_paths(
+    config: DecoderConfig, placement: Placement, *, head_bits: int | None = None
+) -> tuple[str, ...]:
+    """The parts of this model that are slower than they could be, in words; often none.
+
+    head_bits: of the head's codes; None where it is dense.
+    """
     parts: list[str] = []
     if config.experts is not None:
         parts.append("experts, which run one after the other")
@@ -17,12 +23,16 @@ def reference_paths(config: DecoderConfig, placement: Placement) -> tuple[str, .
         parts.append("attention with a soft cap on its scores")
     if config.activation != "silu" and placement.uses_cuda_kernels:
         parts.append("the activation of the MLP")
+    if head_bits == WIDE_BITS:
+        parts.append("a head in 8 bits, which is unpacked for each step")
     return tuple(parts)
 
 
-def say_what_runs_in_torch(config: DecoderConfig, placement: Placement) -> None:
+def say_what_runs_in_torch(
+    config: DecoderConfig, placement: Placement, *, head_bits: int | None = None
+) -> None:
     """Warn where parts of the model are slower than they could be."""
-    parts = reference_paths(config, placement)
+    parts = reference_paths(config, placement, head_bits=head_bits)
     if parts:
         warnings.warn(
             f"There is no kernel yet for parts of this model: {'; '.join(parts)}. They run in "

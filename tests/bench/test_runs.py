@@ -40,7 +40,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 def subject(decoder: Decoder) -> Subject:
-    return Subject(decoder=decoder, is_packed=lambda name: False)
+    return Subject(decoder=decoder, bits_of=lambda name: None)
 
 
 def run(

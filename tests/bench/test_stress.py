@@ -37,7 +37,7 @@ def stress(
     subjects: type[Subject] = Subject,
 ) -> StressReport:
     decoder: Any = OneLayerDecoder(session_len=session_len)
-    subject = subjects(decoder=decoder, is_packed=lambda name: False)
+    subject = subjects(decoder=decoder, bits_of=lambda name: None)
     return run_stress(subject, count=count, compare=compare, seed=seed)
 
 

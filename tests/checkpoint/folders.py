@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from awqkit.checkpoint import Checkpoint, QuantizedWeight
+from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, write_checkpoint
+from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
+from awqkit.checkpoint.shard_writer import MAX_SHARD_BYTES
+from tests.tiny_models import write_tiny_model
 
 Tensors = dict[str, Tensor]
 
@@ -33,14 +36,17 @@ def edit_tensors(folder: Path, edit: Callable[[Tensors], Tensors | None]) -> Pat
     return folder
 
 
-def random_codes(out_features: int, in_features: int, *, seed: int) -> QuantizedWeight:
+def random_codes(
+    out_features: int, in_features: int, *, seed: int, bits: int = 4
+) -> QuantizedWeight:
     """A quantized weight that uses every code and zero point."""
     generator = torch.Generator().manual_seed(seed)
     groups = (out_features, in_features // 128)
     return QuantizedWeight(
-        codes=torch.randint(0, 16, (out_features, in_features), generator=generator).byte(),
+        codes=torch.randint(0, 2**bits, (out_features, in_features), generator=generator).byte(),
         scales=(torch.rand(groups, generator=generator) * 0.02 + 0.001).half(),
-        zeros=torch.randint(0, 16, groups, generator=generator).byte(),
+        zeros=torch.randint(0, 2**bits, groups, generator=generator).byte(),
+        bits=bits,
     )
 
 
@@ -62,3 +68,46 @@ def quantized_weights(
         else:
             weights.append((name, source.tensor(name).to(dtype or torch.bfloat16)))
     return weights
+
+
+def write_quantized_ends(
+    folder: Path,
+    *,
+    embedding_bits: int,
+    head_bits: int,
+    tied: bool,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    **shape: Any,
+) -> Path:
+    """A model with random codes in the blocks, the embedding and, unless it is tied, the head."""
+    source = open_checkpoint(write_tiny_model(folder / "plain", tie_word_embeddings=tied, **shape))
+    weights = dict(quantized_weights(source))
+    for name, bits in ((EMBEDDING, embedding_bits), (LM_HEAD, head_bits)):
+        if name in weights:
+            weights[name] = random_codes(*source.shape(name), seed=bits, bits=bits)
+    out = folder / "packed"
+    write_checkpoint(
+        out,
+        weights.items(),
+        source=source,
+        format="compressed-tensors",
+        max_shard_bytes=max_shard_bytes,
+    )
+    return out
+
+
+def write_dequantized(folder: Path, out: Path) -> Path:
+    """A quantized checkpoint in canonical names as a plain one of the same weights in float32."""
+    checkpoint = open_checkpoint(folder)
+    raw = dict(checkpoint.raw_config) | {"dtype": "float32"}
+    del raw["quantization_config"]
+    tensors = {
+        name: checkpoint.quantized(name).dequantize()
+        if checkpoint.is_quantized(name)
+        else checkpoint.tensor(name).float()
+        for name in checkpoint.names()
+    }
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(raw))
+    return out

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from awqkit.checkpoint import AwqkitError, Checkpoint, open_checkpoint, write_checkpoint
 from awqkit.checkpoint.fingerprint import fingerprint
-from tests.checkpoint.folders import quantized_weights
+from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.checkpoint.mutations import CONFIGS, damage
 from tests.tiny_models import DENSE_FAMILIES, EXPERT_FAMILIES, write_tiny_model
 
-FORMS = ("hf", "internlm2", "awq", "compressed-tensors")
+FORMS = ("hf", "internlm2", "awq", "compressed-tensors", "quantized ends")
 #: Far more than any of these folders needs, far less than a lie could ask for.
 MOST_SECONDS, MOST_KIB = 5.0, 300 * 1024
 LONGEST_PARAGRAPH = 12_000
@@ -35,6 +35,9 @@ def sound_folders(tmp_path_factory) -> dict[str, Path]:
         folders[form] = root / form
         weights = quantized_weights(source)
         write_checkpoint(folders[form], weights, source=source, format=form, max_shard_bytes=80_000)
+    folders["quantized ends"] = write_quantized_ends(
+        root / "ends", embedding_bits=8, head_bits=4, tied=False, max_shard_bytes=80_000, **shape
+    )
     folders["internlm2"] = sharded(write_tiny_model(root / "internlm2", "internlm2"))
     return folders
 

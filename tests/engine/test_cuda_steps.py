@@ -29,7 +29,7 @@ from awqkit_runtime.kernels.greedy import greedy_
 from awqkit_runtime.kernels.top_p import top_p_cutoffs
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
-from tests.checkpoint.folders import quantized_weights
+from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.engine.fakes import generate, generate_alone, make_engine
 from tests.engine.test_sampler import request as sampling_request
 from tests.engine.tokenizers_for_tests import shared_folder
@@ -140,8 +140,26 @@ CASES = [
 def test_graphs_compute_what_single_launches_do(
     tmp_path: Path, family: str, head_dim: int, policy: int | str
 ) -> None:
+    assert_graphs_compute_the_same(int4_decoder(tmp_path, family, head_dim), policy)
+
+
+@pytest.mark.filterwarnings("ignore:There is no kernel yet.*a head in 8 bits")
+@pytest.mark.parametrize(("bits", "tied"), [(4, True), (8, True), (4, False), (8, False)])
+def test_graphs_look_tokens_up_in_quantized_ends(tmp_path: Path, bits: int, tied: bool) -> None:
+    folder = write_quantized_ends(
+        tmp_path,
+        embedding_bits=bits,
+        head_bits=12 - bits,
+        tied=tied,
+        hidden_size=256,
+        head_dim=64,
+        vocab_size=1000,
+    )
+    assert_graphs_compute_the_same(load_decoder(folder, device="cuda", dtype="bfloat16"), 8)
+
+
+def assert_graphs_compute_the_same(decoder: Decoder, policy: int | str) -> None:
     """Batches of several sizes, idle rows among them; both runners go on from the same tokens."""
-    decoder = int4_decoder(tmp_path, family, head_dim)
     graphs, plain = graph_runner(decoder, policy), Runner(decoder, new_pool(decoder, policy))
     batch = requests(ROWS, logprobs=1)  # Whose logits are computed behind the graph …
     greedy = requests(ROWS)  # … and in it.

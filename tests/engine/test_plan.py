@@ -56,7 +56,7 @@ def plan(
 
 
 def test_the_weights_of_a_large_model() -> None:
-    assert loaded_bytes(LARGE, lambda name: False, GPU) == DENSE == 15_475_417_088
+    assert loaded_bytes(LARGE, lambda name: None, GPU) == DENSE == 15_475_417_088
     assert loaded_bytes(LARGE, packable(LARGE), GPU) == INT4 == 5_224_538_112
 
 
@@ -171,7 +171,7 @@ def test_the_engine_allocates_what_the_plan_says(
     settings = EngineConfig(quant_policy=policy, device="cpu", max_batch_size=3)
     monkeypatch.setattr("awqkit_runtime.engine.engine.free_memory", lambda device: free)
     engine = Engine(decoder, byte_level_tokenizer(), settings)
-    weights = loaded_bytes(decoder.config, lambda name: False, decoder.placement)
+    weights = loaded_bytes(decoder.config, lambda name: None, decoder.placement)
     found = plan_memory(
         decoder.config,
         weights=weights,

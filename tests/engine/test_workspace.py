@@ -68,7 +68,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def one_step(decoder: Decoder, scenario: Scenario) -> Callable[[], object]:
-    subject = Subject(decoder=decoder, is_packed=lambda name: False)
+    subject = Subject(decoder=decoder, bits_of=lambda name: None)
     return prepare_work(subject, scenario, scenario.batch * scenario.new_tokens)
 
 

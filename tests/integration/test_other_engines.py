@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -27,24 +29,39 @@ pytestmark = pytest.mark.timeout(900)
 SETTINGS = {"calib_samples": 8, "calib_seqlen": 32, "evaluate": False}
 
 
-#: In compressed-tensors form: family, what its shape has besides, and --lm-head.
+INT4_HEAD, INT4_EMBEDDING = {"lm_head": "int4"}, {"embeddings": "int4"}
+#: In compressed-tensors form: family, what its shape has besides, and what becomes of the ends.
 FORMS = {
-    "llama with an int4 head": ("llama", {}, "int4"),
-    "mistral": ("mistral", {"sliding_window": 10}, "dense"),
-    "internlm2": ("internlm2", {"tie_word_embeddings": False}, "dense"),
-    "tied qwen2": ("qwen2", {"tie_word_embeddings": True}, "dense"),
-    "qwen3 with a dense down_proj": ("qwen3", {"intermediate_size": 192}, "dense"),
-    "phi3": ("phi3", {}, "dense"),
-    "gemma2 with an int4 head": ("gemma2", {"tie_word_embeddings": False}, "int4"),
-    "gemma3": ("gemma3", {"num_hidden_layers": 2, "layer_types": None}, "dense"),
+    "llama with an int4 head": ("llama", {}, INT4_HEAD),
+    "mistral": ("mistral", {"sliding_window": 10}, {}),
+    "internlm2 with an int4 embedding": (
+        "internlm2",
+        {"tie_word_embeddings": False},
+        INT4_EMBEDDING,
+    ),
+    "tied qwen2": ("qwen2", {"tie_word_embeddings": True}, {}),
+    "tied qwen2 with an int4 embedding": ("qwen2", {"tie_word_embeddings": True}, INT4_EMBEDDING),
+    "qwen3 with a dense down_proj": ("qwen3", {"intermediate_size": 192}, {}),
+    "phi3": ("phi3", {}, {}),
+    "gemma2 with an int4 head": ("gemma2", {"tie_word_embeddings": False}, INT4_HEAD),
+    "gemma3": ("gemma3", {"num_hidden_layers": 2, "layer_types": None}, {}),
+}
+WIDE_FORMS = {
+    "llama with an int8 head": ("llama", {}, {"lm_head": "int8"}),
+    "llama with an int8 embedding": ("llama", {}, {"embeddings": "int8"}),
+    "tied llama with an int8 embedding": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"embeddings": "int8"},
+    ),
 }
 #: Those that the older release is tried with.
-OLD_FORMS = ("llama with an int4 head", "mistral")
+OLD_FORMS = ("llama with an int4 head", "mistral", "llama with an int8 head")
 
 
-def quantized(folder: Path, family: str, form: str, *, head: str = "dense", **overrides) -> Path:
-    source = write_tiny_model(folder / "model", family, dtype=torch.bfloat16, **overrides)
-    config = QuantConfig(format=form, lm_head=head, quality="fast", **SETTINGS)  # type: ignore[arg-type]
+def quantized(folder: Path, family: str, form: str, *, ends=MappingProxyType({}), **shape) -> Path:
+    source = write_tiny_model(folder / "model", family, dtype=torch.bfloat16, **shape)
+    config = QuantConfig(format=form, quality="fast", **ends, **SETTINGS)  # type: ignore[arg-type]
     quantize(source, folder / "int4", config, calib_dataset="self", device="cpu")
     return folder / "int4"
 
@@ -56,6 +73,13 @@ def random_tokens() -> torch.Tensor:
 def logits_by_transformers(
     folders: list[Path], mode: str, *, packages: Path | None = None
 ) -> dict[str, torch.Tensor]:
+    """By the names of their parents."""
+    return answers_of_transformers(folders, mode, "logits.pt", packages=packages)
+
+
+def answers_of_transformers(
+    folders: list[Path], mode: str, written: str, *, packages: Path | None = None
+) -> dict[str, Any]:
     """By the names of their parents; in a process of its own, where another release can be used."""
     script = Path(__file__).parent / "transformers_logits.py"
     tokens = folders[0].parent / "tokens.pt"
@@ -69,7 +93,7 @@ def logits_by_transformers(
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return {folder.parent.name: torch.load(folder.parent / "logits.pt") for folder in folders}
+    return {folder.parent.name: torch.load(folder.parent / written) for folder in folders}
 
 
 def assert_same_logits(folder: Path, expected: torch.Tensor) -> None:
@@ -81,19 +105,26 @@ def assert_same_logits(folder: Path, expected: torch.Tensor) -> None:
 def compressed(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("compressed")
     return {
-        name: quantized(root / name, family, "compressed-tensors", head=head, **overrides)
-        for name, (family, overrides, head) in FORMS.items()
+        name: quantized(root / name, family, "compressed-tensors", ends=ends, **shape)
+        for name, (family, shape, ends) in {**FORMS, **WIDE_FORMS}.items()
     }
 
 
 @pytest.fixture(scope="module")
 def logits_of_newest(compressed: dict[str, Path]) -> dict[str, torch.Tensor]:
-    return logits_by_transformers(list(compressed.values()), "dequantize")
+    return logits_by_transformers([compressed[name] for name in FORMS], "dequantize")
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_newest_compressed_tensors(compressed, logits_of_newest, form: str) -> None:
     assert_same_logits(compressed[form], logits_of_newest[form])
+
+
+def test_newest_compressed_tensors_refuses_8_bits_and_reads_nothing_else(compressed) -> None:
+    """It unpacks everything by the first group, which is the wide one therefore."""
+    folders = [compressed[name] for name in WIDE_FORMS]
+    for name, refusal in answers_of_transformers(folders, "refused", "refusal.pt").items():
+        assert "issues during automatic conversion of the weights" in refusal, name
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", *EXPERT_FAMILIES])

@@ -188,6 +188,10 @@ def test_resumes_text_sampled_from_the_model_without_sampling_again(
         ({"seed": 7}, "--seed was 0 and is 7 now"),
         ({"format": "compressed-tensors"}, "--format"),
         ({"evaluate": False}, "--evaluate"),
+        (
+            {"embeddings": "int8", "format": "compressed-tensors"},
+            "--embeddings was 'dense' and is 'int8' now",
+        ),
         ({"batch_size": 2}, "--batch-size"),
     ],
 )

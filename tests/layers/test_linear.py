@@ -80,6 +80,6 @@ def test_dequantizing_per_call_gives_the_same(
     module = DequantizingLinear(
         linear.weight, linear.bias, Placement(device=CPU, dtype=torch.float32)
     )
-    assert module.codes.nbytes == 48 * IN // 2
+    assert module.table.codes.nbytes == 48 * IN // 2
     x = torch.randn(3, IN, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(module(x).double(), exact(x, linear), rtol=1e-4, atol=1e-4)

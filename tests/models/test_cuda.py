@@ -13,7 +13,7 @@ from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit_runtime.layers.linear import TiledLinear
 from awqkit_runtime.layers.placement import Fusions
 from awqkit_runtime.models.loader import LanguageModel, load, load_decoder
-from tests.checkpoint.folders import quantized_weights
+from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.models.paged_generation import generate_greedily
 from tests.models.test_decoder import CONFIG, build, logits, random_weights
 from tests.tiny_models import write_tiny_model
@@ -90,6 +90,18 @@ def test_int4_weights_run_on_tiles_and_give_the_logits_of_the_cpu(int4_folder: P
     expected = load(int4_folder, device="cpu", dtype="float32")(ids)
     assert relative_difference(model(ids), expected) <= limit_of(int4_folder)
     assert torch.equal(model(ids), model(ids))
+
+
+@pytest.mark.filterwarnings("ignore:There is no kernel yet.*a head in 8 bits")
+@pytest.mark.parametrize(("bits", "tied"), [(4, True), (8, True), (4, False), (8, False)])
+def test_quantized_ends_give_the_logits_of_the_cpu(tmp_path: Path, bits: int, tied: bool) -> None:
+    """In float32 and FP16 by torch, in BF16 where kernels read what they can."""
+    folder = write_quantized_ends(tmp_path, embedding_bits=bits, head_bits=12 - bits, tied=tied)
+    ids = torch.tensor([PROMPT, PROMPT[::-1]])
+    expected = load(folder, device="cpu", dtype="float32")(ids)
+    for dtype, limit in (("float32", 1e-4), ("float16", 0.01), ("bfloat16", 0.05)):
+        model = load(folder, device="cuda", dtype=dtype)
+        assert relative_difference(model(ids), expected) <= limit
 
 
 @pytest.mark.parametrize("fusion", [field.name for field in fields(Fusions)])

@@ -93,11 +93,11 @@ def test_activations_of_a_bf16_model_are_float32_on_a_cpu() -> None:
     hidden = decoder.hidden(torch.arange(4), torch.arange(4), state)
     assert hidden.dtype == torch.float32
     assert decoder.dtype == torch.bfloat16
-    assert decoder.embedding.dtype == torch.bfloat16
+    assert decoder.embedding.weight.dtype == torch.bfloat16
 
 
 def test_a_tied_head_shares_the_embeddings_memory() -> None:
     weights = random_weights(0.0, seed=3)
     del weights["lm_head.weight"]
     decoder = build(weights)
-    assert decoder.head.weight.data_ptr() == decoder.embedding.data_ptr()
+    assert decoder.head.weight.data_ptr() == decoder.embedding.weight.data_ptr()

@@ -15,7 +15,7 @@ from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.footprint import loaded_bytes, packable
 from awqkit_runtime.models.loader import load_decoder
-from tests.checkpoint.folders import quantized_weights
+from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.tiny_models import write_tiny_model
 
 #: q, k and v have 72 rows together, which the CPU's layout pads to 80.
@@ -55,7 +55,7 @@ def measured_bytes(decoder: Decoder) -> int:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_plain_model(tmp_path: Path, shape: dict[str, Any], dtype: str) -> None:
     decoder = load_decoder(write_tiny_model(tmp_path, **shape), dtype=dtype)
-    promised = loaded_bytes(decoder.config, lambda name: False, decoder.placement)
+    promised = loaded_bytes(decoder.config, lambda name: None, decoder.placement)
     assert promised == measured_bytes(decoder)
 
 
@@ -77,8 +77,21 @@ def test_an_int4_model_and_its_estimate(tmp_path: Path, shape: dict[str, Any], d
     checkpoint = open_checkpoint(tmp_path / "int4")
     decoder = load_decoder(checkpoint, device=device, dtype="bfloat16")
     config, placement = decoder.config, decoder.placement
-    assert loaded_bytes(config, checkpoint.is_quantized, placement) == measured_bytes(decoder)
+    assert loaded_bytes(config, checkpoint.bits, placement) == measured_bytes(decoder)
     assert loaded_bytes(config, packable(config), placement) == measured_bytes(decoder)
+
+
+@pytest.mark.filterwarnings("ignore:There is no kernel yet.*a head in 8 bits")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_quantized_ends(tmp_path: Path, bits: int, tied: bool, device: str, dtype: str) -> None:
+    folder = write_quantized_ends(tmp_path, embedding_bits=bits, head_bits=12 - bits, tied=tied)
+    checkpoint = open_checkpoint(folder)
+    decoder = load_decoder(checkpoint, device=device, dtype=dtype)
+    config, placement = decoder.config, decoder.placement
+    assert loaded_bytes(config, checkpoint.bits, placement) == measured_bytes(decoder)
 
 
 def test_a_gpu_keeps_tiles_and_norms_in_the_models_dtype(tmp_path: Path) -> None:
@@ -86,7 +99,7 @@ def test_a_gpu_keeps_tiles_and_norms_in_the_models_dtype(tmp_path: Path) -> None
     gpu = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
     tables, norms = 2 * 320 * 128, 3 * 128
     linears = 128 * (128 + 2 * 64) + 128 * 128 + 3 * 128 * 256
-    assert loaded_bytes(config, lambda name: False, gpu) == 2 * (tables + norms + linears)
+    assert loaded_bytes(config, lambda name: None, gpu) == 2 * (tables + norms + linears)
     # 64 bytes of codes, an FP16 scale and a BF16 zero point for 128 weights.
     packed = linears // 128 * 68
     assert loaded_bytes(config, packable(config), gpu) == 2 * (tables + norms) + packed

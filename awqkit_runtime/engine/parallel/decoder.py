@@ -11,7 +11,7 @@ from awqkit_runtime.engine.parallel.communicator import Communicator
 from awqkit_runtime.engine.parallel.shares import Share, shard_config
 from awqkit_runtime.engine.parallel.weights import pad_input, shard_layer
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
-from awqkit_runtime.models.loader import ready_placement, resolve_session_len
+from awqkit_runtime.models.loader import head_bits, ready_placement, resolve_session_len
 from awqkit_runtime.models.weight_reader import read_layers, read_outer
 
 
@@ -46,7 +46,7 @@ def load_share(
     """
     config = checkpoint.config
     local = shard_config(config, share.ranks)
-    placement = ready_placement(config, device, dtype)
+    placement = ready_placement(config, device, dtype, head_bits=head_bits(checkpoint))
     layers = []
     for number, block in enumerate(read_layers(checkpoint, device)):
         # A GPU unpacks and cuts a layer in no time; on a CPU nothing moves.

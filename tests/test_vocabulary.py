@@ -1,4 +1,4 @@
-"""--lm-head int4: written, read, run and scored."""
+"""--lm-head: written, read, run and scored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from awqkit import QuantConfig, quantize
 from awqkit.checkpoint import QuantizedWeight, open_checkpoint
 from awqkit.checkpoint.packing import PACKED_FORMATS, PackedFormat
 from awqkit.errors import QuantizationError
-from awqkit.head import quantized_head
 from awqkit.planning import planned_bytes
+from awqkit.vocabulary import rounded_matrix
 from tests.tiny_models import write_tiny_model
 
 HEAD = "lm_head.weight"
@@ -79,15 +79,26 @@ def test_evaluation_counts_the_head(tmp_path: Path) -> None:
     assert kl["int4"] > 1.1 * kl["dense"]
 
 
-def test_rows_are_rounded_in_parts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = torch.randn(40, 256, generator=torch.Generator().manual_seed(1))
-    whole = quantized_head(head)
-    monkeypatch.setattr("awqkit.head.ROWS_AT_ONCE", 16)
-    assert torch.equal(quantized_head(head).dequantize(), whole.dequantize())
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_are_rounded_in_parts_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, cpu = (
+        torch.randn(40, 256, generator=torch.Generator().manual_seed(1)),
+        torch.device("cpu"),
+    )
+    whole = rounded_matrix(head, bits, cpu)
+    step = whole.scales.float().repeat_interleave(128, dim=1)
+    assert ((whole.dequantize() - head).abs() / step).max() < 1.1
+    assert int(whole.codes.max()) == 2**bits - 1 and whole.bits == bits
+    monkeypatch.setattr("awqkit.vocabulary.ROWS_AT_ONCE", 16)
+    assert torch.equal(rounded_matrix(head, bits, cpu).dequantize(), whole.dequantize())
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"), [({"tie_word_embeddings": True}, "tie"), ({"vocab_size": 321}, "321")]
+    ("overrides", "said"),
+    [
+        ({"tie_word_embeddings": True}, "--embeddings int4 instead of --lm-head"),
+        ({"vocab_size": 321}, "321"),
+    ],
 )
 def test_heads_that_cannot_be_are_refused(tmp_path: Path, overrides, said: str) -> None:
     source = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16, **overrides)
