@@ -121,9 +121,11 @@ class Decoder(nn.Module):
 
         rotary replaces the angles that were fixed at load.
         """
+        # Angles come first: a layer's kernels read them ahead of the kernel in front of theirs, so
+        # another one that nothing overlaps has to lie between.
+        angles = (rotary or self.rotary)(positions)
         x = F.embedding(token_ids, self.embedding).to(self.placement.activation_dtype)
         x = scale_embedding(x, self.config, self.dtype)
-        angles = (rotary or self.rotary)(positions)
         delta = None
         for layer, tables in zip(self.layers, angles, strict=True):
             x, delta = layer(x, delta, tables, state)
