@@ -49,12 +49,11 @@ def _table(title: str, ranges: Sequence[PlannedRange]) -> Table:
         table.add_column(column, justify="left" if column in ("kernel", "variant") else "right")
     for entry in ranges:
         plan = entry.plan
-        cluster = f" / {plan.shape.cluster}" if plan.shape.cluster > 1 else ""
         table.add_row(
             _tokens(entry),
             plan.kernel,
             " ".join(define.removeprefix("W4_") for define in plan.program.defines),
-            f"{plan.shape.grid[0]}{cluster}",
+            str(plan.shape.grid[0]),
             str(plan.shape.block[0]),
             human_bytes(plan.shape.shared_bytes),
             human_bytes(plan.workspace_bytes) if plan.workspace_bytes else "",

@@ -23,22 +23,20 @@ _GROUP_X_BYTES = 2 * GROUP_SIZE
 class DecodeInstance:
     """The macros of w4_decode.cu, for up to `tokens` tokens.
 
-    blocks: on one multiprocessor at once, where shared memory has room for them. share: blocks of
-    a cluster, which fetch x once for all of them. The cycles: of a launch; of a row tile's group
-    in each of two blocks of a multiprocessor, and what each further token adds to it; of each
-    number of x.
+    blocks: on one multiprocessor at once, where shared memory has room for them. The cycles: of a
+    launch; of a row tile's group in each of two blocks of a multiprocessor, and what each further
+    token adds to it; of each number of x.
     """
 
     tokens: int
     depth: int
     blocks: int
-    warps: int = 8
-    chunk: int = 2
-    share: int = 1
-    launch_cycles: int = 0
-    tile_cycles: float = 0.0
-    token_cycles: float = 0.0
-    x_cycles: float = 0.0
+    warps: int
+    chunk: int
+    launch_cycles: int
+    tile_cycles: float
+    token_cycles: float
+    x_cycles: float
 
     def shared_bytes(self, m: int, k: int) -> int:
         """As the kernel lays it out: barriers, partial sums, the ring, x."""
@@ -48,15 +46,13 @@ class DecodeInstance:
         return barriers + partial_sums + ring + m * (k // GROUP_SIZE * _GROUP_X_BYTES + 16)
 
     def grid(self, m: int, n: int, k: int, gpu: GpuModel) -> int:
-        """Blocks; none where shared memory has no room, or a cluster would be left without rows."""
-        resident = gpu.multiprocessors * self._resident(m, k, gpu)
-        return min(resident, row_tiles(n)) // self.share * self.share
+        """Blocks; none where shared memory has no room."""
+        return min(gpu.multiprocessors * self._resident(m, k, gpu), row_tiles(n))
 
     def plan(self, m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
         defines = (
             f"W4_NT={self.tokens // 8}",
             f"W4_WARPS={self.warps}",
-            f"W4_SHARE={self.share}",
             f"W4_CHUNK={self.chunk}",
             f"W4_DEPTH={self.depth}",
             f"W4_BLOCKS={self.blocks}",
@@ -69,11 +65,10 @@ class DecodeInstance:
                 grid=(self.grid(m, n, k, gpu), 1, 1),
                 block=(32 * (self.warps + 2), 1, 1),
                 shared_bytes=self.shared_bytes(m, k),
-                cluster=self.share,
                 overlap=True,
             ),
             operands=("codes", "params", "x", "bias", "y"),
-            extra=(0,),
+            extra=(),
         )
         return TimedPlan(plan=plan, cycles=self._cycles(m, n, k, gpu))
 
@@ -81,13 +76,12 @@ class DecodeInstance:
         return min(gpu.blocks_that_fit(self.shared_bytes(m, k)), self.blocks)
 
     def _cycles(self, m: int, n: int, k: int, gpu: GpuModel) -> float:
-        """A block that shares x keeps pace with the slowest; the others run ahead into tiles."""
         blocks = self.grid(m, n, k, gpu)
-        tiles = row_tiles(n) / blocks if self.share == 1 else ceil_div(row_tiles(n), blocks)
         group = self.tile_cycles + self.token_cycles * (m - 1)
         if blocks <= gpu.multiprocessors:
             group *= _LONE_BLOCK
-        return self.launch_cycles + tiles * (k // GROUP_SIZE) * group + m * k * self.x_cycles
+        groups = row_tiles(n) / blocks * (k // GROUP_SIZE)
+        return self.launch_cycles + groups * group + m * k * self.x_cycles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,37 +126,25 @@ _MOST_RESIDENT = 2
 #: A group's cycles in a block that has a multiprocessor to itself, against one of two.
 _LONE_BLOCK = 0.7
 
-_DECODE = (
-    DecodeInstance(
-        tokens=8,
-        depth=3,
-        blocks=2,
-        launch_cycles=4280,
-        tile_cycles=119.2,
-        token_cycles=2.67,
-        x_cycles=0.074,
-    ),
-    DecodeInstance(
-        tokens=8,
-        depth=4,
-        blocks=2,
-        chunk=1,
-        share=2,
-        launch_cycles=5080,
-        tile_cycles=127.6,
-        x_cycles=0.0403,
-    ),
+_DECODE = DecodeInstance(
+    tokens=8,
+    depth=3,
+    blocks=2,
+    warps=8,
+    chunk=2,
+    launch_cycles=4280,
+    tile_cycles=119.2,
+    token_cycles=2.67,
+    x_cycles=0.074,
 )
 _PORTABLE = tuple(PortableInstance(tokens=tokens) for tokens in (8, 16, 32))
 
 
-def decode_plans(m: int, n: int, k: int, gpu: GpuModel) -> list[TimedPlan]:
-    """For few tokens on sm_90a; none where x has no room, or there are too many tokens."""
-    return [
-        instance.plan(m, n, k, gpu)
-        for instance in _DECODE
-        if m <= instance.tokens and instance.grid(m, n, k, gpu)
-    ]
+def plan_decode(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
+    """For few tokens on sm_90a; None where x has no room, or there are too many tokens."""
+    if m <= _DECODE.tokens and _DECODE.grid(m, n, k, gpu):
+        return _DECODE.plan(m, n, k, gpu)
+    return None
 
 
 def plan_portable(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan | None:

@@ -57,6 +57,11 @@ _PAIRED = Edges(
     shared=Edge(launch=6670, sums=10000),
     split=Edge(launch=4020, sums=4700),
 )
+_BY_WARPS = Edges(
+    whole=Edge(launch=5550),
+    shared=Edge(launch=9200),
+    split=Edge(launch=5100),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +126,21 @@ def _choice(
         group_cycles *= 1.05
     rate = min(_FETCHED * min(blocks, gpu.multiprocessors), _MEMORY_SHARE * gpu.multiprocessors)
     fetch = variant.rows * _TILE_ROW_BYTES * blocks / rate
-    edges = _MANY if not variant.scale_sums else _PAIRED if variant.blocks > 1 else _ALONE
+    edges = _edges(variant)
     edge = edges.shared if stream_tiles else edges.split if variant.split > 1 else edges.whole
     launches = ceil_div(tiles, workers) if variant.split > 1 else 1
-    cycles = launches * edge.launch + edge.sums * variant.rows * variant.tokens / 2**14
+    cycles = launches * edge.launch + edge.sums * variant.rows * variant.summed_tokens / 2**14
     return Choice(
         variant=variant,
         workers=workers,
         stream_tiles=stream_tiles,
         cycles=cycles + groups * max(group_cycles, fetch),
     )
+
+
+def _edges(variant: Variant) -> Edges:
+    if not variant.scale_sums:
+        return _MANY
+    if variant.by_warps:
+        return _BY_WARPS
+    return _PAIRED if variant.blocks > 1 else _ALONE

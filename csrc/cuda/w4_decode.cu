@@ -4,24 +4,20 @@
 // A block streams its row tiles one after another through one ring in shared memory: one lane
 // issues bulk copies, the consumer warps share the groups of each stage, one more warp adds up what
 // they made of a tile. The ring fills before the kernel waits for its predecessors' output, so that
-// with programmatic dependent launch its weights flow while the kernel before it drains. The blocks
-// of a cluster fetch x once for all of them.
+// with programmatic dependent launch its weights flow while the kernel before it drains.
 //
-// Macros: W4_NT (n8 tiles of tokens, M <= 8 * W4_NT), W4_WARPS (consumer warps), W4_SHARE (blocks of
-// a cluster), W4_CHUNK (groups of 128 inputs that a warp takes of a stage), W4_DEPTH (stages of the
-// ring), W4_BLOCKS (wanted blocks of an SM, for registers).
-// Launch: grid <= ceil(N / 16), a multiple of W4_SHARE; best one or two blocks an SM.
-//   block = 32 * (W4_WARPS + 2). cluster = W4_SHARE.
+// Macros: W4_NT (n8 tiles of tokens, M <= 8 * W4_NT), W4_WARPS (consumer warps), W4_CHUNK (groups of
+// 128 inputs that a warp takes of a stage), W4_DEPTH (stages of the ring), W4_BLOCKS (wanted blocks
+// of an SM, for registers).
+// Launch: grid <= ceil(N / 16); best one or two blocks an SM. block = 32 * (W4_WARPS + 2).
 //   dynamic shared memory = 128 * ceil((16 * W4_DEPTH + 40) / 128) + 1280 * W4_WARPS * W4_NT
 //     + 1088 * W4_DEPTH * W4_WARPS * W4_CHUNK + M * (2 * K + 16)
-// `ahead`: stages after the ring's that are prefetched into L2 before x may be read; 0 is good.
 // Alignment: x, codes and scales 16 bytes, y 4 bytes. No workspace.
 #include "w4_decode_tile.cuh"
 
 namespace w4_decode {
 
 constexpr int kWarps = W4_WARPS;
-constexpr int kShare = W4_SHARE;
 constexpr int kChunk = W4_CHUNK;
 constexpr int kDepth = W4_DEPTH;
 constexpr int kStageGroups = kWarps * kChunk;
@@ -60,24 +56,15 @@ struct Position {
 
 // ---- the producer: one lane ---------------------------------------------------------------------
 
-// Every block of the cluster fetches its share of every row, for all of them.
 __device__ __forceinline__ void fetch_x(const Problem& p, u32 base, u32 x_shared, int pitch) {
-  barrier_expect(base + kXFull, p.m * 2 * p.k);
-  const Share part = share_of(p.k / kGroup, kShare, kShare > 1 ? cluster_rank() : 0);
-  const int bytes = part.count * 2 * kGroup;
-  if (bytes == 0) return;
-  for (int row = 0; row < p.m; ++row) {
-    const u32 target = x_shared + row * pitch + part.first * 2 * kGroup;
-    const u16* source = p.x + static_cast<size_t>(row) * p.k + part.first * kGroup;
-    if (kShare > 1)
-      bulk_copy_to_all(target, source, bytes, base + kXFull, (1 << kShare) - 1);
-    else
-      bulk_copy(target, source, bytes, base + kXFull);
-  }
+  const int bytes = 2 * p.k;
+  barrier_expect(base + kXFull, p.m * bytes);
+  for (int row = 0; row < p.m; ++row)
+    bulk_copy(x_shared + row * pitch, p.x + static_cast<size_t>(row) * p.k, bytes, base + kXFull);
 }
 
 __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, const Share& groups,
-                                        int ahead, u32 base, u32 x_shared, int pitch, int lane) {
+                                        u32 base, u32 x_shared, int pitch) {
   Position next{0, 0, tiles, groups};
   int slot = 0;
   const auto fetch = [&]() {
@@ -91,19 +78,7 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, co
     next.advance();
     if (++slot == kDepth) slot = 0;
   };
-  if (lane == 0)
-    for (int i = 0; i < kDepth && !next.done(); ++i) fetch();
-  __syncwarp();
-  if (kShare > 1) cluster_wait();
-  if (lane != 0) return;
-  Position later = next;
-  for (int i = 0; i < ahead && !later.done(); ++i) {
-    const size_t at = later.at(p.k);
-    bulk_prefetch_l2(p.codes + at * kCodeBytes, later.count() * kCodeBytes);
-    bulk_prefetch_l2(p.scales + at * kScaleBytes, later.count() * kScaleBytes);
-    later.group += kStageGroups;
-    if (later.group >= groups.count) later.group = 0, ++later.tile;
-  }
+  for (int i = 0; i < kDepth && !next.done(); ++i) fetch();
   wait_for_predecessors();
   fetch_x(p, base, x_shared, pitch);
   u32 parity = 0;
@@ -191,7 +166,7 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 
 extern "C" __global__ void __launch_bounds__(w4_decode::kThreads, W4_BLOCKS)
     w4_decode_kernel(const unsigned char* codes, const unsigned char* scales, const unsigned short* x,
-                     const unsigned short* bias, unsigned short* y, int m, int n, int k, int ahead) {
+                     const unsigned short* bias, unsigned short* y, int m, int n, int k) {
   using namespace w4_decode;
   launch_dependents();
   const Problem p{codes, scales, x, bias, y, m, n, k};
@@ -215,15 +190,12 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads, W4_BLOCKS)
     barrier_init_fence();
   }
   __syncthreads();
-  if (kShare > 1) cluster_arrive();
 
   if (warp < kWarps) {
-    if (kShare > 1) cluster_wait();
     consume(p, tiles, groups, base, x_shared, pitch, warp, lane);
   } else if (warp == kWarps) {
-    produce(p, tiles, groups, ahead, base, x_shared, pitch, lane);
+    if (lane == 0) produce(p, tiles, groups, base, x_shared, pitch);
   } else {
-    if (kShare > 1) cluster_wait();
     reduce(p, tiles, base, lane);
   }
 }

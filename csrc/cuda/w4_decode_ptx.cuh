@@ -1,5 +1,5 @@
-// Thin wrappers of the PTX that the decode kernels use. Where sm_90 has a copy engine, mbarriers,
-// clusters and programmatic dependent launch, older architectures get cp.async or nothing.
+// Thin wrappers of the PTX that the decode kernels use. Where sm_90 has a copy engine, mbarriers
+// and programmatic dependent launch, older architectures get cp.async or nothing.
 #pragma once
 
 namespace w4_decode {
@@ -56,20 +56,6 @@ __device__ __forceinline__ void bulk_copy(u32 target, const void* source, u32 by
       : "memory");
 }
 
-// The same, to the same shared address in every block of the cluster whose bit is set.
-__device__ __forceinline__ void bulk_copy_to_all(u32 target, const void* source, u32 bytes,
-                                                 u32 barrier, u16 blocks) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-      " [%0], [%1], %2, [%3], %4;" ::"r"(target),
-      "l"(source), "r"(bytes), "r"(barrier), "h"(blocks)
-      : "memory");
-}
-
-__device__ __forceinline__ void bulk_prefetch_l2(const void* source, u32 bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
-}
-
 __device__ __forceinline__ void async_copy_16(u32 target, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
 }
@@ -83,7 +69,7 @@ __device__ __forceinline__ void async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- programmatic dependent launch and clusters ------------------------------------------------
+// ---- programmatic dependent launch -------------------------------------------------------------
 
 __device__ __forceinline__ void launch_dependents() {
 #if W4_DECODE_BULK
@@ -95,20 +81,6 @@ __device__ __forceinline__ void wait_for_predecessors() {
 #if W4_DECODE_BULK
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-}
-
-__device__ __forceinline__ u32 cluster_rank() {
-  u32 rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // ---- shared memory and tensor cores --------------------------------------------------------

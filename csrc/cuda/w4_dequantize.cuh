@@ -53,34 +53,6 @@ __device__ __forceinline__ u32 opaque_magic() {
   return magic;
 }
 
-// Scale and negative offset of rows r and r + 8, the scales in FP32.
-struct ExactParams {
-  float scale[2];
-  u32 minus_offset[2];
-};
-
-__device__ __forceinline__ ExactParams unpack_exact_params(uint2 words) {
-  ExactParams params;
-  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
-      : "=f"(params.scale[0])
-      : "r"(words.x));
-  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
-      : "=f"(params.scale[1])
-      : "r"(words.y));
-  params.minus_offset[0] = __byte_perm(words.x, 0, 0x3232) ^ 0x80008000u;
-  params.minus_offset[1] = __byte_perm(words.y, 0, 0x3232) ^ 0x80008000u;
-  return params;
-}
-
-// The four registers of one k16 step as code minus zero point, which BF16 holds exactly.
-__device__ __forceinline__ void subtract_zeros(u32 codes, const u32 (&minus_offset)[2], u32 magic,
-                                               u32 (&fragment)[4]) {
-#pragma unroll
-  for (int p = 0; p < 4; ++p)
-    fragment[p] =
-        fma_bf16x2(biased_pair(codes >> (4 * p), magic), 0x3f803f80u, minus_offset[p % 2]);
-}
-
 // The four registers of one k16 step; odd registers belong to row r + 8.
 __device__ __forceinline__ void dequantize(u32 codes, const RowParams& params, u32 magic,
                                            u32 (&fragment)[4]) {
@@ -94,62 +66,46 @@ __device__ __forceinline__ void dequantize(u32 codes, const RowParams& params, u
   }
 }
 
-// The same from subnormal numbers, whose bits are a number: 0x00XX is XX * 2^-133 in BF16, normal
-// from 0x80 on and yet in line. Both nibbles of a byte need no shift, then, and no magic number, and
-// the fused multiplication brings them to (code - z) / 64.
+// From subnormal numbers, whose bits are a number: 0x00XX is XX * 2^-133 in BF16, normal from 0x80 on
+// and yet in line. Both nibbles of a byte need no shift, then, and no magic number, and the fused
+// multiplication brings them to (code - z) / 64, exactly. What they are multiplied with wants
+// kCodeScale yet.
 constexpr float kCodeScale = 64.0f;
 
-// From the params of subtract_zeros to those of subtract_small_zeros; the sums want kCodeScale yet.
-__device__ __forceinline__ ExactParams small_params(const ExactParams& exact) {
-  ExactParams params;
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    params.scale[row] = exact.scale[row];
-    // minus_offset holds -(128 + z): it becomes -(128 + z) / 64 + 2.
-    params.minus_offset[row] = fma_bf16x2(exact.minus_offset[row], 0x3c803c80u, 0x40004000u);
-  }
-  return params;
+// Of rows r and r + 8: scales in FP32, and offset to a code that is read as a subnormal number.
+struct ExactParams {
+  float scale[2];
+  u32 minus_offset[2];
+};
+
+__device__ __forceinline__ float scale_of(u32 word) {
+  float scale;
+  asm("{\n\t.reg .b16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
+      : "=f"(scale)
+      : "r"(word));
+  return scale;
 }
 
-// kFewer: one logic instruction less a word for one multiplication more.
-template <bool kFewer>
-__device__ __forceinline__ void subtract_small_zeros(u32 codes, const u32 (&minus_offset)[2],
-                                                     u32 (&fragment)[4]) {
+// -(128 + z) / 64 + 2, twice.
+__device__ __forceinline__ u32 small_offset_of(u32 word) {
+  return fma_bf16x2(__byte_perm(word, 0, 0x3232) ^ 0x80008000u, 0x3c803c80u, 0x40004000u);
+}
+
+__device__ __forceinline__ ExactParams unpack_exact_params(uint2 words) {
+  return {{scale_of(words.x), scale_of(words.y)},
+          {small_offset_of(words.x), small_offset_of(words.y)}};
+}
+
+// The four registers of one k16 step as (code - z) / 64.
+__device__ __forceinline__ void subtract_zeros(u32 codes, const ExactParams& params,
+                                               u32 (&fragment)[4]) {
   constexpr u32 kLow = 0x7f007f00u;   // 2^127
   constexpr u32 kHigh = 0x7d007d00u;  // 2^123
-  fragment[0] = fma_bf16x2(codes & 0x000f000fu, kLow, minus_offset[0]);
-  fragment[1] = fma_bf16x2(codes & 0x00f000f0u, kHigh, minus_offset[1]);
-  if constexpr (kFewer) {
-    const u32 both = __byte_perm(codes, 0, 0x4341);
-    const u32 high = both & 0x00f000f0u;
-    fragment[2] = fma_bf16x2(high, 0xff00ff00u, fma_bf16x2(both, kLow, minus_offset[0]));
-    fragment[3] = fma_bf16x2(high, kHigh, minus_offset[1]);
-  } else {
-    const u32 upper = codes >> 8;
-    fragment[2] = fma_bf16x2(upper & 0x000f000fu, kLow, minus_offset[0]);
-    fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, minus_offset[1]);
-  }
-}
-
-// With the scale, as a BF16 pair for each row: 64 times it.
-template <bool kFewer>
-__device__ __forceinline__ void dequantize_small(u32 codes, const RowParams& params,
-                                                 u32 (&fragment)[4]) {
-  subtract_small_zeros<kFewer>(codes, params.minus_offset, fragment);
-#pragma unroll
-  for (int p = 0; p < 4; ++p)
-    fragment[p] = fma_bf16x2(fragment[p], params.scale[p % 2], 0x80008000u);
-}
-
-// From the params of dequantize to those of dequantize_small.
-__device__ __forceinline__ RowParams small_params(const RowParams& params) {
-  RowParams small;
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    small.scale[row] = fma_bf16x2(params.scale[row], 0x42804280u, 0x80008000u);
-    small.minus_offset[row] = fma_bf16x2(params.minus_offset[row], 0x3c803c80u, 0x40004000u);
-  }
-  return small;
+  const u32 upper = codes >> 8;
+  fragment[0] = fma_bf16x2(codes & 0x000f000fu, kLow, params.minus_offset[0]);
+  fragment[1] = fma_bf16x2(codes & 0x00f000f0u, kHigh, params.minus_offset[1]);
+  fragment[2] = fma_bf16x2(upper & 0x000f000fu, kLow, params.minus_offset[0]);
+  fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, params.minus_offset[1]);
 }
 
 }  // namespace w4

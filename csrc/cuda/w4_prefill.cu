@@ -1,45 +1,56 @@
-// Y = X . W^T (+ bias) for many tokens, 4-bit weights in the w4 tiles, on sm_90a.
+// Y = X . W^T (+ bias) for any number of tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// A block is two or three producer threads and W4_CONSUMERS warpgroups of 64 output rows each. The producers
-// keep a ring of stages of 64 inputs: W4_TOKENS tokens (in the 128-byte swizzle; each block of a
-// cluster fetches its share and multicasts it) and the rows' code tiles. A consumer warpgroup turns
-// its codes into BF16 A fragments in registers while the tensor cores work on the k16 step before,
-// and accumulates Y^T in FP32. Blocks are persistent; tiles that do not fill a round are shared out
-// along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of a cluster
-// share one tile along K instead and sum it through distributed shared memory.
+// A block is two or three producer threads and W4_CONSUMERS warpgroups of 64 or 128 output rows each.
+// The producers keep a ring of stages of 64 or 128 inputs: W4_TOKENS tokens (in the 128-byte swizzle;
+// each block of a cluster fetches its share and multicasts it) and the rows' code tiles. A consumer
+// warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
+// ones before, and accumulates Y^T in FP32. Blocks are persistent; tiles that do not fill a round are
+// shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
+// a cluster share one tile along K instead and sum it through distributed shared memory.
 //
-// Compile-time: W4_TOKENS (tokens a tile, 16, 48 or a multiple of 32 up to 256), W4_CONSUMERS (2 to
-// 4; 128 tokens at most with 4, 192 with 3), W4_ROW_BLOCKS (64 rows each, of a consumer), W4_CLUSTER
-// (blocks that share a token tile, 1 or 2), W4_SPLIT (blocks that share a tile; not with
-// W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 or 2; 2 with at most 3 consumers), W4_BATCH (k16
-// steps a batch of wgmma, 1, 2 or 4), W4_SCALE_SUMS and W4_MMA_SYNC (how a group is multiplied).
-// Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with S store tokens, 32 or
-//   16 (kStoreTokens), and R row blocks,
-//   W4_STAGES * (128 * W4_TOKENS + 2304 * W4_CONSUMERS * R + 16) + 256 * S * W4_CONSUMERS
-//   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT another
-//   256 * S * W4_SPLIT * ceil(W4_CONSUMERS * R * W4_TOKENS / S / W4_SPLIT) bytes.
-// row_tiles = ceil(n / (64 * W4_CONSUMERS * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
+// Compile-time: W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
+// that), W4_CONSUMERS (1 to 4; 128 tokens at most with 4), W4_ROW_BLOCKS (64 rows each, of a consumer;
+// more than 1 with 8 tokens only), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
+// (blocks that share a tile, up to 8; not with W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 to 3),
+// W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens), W4_SCALE_SUMS (1: a
+// group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
+// Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
+//   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
+//   stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
+//   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
+//   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
+//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
+// row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
-// Without W4_SPLIT: grid W4_CLUSTER * workers, all resident at once. With: grid W4_SPLIT * tiles,
+// With W4_SPLIT = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid W4_SPLIT * tiles,
 // stream_tiles 0, k / 128 >= W4_SPLIT.
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
-//   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128, 4 * W4_CONSUMERS}, no swizzle
-//   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * W4_CONSUMERS}, no swizzle
+//   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128 * H, 4 * R}, no swizzle
+//   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * R}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.
-// workspace (where stream_tiles > 0): grid * 64 * W4_CONSUMERS * W4_TOKENS floats, 16-byte aligned;
+// workspace (where stream_tiles > 0): grid * 64 * R * T floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
-#include "w4_direct_exchange.cuh"
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
-#include "w4_prefill_consumer.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
+#if W4_TOKENS == 8
+#include "w4_prefill_warps.cuh"
+#else
+#include "w4_prefill_consumer.cuh"
+#endif
 
 namespace w4_prefill {
+
+#if W4_TOKENS == 8
+using Consumer = WarpConsumer;
+#else
+using Consumer = WarpgroupConsumer;
+#endif
 
 // What a consumer warpgroup does: its worker's segments, one after the other.
 class Warpgroup {
@@ -50,11 +61,7 @@ class Warpgroup {
       : shared_(shared), problem_(problem), worker_(worker),
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
-#if W4_DIRECT
-        exchange_(flags, rank_ * kConsumers + index_, kCluster * kConsumers),
-#else
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
-#endif
         output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
@@ -101,11 +108,7 @@ class Warpgroup {
   int index_;  // among the block's consumers
   int rank_;
   Consumer consumer_;
-#if W4_DIRECT
-  w4::DirectExchange<kWarpgroup, kSums> exchange_;
-#else
   w4::Exchange<kWarpgroup, kSums> exchange_;
-#endif
   int output_rows_;
   Store store_;
 };

@@ -1,5 +1,5 @@
-// Asynchronous copies and barriers of sm_90: mbarrier, bulk copies, tensor copies with
-// multicast, cluster synchronisation and programmatic dependent launch. Thin wrappers of PTX.
+// What sm_90 adds for kernels of several roles: mbarriers, tensor copies with multicast, clusters,
+// programmatic dependent launch, registers by role. Thin wrappers of PTX.
 #pragma once
 
 namespace w4_prefill {
@@ -123,6 +123,16 @@ __device__ __forceinline__ void launch_dependents() {
 
 __device__ __forceinline__ void wait_for_predecessors() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void release_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void claim_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 }  // namespace w4_prefill

@@ -25,7 +25,7 @@ class Producer {
       barrier_expect(full, kCodeBytes + (with_params ? kParamBytes : 0));
       tensor_copy(shared_.codes + stage * kCodeBytes, codes, slice * 128, tile, full);
       if (with_params)
-        tensor_copy(shared_.params + stage * kParamStride, params, slice / 2 * 16, tile, full);
+        tensor_copy(shared_.params + stage * kParamBytes, params, slice / 2 * 16, tile, full);
     });
   }
 

@@ -1,5 +1,5 @@
 // wgmma m64 x kTokens x k16 with A (weights) in registers and B (tokens) in shared memory,
-// accumulators in FP32. W4_TOKENS (16, 48 or a multiple of 32 up to 256) fixes the instruction's shape.
+// accumulators in FP32. W4_TOKENS (16, 32, 48, 64, 96, 128 or 256) fixes the instruction's shape.
 #pragma once
 
 #include "w4_prefill_tile.cuh"
@@ -71,16 +71,10 @@ __device__ __forceinline__ void wgmma(float* d, const u32 (&a)[4], u64 tokens) {
   W4_WGMMA("96", W4_NAMES_2, W4_REGISTERS_2(d), "%48", "%49", "%50", "%51", "%52");
 #elif W4_TOKENS == 128
   W4_WGMMA("128", W4_NAMES_3, W4_REGISTERS_3(d), "%64", "%65", "%66", "%67", "%68");
-#elif W4_TOKENS == 160
-  W4_WGMMA("160", W4_NAMES_4, W4_REGISTERS_4(d), "%80", "%81", "%82", "%83", "%84");
-#elif W4_TOKENS == 192
-  W4_WGMMA("192", W4_NAMES_5, W4_REGISTERS_5(d), "%96", "%97", "%98", "%99", "%100");
-#elif W4_TOKENS == 224
-  W4_WGMMA("224", W4_NAMES_6, W4_REGISTERS_6(d), "%112", "%113", "%114", "%115", "%116");
 #elif W4_TOKENS == 256
   W4_WGMMA("256", W4_NAMES_7, W4_REGISTERS_7(d), "%128", "%129", "%130", "%131", "%132");
 #else
-#error "W4_TOKENS must be 16, 48 or a multiple of 32 up to 256"
+#error "W4_TOKENS must be 16, 32, 48, 64, 96, 128 or 256"
 #endif
 }
 
@@ -108,15 +102,5 @@ __device__ __forceinline__ void wgmma_wait() {
 // address.
 constexpr u64 kTokenDescriptor = static_cast<u64>(1) << 62 | static_cast<u64>(1024 >> 4) << 32 |
                                  static_cast<u64>(1) << 16;
-
-template <int kRegisters>
-__device__ __forceinline__ void release_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
-template <int kRegisters>
-__device__ __forceinline__ void claim_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
 
 }  // namespace w4_prefill

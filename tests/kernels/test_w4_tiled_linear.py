@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import QuantizedWeight, pack_weight
+from awqkit_runtime.kernels import w4_prefill_choice
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, plan_w4_linear
+from awqkit_runtime.kernels.w4_prefill_plan import plan_prefill
 from awqkit_runtime.kernels.w4_repack import repack
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model, prepare, run_plan, w4_tiled_linear
 from awqkit_runtime.kernels.w4_tiles import W4Tiles
@@ -104,6 +106,26 @@ def test_odd_shapes(arch: str, n: int, k: int) -> None:
     check(
         arch, n, k, [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 129, 257], bf16_scales=False, bias=True
     )
+
+
+@pytest.mark.parametrize("split", [1, 4, 8])
+def test_builds_for_eight_tokens_at_odd_shapes(split: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the rule prefers the decode kernel."""
+    here = gpu_model(torch.device("cuda", torch.cuda.current_device()))
+    if here.arch != "sm_90a":
+        pytest.skip("built for sm_90a only")
+    builds = [v for v in w4_prefill_choice.VARIANTS if (v.tokens, v.split) == (8, split)]
+    monkeypatch.setattr(w4_prefill_choice, "VARIANTS", builds)
+    for n, k in ((8, 1024), (72, 4096), (1000, 1280), (4104, 1152)):
+        weight, tiles = weight_of(n, k, seed=n, bf16_scales=False)
+        dense = weight.dequantize(torch.float64)
+        for m in (1, 5, 8):
+            x = random_bf16(m, k, seed=m)
+            with poisoned():
+                out = x.new_empty((m, n))
+            run_plan(plan_prefill(m, n, k, here).plan, x, tiles, None, out)
+            error = relative_error(out, x.double() @ dense.T)
+            assert error <= LIMITS["batch"][1] * slack(out.numel()), (m, n, k)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

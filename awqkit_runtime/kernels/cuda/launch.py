@@ -2,7 +2,7 @@
 
 A launch allocates nothing and does not synchronise, so CUDA graphs capture it. CuPy's own launch
 has no attributes; cuLaunchKernelEx has, and they let a kernel start while its predecessor drains
-(programmatic dependent launch, from sm_90 on) and group blocks into clusters.
+(programmatic dependent launch, from sm_90 on).
 """
 
 from __future__ import annotations
@@ -91,12 +91,6 @@ class Kernel:
             overlap.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             overlap.value.programmaticStreamSerializationAllowed = 1
             attributes.append(overlap)
-        if shape.cluster > 1:
-            cluster = self._driver.CUlaunchAttribute()
-            cluster.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            size = cluster.value.clusterDim
-            size.x, size.y, size.z = shape.cluster, 1, 1
-            attributes.append(cluster)
         return attributes
 
     def _allow_shared(self, shared_bytes: int) -> None:

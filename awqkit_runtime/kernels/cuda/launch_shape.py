@@ -12,5 +12,4 @@ class LaunchShape:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
-    cluster: int = 1
     overlap: bool = False
