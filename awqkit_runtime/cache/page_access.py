@@ -13,7 +13,13 @@ from awqkit_runtime.cache.page_codec import (
     quantize_vectors,
     unpack_codes,
 )
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PARAM_DTYPE, LayerPages, PageFormat
+from awqkit_runtime.cache.page_format import (
+    PAGE_TOKENS,
+    PARAM_DTYPE,
+    PARAMS_PER_VECTOR,
+    LayerPages,
+    PageFormat,
+)
 
 #: The scale and the minimum of a vector, moved as one number.
 _PAIR = torch.int32
@@ -69,8 +75,9 @@ def read_vectors(pages: LayerPages, rows: VectorRows) -> tuple[Tensor, Tensor]:
     else:
         unpack_codes(_take(pages.keys, rows.vectors), form.k_bits, vectors[0])
         unpack_codes(_take(pages.values, rows.vectors), form.v_bits, vectors[1])
-        pairs = _take(pages.params.view(_PAIR), rows.params)
-        params = pairs.view(PARAM_DTYPE).unflatten(0, (2, -1))
+        # Of one dimension, which is the fast case of single numbers.
+        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params.flatten())
+        params = pairs.view(PARAM_DTYPE).view(*vectors.shape[:-1], PARAMS_PER_VECTOR)
         dequantize_vectors(vectors, params)
     k, v = vectors.transpose(1, 2)
     return k, v
