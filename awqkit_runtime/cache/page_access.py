@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,34 @@ from awqkit_runtime.cache.page_codec import (
     quantize_vectors,
     unpack_codes,
 )
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PARAM_DTYPE, LayerPages, PageFormat
+from awqkit_runtime.cache.page_format import (
+    PAGE_TOKENS,
+    PARAM_DTYPE,
+    PARAMS_PER_VECTOR,
+    LayerPages,
+    PageFormat,
+)
 
 #: The scale and the minimum of a vector, moved as one number.
 _PAIR = torch.int32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VectorRows:
+    """Where the vectors of tokens lie, counted over pages, heads and tokens."""
+
+    #: Of the keys, and of the values: int64 [kv_heads, N].
+    vectors: Tensor
+    #: Of the parameters of both, int64 [2 · kv_heads, N]; None where pages are dense.
+    params: Tensor | None
+
+
+def vector_rows(format: PageFormat, slots: Tensor) -> VectorRows:
+    """The same for every layer. slots: int64 [N]."""
+    heads = format.num_kv_heads
+    return VectorRows(
+        vectors=_rows(slots, heads), params=_rows(slots, 2 * heads) if format.quantized else None
+    )
 
 
 def write_vectors(pages: LayerPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
@@ -30,24 +56,28 @@ def write_vectors(pages: LayerPages, k: Tensor, v: Tensor, slots: Tensor) -> Non
     _put(pages.params.view(_PAIR), places, params.view(_PAIR))
 
 
-def read_vectors(pages: LayerPages, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """k and v [N, kv_heads, head_dim] at slots, int64 [N]; those of one head lie in one piece.
+def read_vectors(pages: LayerPages, rows: VectorRows) -> tuple[Tensor, Tensor]:
+    """k and v [N, kv_heads, head_dim] of some tokens; those of one head lie in one piece.
 
-    float32 from quantized pages, the model's dtype from dense ones.
+    float32 from quantized pages and on a CPU, else the model's dtype.
     """
     form = pages.format
-    rows = _rows(slots, form.num_kv_heads)
+    shape = (2, *rows.vectors.shape, form.head_dim)
     dtype = torch.float32 if form.quantized else form.dtype
     # Keys and values in one allocation, which is given back and taken again more cheaply than two.
-    vectors = torch.empty(2, *rows.shape, form.head_dim, dtype=dtype, device=slots.device)
-    if pages.params is None:
-        _take(pages.keys, rows, out=vectors[0])
-        _take(pages.values, rows, out=vectors[1])
+    vectors = torch.empty(shape, dtype=dtype, device=rows.vectors.device)
+    if pages.params is None or rows.params is None:
+        _take(pages.keys, rows.vectors, out=vectors[0])
+        _take(pages.values, rows.vectors, out=vectors[1])
+        if vectors.device.type == "cpu":
+            # What attention computes in there, in one allocation for the same reason.
+            vectors = vectors.float()
     else:
-        unpack_codes(_take(pages.keys, rows), form.k_bits, vectors[0])
-        unpack_codes(_take(pages.values, rows), form.v_bits, vectors[1])
-        pairs = _take(pages.params.view(_PAIR), _rows(slots, 2 * form.num_kv_heads))
-        params = pairs.view(PARAM_DTYPE).unflatten(0, (2, -1))
+        unpack_codes(_take(pages.keys, rows.vectors), form.k_bits, vectors[0])
+        unpack_codes(_take(pages.values, rows.vectors), form.v_bits, vectors[1])
+        # Of one dimension, which is the fast case of single numbers.
+        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params.flatten())
+        params = pairs.view(PARAM_DTYPE).view(*vectors.shape[:-1], PARAMS_PER_VECTOR)
         dequantize_vectors(vectors, params)
     k, v = vectors.transpose(1, 2)
     return k, v

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.kernel_step import KernelStep, runs_in_kernels
+from awqkit_runtime.cache.page_access import VectorRows
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
@@ -64,6 +65,7 @@ class PagedAttention:
         self._spans = sorted(spans, key=lambda span: span.start)
         if [span.start for span in self._spans] != _starts(self._spans):
             raise ValueError("the spans of a step must cover its rows without gaps or overlaps")
+        self._kept_rows: tuple[_Group, VectorRows] | None = None
 
     @property
     def attend_projected(self) -> AttendProjected | None:
@@ -104,7 +106,7 @@ class PagedAttention:
         )
 
     def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
-        k, v = self._pool.gather(layer, group.slots)
+        k, v = self._pool.gather_rows(layer, self._rows_of(group))
         q, k, v = (x.unflatten(0, (group.batch, -1)) for x in (q, k, v))
         return attend(
             q,
@@ -114,6 +116,13 @@ class PagedAttention:
             scale=self._config.softmax_scale,
             softcap=self._config.attention_softcap,
         ).flatten(0, 1)
+
+    def _rows_of(self, group: _Group) -> VectorRows:
+        """Those of one group are kept: most steps have no other, and ask again in every layer."""
+        if self._kept_rows is None or self._kept_rows[0] is not group:
+            self._kept_rows = None  # Never those of two groups at once.
+            self._kept_rows = group, self._pool.rows(group.slots)
+        return self._kept_rows[1]
 
 
 def _starts(spans: Sequence[SequenceSpan]) -> list[int]:

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
-from awqkit_runtime.cache.page_access import read_vectors, write_vectors
+from awqkit_runtime.cache.page_access import (
+    VectorRows,
+    read_vectors,
+    vector_rows,
+    write_vectors,
+)
 from awqkit_runtime.cache.page_format import (
     PAGE_TOKENS,
     PARAM_DTYPE,
@@ -68,10 +73,18 @@ class PagePool:
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [N, kv_heads, head_dim] at slots, int64 [N], as the pages hold them.
 
-        Keys are in the frame. float32 from quantized pages, the model's dtype from dense ones. The
-        vectors of one head lie in one piece.
+        Keys are in the frame. float32 from quantized pages and on a CPU, else the model's dtype.
+        The vectors of one head lie in one piece.
         """
-        return read_vectors(self._layers[layer], slots)
+        return self.gather_rows(layer, self.rows(slots))
+
+    def rows(self, slots: Tensor) -> VectorRows:
+        """Where every layer has the tokens at slots, int64 [N]."""
+        return vector_rows(self.format, slots)
+
+    def gather_rows(self, layer: int, rows: VectorRows) -> tuple[Tensor, Tensor]:
+        """As gather(), where rows() has been asked already."""
+        return read_vectors(self._layers[layer], rows)
 
     def _vectors(self, vector: VectorFormat) -> Tensor:
         form = self.format

@@ -118,8 +118,10 @@ class Decoder(nn.Module):
 
         rotary replaces the angles that were fixed at load.
         """
-        x = scale_embedding(self.embedding(token_ids), self.config, self.dtype)
+        # Angles come first: a layer's kernels read them ahead of the kernel in front of theirs, so
+        # another one that nothing overlaps has to lie between.
         angles = (rotary or self.rotary)(positions)
+        x = scale_embedding(self.embedding(token_ids), self.config, self.dtype)
         delta = None
         for layer, tables in zip(self.layers, angles, strict=True):
             x, delta = layer(x, delta, tables, state)

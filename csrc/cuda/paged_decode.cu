@@ -7,8 +7,8 @@
 // `window` keys; 0: all. factor, cap: ScoreScale.
 //
 // Programmatic launch: lengths, page_table and all keys and values but those of each row's newest token
-// are read while predecessors still run. So whatever writes them must not let its own successor start
-// before it has ended, or come before such a kernel.
+// are read while predecessors still run. So a launch without overlap must lie between whatever writes
+// them and this one (docs/kernels.md).
 //
 // All query heads of a key-value head are computed together (in teams, where they are more than the
 // tensor cores' tiles here hold). A segment that several blocks share is merged by the block that is

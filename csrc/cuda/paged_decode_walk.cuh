@@ -45,12 +45,6 @@ class PageIds {
       id_ = __ldcg(problem.page_table + static_cast<size_t>(row_) * problem.table_stride +
                    min(page + lane, last));
     }
-    return at(page);
-  }
-
-  // Whether a page of the row that was last asked for is here, and which it is.
-  __device__ __forceinline__ bool has(int page) const { return page - base_ < 32u; }
-  __device__ __forceinline__ int at(int page) const {
     return __shfl_sync(kAll, id_, page - base_);
   }
 

@@ -13,8 +13,8 @@
 //   mean, channel_scale   FP32 [kv_heads, HEAD_DIM] or null
 //
 // A group of lanes takes heads_a_group heads of one kind of one row, and fetches the next one while
-// it works on one. All but qkv is fetched before the predecessor ends: what wrote cos, sin and slots
-// must have ended before that one began, as they have that are computed before the first layer.
+// it works on one. All but qkv is fetched before the predecessor ends: a launch without overlap must lie
+// between what wrote cos, sin and slots and this one (docs/kernels.md), as the embedding does.
 // A head goes through registers from its one load to its stores, and its bits do not depend on how
 // many rows there are.
 // Launch: grid (ceil(rows * units / warps)), where a unit is a warp's work: heads_a_group * 32 / lanes

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from awqkit_runtime.cache import decode_attention, kernel_step, page_kernels, prompt_attention
 from awqkit_runtime.cache.key_frame import KeyFrame
-from awqkit_runtime.cache.page_access import read_vectors, write_vectors
+from awqkit_runtime.cache.page_access import read_vectors, vector_rows, write_vectors
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages
 from awqkit_runtime.kernels import reference
 from awqkit_runtime.kernels.rotary import HeadNorms
@@ -67,7 +67,9 @@ def decode_places(page_table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor
 def page_gather_(pages: LayerPages, page_ids: Tensor, first: int, k: Tensor, v: Tensor) -> None:
     positions = torch.arange(first, first + len(k))
     slots = page_ids.long()[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-    for out, found in zip((k, v), read_vectors(pages, slots), strict=True):
+    for out, found in zip(
+        (k, v), read_vectors(pages, vector_rows(pages.format, slots)), strict=True
+    ):
         out.copy_(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +171,23 @@ def test_many_decodes_of_unequal_lengths_share_a_step() -> None:
         for layer in range(CONFIG.num_layers):
             exact = dense(sequence, layer, sequence.k[layer], sequence.v[layer])
             torch.testing.assert_close(sequence.out[layer].double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_layers_share_what_says_where_their_keys_are(
+    monkeypatch: pytest.MonkeyPatch, policy: int | str
+) -> None:
+    config = replace(CONFIG, windows=(None, None))
+    pool = make_pool(policy)
+    found: list[Tensor] = []
+    rows = pool.rows
+    monkeypatch.setattr(pool, "rows", lambda slots: found.append(slots) or rows(slots))
+    spans = [SequenceSpan(start=row, length=1, context=0, pages=(row,)) for row in range(3)]
+    state = PagedAttention(pool, spans, config=config)
+    q, kv = torch.ones(3, config.num_heads, 16), torch.ones(3, config.num_kv_heads, 16)
+    for layer in range(config.num_layers):
+        state.attend(layer, q, kv, kv)
+    assert len(found) == 1
 
 
 def test_impossible_spans_are_refused() -> None:

@@ -65,6 +65,16 @@ def test_what_is_stored_comes_back(name: str) -> None:
     assert not other_layer.any()
 
 
+def test_dense_vectors_come_as_a_cpu_computes_with_them() -> None:
+    pool = make_pool("bfloat16")
+    k, v = random_vectors(100, seed=1)
+    slots = random_slots(100, seed=2)
+    pool.append(0, k, v, slots)
+    for stored, expected in zip(pool.gather(0, slots), (k, v), strict=True):
+        assert stored.dtype == torch.float32
+        assert torch.equal(stored, expected.bfloat16().float())
+
+
 def test_keys_keep_more_bits_than_values_in_k8v4() -> None:
     pool = make_pool("k8v4")
     k, v = random_vectors(100, seed=1)

@@ -116,7 +116,7 @@ def test_so_does_one_over_keys_in_another_frame(
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
-        ("gemma2", {"sliding_window": 512}),
+        ("gemma2", {"sliding_window": 1024}),
         ("qwen3_moe", {"moe_intermediate_size": 512, "num_experts": 16}),
     ],
     ids=["soft caps", "experts"],

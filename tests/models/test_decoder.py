@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from awqkit.checkpoint import DecoderConfig, QuantizedWeight
 from awqkit.checkpoint.canonical import canonical_shapes, layer_prefix, layer_shapes
@@ -101,3 +103,27 @@ def test_a_tied_head_shares_the_embeddings_memory() -> None:
     del weights["lm_head.weight"]
     decoder = build(weights)
     assert decoder.head.weight.data_ptr() == decoder.embedding.weight.data_ptr()
+
+
+class OperationNames(TorchDispatchMode):
+    """Those that torch is asked for, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_embedding_lies_between_the_angles_and_the_layers() -> None:
+    """Kernels read angles ahead of their predecessors, but not those of one that is done."""
+    decoder = build(random_weights(0.0, seed=4))
+    ids = torch.arange(4)
+    state = DenseAttention(CONFIG, batch=1, length=4, device=decoder.device)
+    with OperationNames() as operations:
+        decoder.hidden(ids, ids, state)
+    last_angle = max(operations.names.index(name) for name in ("cos", "sin"))
+    assert last_angle < operations.names.index("embedding")
+    assert {"cos", "sin"}.isdisjoint(operations.names[last_angle + 1 :])
