@@ -15,6 +15,10 @@ from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.uniform import uniform_number
 
+#: Of hotter rows too, all tokens are as likely; with an infinite temperature those that are ruled
+#: out, whose logits are infinite, would become no numbers.
+_HOTTEST = float(numpy.finfo(numpy.float32).max)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankFilter:
@@ -56,7 +60,7 @@ def sampling_inputs(
     uniform = [uniform_number(requests[row].seed, positions[row]) for row in drawing]
     groups = list(_filtered(params, vocab))
     arrays = [
-        _column([one.temperature for one in params], numpy.float32),
+        _column([min(one.temperature, _HOTTEST) for one in params], numpy.float32),
         _column([_log(one.min_p) for one in params], numpy.float32),
         _column(uniform, numpy.float64),
         *(array for rows in groups for array in _filter_arrays(rows, params, vocab)),
@@ -111,5 +115,4 @@ def _log(number: float) -> float:
 
 
 def _column(values: Sequence[float], dtype: type[numpy.generic]) -> Array:
-    with numpy.errstate(over="ignore"):  # Beyond float32 a temperature is infinite.
-        return numpy.array(values, dtype=dtype).reshape(-1, 1)
+    return numpy.array(values, dtype=dtype).reshape(-1, 1)
