@@ -8,11 +8,13 @@ are launched behind the graph: they differ from batch to batch.
 
 A graph is made when its first step comes: that step runs as any other does, which loads and warms
 all kernels, and is then captured for those that follow. That takes some ten milliseconds for each
-size, once, and nothing at start. The memory is set aside at start (step_memory).
+size, once, and nothing at start. The memory is set aside at start (step_memory). Where a graph
+cannot be made all the same, steps of its size run as any other does.
 """
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -100,7 +102,19 @@ class GraphRunner(Runner):
             graph()
             return
         compute(rows)
-        graphs[rows] = self._graphs.capture(partial(compute, rows))
+        graphs[rows] = self._captured(partial(compute, rows), rows)
+
+    def _captured(self, compute: Callable[[], None], rows: int) -> Callable[[], None]:
+        """compute as a graph, or itself where none can be made: slower, and the same."""
+        try:
+            return self._graphs.capture(compute)
+        except RuntimeError as error:
+            warnings.warn(
+                f"Steps of {rows} sequences run without a CUDA graph, and so slower, because none "
+                f"could be made: {error}",
+                stacklevel=2,
+            )
+            return compute
 
     def _choose_rows(self, rows: int) -> None:
         """What a graph repeats, to the tokens."""

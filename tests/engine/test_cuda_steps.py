@@ -35,7 +35,11 @@ from tests.engine.test_sampler import request as sampling_request
 from tests.engine.tokenizers_for_tests import shared_folder
 from tests.tiny_models import write_tiny_model
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # Else steps would go on without one.
+    pytest.mark.filterwarnings("error:Steps of .* without a CUDA graph"),
+]
 ROOT = Path(__file__).parents[2]
 #: Tokens that a sequence of these tests gets at most.
 TOKENS = 220
