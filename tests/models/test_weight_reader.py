@@ -44,6 +44,12 @@ def break_reading(
     monkeypatch.setattr(checkpoint, "tensor", tensor)
 
 
+def break_off(checkpoint: Checkpoint) -> None:
+    with outer_read_meanwhile(checkpoint, ELSEWHERE):
+        for _ in read_layers(checkpoint, ELSEWHERE):
+            raise KeyboardInterrupt
+
+
 def test_layers_come_in_order_and_whole(checkpoint: Checkpoint) -> None:
     layers, outer = read(checkpoint)
     assert len(layers) == LAYERS
@@ -83,11 +89,7 @@ def test_who_breaks_off_waits_for_what_is_being_read_alone(
     monkeypatch.setattr(
         checkpoint, "packed_block", lambda layer: begun.append(layer) or packed_block(layer)
     )
-    with (
-        pytest.raises(KeyboardInterrupt),
-        outer_read_meanwhile(checkpoint, ELSEWHERE),
-    ):
-        for _ in read_layers(checkpoint, ELSEWHERE):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        break_off(checkpoint)
     assert len(begun) < LAYERS
     assert threading.active_count() == threads
