@@ -89,8 +89,9 @@ def _filtered(params: Sequence[SamplingParams], vocab: int) -> Iterator[list[int
 
     Apart, since the first cost little and the others much.
     """
-    bounded = [row for row, one in enumerate(params) if _top_k(one, vocab) < vocab]
-    whole = [row for row, one in enumerate(params) if one.top_p < 1 and row not in set(bounded)]
+    widths = [_top_k(one, vocab) for one in params]
+    bounded = [row for row, width in enumerate(widths) if width < vocab]
+    whole = [row for row, one in enumerate(params) if one.top_p < 1 and widths[row] == vocab]
     yield from (rows for rows in (bounded, whole) if rows)
 
 
