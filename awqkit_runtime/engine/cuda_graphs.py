@@ -14,6 +14,7 @@ class GraphCapture(Protocol):
 
     def capture(self, compute: Callable[[], object]) -> Callable[[], None]:
         """The call repeats what compute enqueues: the same launches on the same tensors.
+        RuntimeError where the device refuses.
 
         compute has run before, with everything loaded and warm; what it makes and gives back is
         lost, so its results must lie in tensors that were there before.
@@ -44,8 +45,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 compute()
             except BaseException:
                 with suppress(RuntimeError):  # The capture is broken, and no graph comes of it.

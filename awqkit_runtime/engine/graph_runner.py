@@ -8,11 +8,13 @@ are launched behind the graph: they differ from batch to batch.
 
 A graph is made when its first step comes: that step runs as any other does, which loads and warms
 all kernels, and is then captured for those that follow. That takes some ten milliseconds for each
-size, once, and nothing at start. The memory is set aside at start (step_memory).
+size, once, and nothing at start. The memory is set aside at start (step_memory). Where a graph
+cannot be made all the same, steps of its size run as any other does.
 """
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -47,9 +49,9 @@ class GraphRunner(Runner):
         self._inputs = DecodeInputs(max_rows, pages_for(decoder.session_len), decoder.device)
         #: [max_rows, hidden]: what steps compute.
         self._hidden: Tensor | None = None
-        #: By the number of rows.
-        self._steps: dict[int, Callable[[], None]] = {}
-        self._greedy_steps: dict[int, Callable[[], None]] = {}
+        #: By the number of rows; None where no graph could be made.
+        self._steps: dict[int, Callable[[], None] | None] = {}
+        self._greedy_steps: dict[int, Callable[[], None] | None] = {}
         #: Whether all of these requests take their likeliest token: those of the last step.
         self._likeliest: tuple[tuple[Request, ...], bool] = ((), True)
 
@@ -92,7 +94,10 @@ class GraphRunner(Runner):
         return step
 
     def _run(
-        self, graphs: dict[int, Callable[[], None]], compute: Callable[[int], None], rows: int
+        self,
+        graphs: dict[int, Callable[[], None] | None],
+        compute: Callable[[int], None],
+        rows: int,
     ) -> None:
         """Computes a step of so many rows from what the inputs hold, as a graph if there is one."""
         graph = graphs.get(rows)
@@ -100,7 +105,20 @@ class GraphRunner(Runner):
             graph()
             return
         compute(rows)
-        graphs[rows] = self._graphs.capture(partial(compute, rows))
+        if rows not in graphs:
+            graphs[rows] = self._capture(compute, rows)
+
+    def _capture(self, compute: Callable[[int], None], rows: int) -> Callable[[], None] | None:
+        """None where no graph can be made: such steps are slower, and the same."""
+        try:
+            return self._graphs.capture(partial(compute, rows))
+        except RuntimeError as error:
+            warnings.warn(
+                f"Steps of {rows} sequences run without a CUDA graph, and so slower, because none "
+                f"could be made: {error}",
+                stacklevel=2,
+            )
+            return None
 
     def _choose_rows(self, rows: int) -> None:
         """What a graph repeats, to the tokens."""

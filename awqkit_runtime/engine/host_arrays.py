@@ -1,4 +1,4 @@
-"""Small arrays from the host to a device: all of them in one copy, which nobody waits for."""
+"""Small arrays between the host and a device, in copies that nobody waits for."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     _pack(arrays, starts, staging.numpy())
     packed = staging.to(device, non_blocking=True)
     return _unpack(arrays, starts, packed)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in the host's memory, once the current stream is past this point."""
+    if not tensor.is_cuda:
+        return tensor
+    return host_buffer(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(
+        tensor, non_blocking=True
+    )
 
 
 def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

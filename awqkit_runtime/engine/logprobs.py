@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy
 from torch import Tensor
 
-from awqkit_runtime.engine.host_arrays import to_device
+from awqkit_runtime.engine.host_arrays import to_device, to_host
 from awqkit_runtime.engine.request import Request, TokenLogprobs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PendingLogprobs:
-    """Of the rows that ask for them, on the device until somebody reads them."""
+    """Of the rows that ask for them, in the host's memory once the device has come so far."""
 
     #: How many of the likeliest tokens each row wants, by row.
     wanted: dict[int, int]
@@ -25,7 +25,10 @@ class PendingLogprobs:
     chosen: Tensor
 
     def collect(self, tokens: Sequence[int]) -> list[TokenLogprobs | None]:
-        """One entry for each row; waits for the device. tokens: the chosen ones of all rows."""
+        """One entry for each row. tokens: the chosen ones of all rows.
+
+        Waits for nothing: who knows the tokens has waited, and steps behind may still run.
+        """
         found: list[TokenLogprobs | None] = [None] * len(tokens)
         lists = (self.token_ids.tolist(), self.values.tolist(), self.chosen.tolist())
         for (row, count), ids, values, chosen in zip(self.wanted.items(), *lists, strict=True):
@@ -48,4 +51,6 @@ def launch_logprobs(
     logprobs = logits.index_select(0, rows).log_softmax(dim=-1)
     values, ids = logprobs.topk(max(wanted.values()), dim=-1)
     chosen = logprobs.gather(1, token_ids.index_select(0, rows).unsqueeze(-1)).squeeze(-1)
-    return PendingLogprobs(wanted=wanted, values=values, token_ids=ids, chosen=chosen)
+    return PendingLogprobs(
+        wanted=wanted, values=to_host(values), token_ids=to_host(ids), chosen=to_host(chosen)
+    )

@@ -15,6 +15,10 @@ from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.uniform import uniform_number
 
+#: Of hotter rows too, all tokens are as likely; with an infinite temperature those that are ruled
+#: out, whose logits are infinite, would become no numbers.
+_HOTTEST = float(numpy.finfo(numpy.float32).max)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankFilter:
@@ -56,7 +60,7 @@ def sampling_inputs(
     uniform = [uniform_number(requests[row].seed, positions[row]) for row in drawing]
     groups = list(_filtered(params, vocab))
     arrays = [
-        _column([one.temperature for one in params], numpy.float32),
+        _column([min(one.temperature, _HOTTEST) for one in params], numpy.float32),
         _column([_log(one.min_p) for one in params], numpy.float32),
         _column(uniform, numpy.float64),
         *(array for rows in groups for array in _filter_arrays(rows, params, vocab)),
@@ -85,8 +89,9 @@ def _filtered(params: Sequence[SamplingParams], vocab: int) -> Iterator[list[int
 
     Apart, since the first cost little and the others much.
     """
-    bounded = [row for row, one in enumerate(params) if _top_k(one, vocab) < vocab]
-    whole = [row for row, one in enumerate(params) if one.top_p < 1 and row not in set(bounded)]
+    widths = [_top_k(one, vocab) for one in params]
+    bounded = [row for row, width in enumerate(widths) if width < vocab]
+    whole = [row for row, one in enumerate(params) if one.top_p < 1 and widths[row] == vocab]
     yield from (rows for rows in (bounded, whole) if rows)
 
 
@@ -111,5 +116,4 @@ def _log(number: float) -> float:
 
 
 def _column(values: Sequence[float], dtype: type[numpy.generic]) -> Array:
-    with numpy.errstate(over="ignore"):  # Beyond float32 a temperature is infinite.
-        return numpy.array(values, dtype=dtype).reshape(-1, 1)
+    return numpy.array(values, dtype=dtype).reshape(-1, 1)

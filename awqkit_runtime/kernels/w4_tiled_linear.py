@@ -79,8 +79,10 @@ def prepare(weight: W4Tiles) -> None:
 def _prepare(n: int, k: int, device: torch.device) -> None:
     plans = all_plans(n, k, gpu_model(device))
     compile_programs({plan.program for plan in plans}, device_architecture(device))
+    _scratch(device).at_least(
+        max(plan.workspace_bytes for plan in plans), max(plan.flags for plan in plans)
+    )
     for plan in plans:
-        _scratch(device).at_least(plan.workspace_bytes, plan.flags)
         kernel(plan.program, plan.entry, device).prepare(plan.shape)
 
 
@@ -97,18 +99,19 @@ class _Scratch:
     """Workspace and flags of a device, which grow to the largest plan.
 
     All launches share them, so launches on one device must be ordered, as those of a stream are.
+    Those that became too small are kept: graphs that another model captured hold their addresses.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
-        self._flags = torch.zeros(0, dtype=torch.int32, device=device)
+        self._workspaces = [torch.empty(0, dtype=torch.uint8, device=device)]
+        self._flags = [torch.zeros(0, dtype=torch.int32, device=device)]
 
     def at_least(self, workspace_bytes: int, flags: int) -> tuple[Tensor, Tensor]:
-        if self._workspace.numel() < workspace_bytes:
-            self._workspace = self._workspace.new_empty(workspace_bytes)
-        if self._flags.numel() < flags:
-            self._flags = self._flags.new_zeros(flags)
-        return self._workspace, self._flags
+        if self._workspaces[-1].numel() < workspace_bytes:
+            self._workspaces.append(self._workspaces[-1].new_empty(workspace_bytes))
+        if self._flags[-1].numel() < flags:
+            self._flags.append(self._flags[-1].new_zeros(flags))
+        return self._workspaces[-1], self._flags[-1]
 
 
 @cache

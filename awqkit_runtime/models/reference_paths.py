@@ -31,7 +31,15 @@ def reference_paths(
 def say_what_runs_in_torch(
     config: DecoderConfig, placement: Placement, *, head_bits: int | None = None
 ) -> None:
-    """Warn where parts of the model are slower than they could be."""
+    """Warn where the model or parts of it are slower than they could be."""
+    could_use_kernels = placement.device.type == "cuda" and placement.has_cuda_kernels
+    if could_use_kernels and not placement.uses_cuda_kernels:
+        name = str(placement.dtype).removeprefix("torch.")
+        warnings.warn(
+            f"The CUDA kernels compute in bfloat16 and this model in {name}, so it runs in plain "
+            "torch, many times slower. Choose bfloat16 with dtype, unless you want just that.",
+            stacklevel=4,
+        )
     parts = reference_paths(config, placement, head_bits=head_bits)
     if parts:
         warnings.warn(

@@ -35,7 +35,11 @@ from tests.engine.test_sampler import request as sampling_request
 from tests.engine.tokenizers_for_tests import shared_folder
 from tests.tiny_models import write_tiny_model
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # Else steps would go on without one.
+    pytest.mark.filterwarnings("error:Steps of .* without a CUDA graph"),
+]
 ROOT = Path(__file__).parents[2]
 #: Tokens that a sequence of these tests gets at most.
 TOKENS = 220
@@ -228,6 +232,7 @@ def test_launching_prompts_waits_for_nothing(tmp_path: Path, policy: int) -> Non
         {"temperature": 0.8},
         {"temperature": 0.8, "top_p": 0.9},
         {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+        {"logprobs": 3},
     ],
 )
 def test_launching_a_decode_step_waits_for_nothing(tmp_path: Path, params: dict[str, Any]) -> None:
@@ -243,6 +248,24 @@ def test_launching_a_decode_step_waits_for_nothing(tmp_path: Path, params: dict[
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(deliver(step)) == len(deliver(behind)) == 5
+
+
+@pytest.mark.parametrize("logprobs", [None, 3])
+def test_collecting_a_step_does_not_wait_for_the_one_behind(
+    tmp_path: Path, logprobs: int | None
+) -> None:
+    decoder = int4_decoder(tmp_path, "internlm2", 128)
+    runner, batch = graph_runner(decoder, 8), requests(5, logprobs=logprobs)
+    deliver(runner.launch(prompts(batch), None))
+    for _ in range(2):
+        deliver(runner.launch(decodes(batch), None))
+    step, behind = runner.launch(decodes(batch), None), torch.cuda.Event()
+    torch.cuda._sleep(4 * 10**9)  # Cycles: two seconds and more.
+    behind.record()
+    tokens = step.collect()
+    assert not behind.query()
+    assert all((token.logprobs is None) == (logprobs is None) for token in tokens)
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("vocab", [8, 1000, 1001, 92544])

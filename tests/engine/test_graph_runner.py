@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +231,39 @@ def test_other_steps_run_as_in_any_runner(decoder: Any) -> None:
     deliver(runner.launch(mixed, None))
     deliver(runner.launch([Chunk(request=other, start=3, length=1, samples=False)], None))
     assert not runner._steps and not runner._greedy_steps
+
+
+class FullDevice(RecordedGraphs):
+    def capture(self, compute: Callable[[], object]) -> Callable[[], None]:
+        self.captures += 1
+        raise torch.OutOfMemoryError("no memory for a graph")
+
+
+def test_steps_go_on_where_no_graph_can_be_made(decoder: Any) -> None:
+    """With the same tokens, and without trying again at every step."""
+    vocab, graphs = decoder.config.vocab_size, FullDevice()
+    runner = GraphRunner(decoder, page_pool(decoder, 0), graphs, max_rows=ROWS)
+    with pytest.warns(UserWarning, match="without a CUDA graph.*no memory for a graph"):
+        found = serve(runner, vocab, 6)
+    assert found == serve(Runner(decoder, page_pool(decoder, 0)), vocab, 6)
+    assert 0 < graphs.captures == len(runner._steps) + len(runner._greedy_steps) < 12
+
+
+@pytest.mark.filterwarnings("ignore:Steps of .* without a CUDA graph")
+@pytest.mark.parametrize("new_graphs", [RecordedGraphs, FullDevice])
+def test_a_runner_that_nobody_uses_gives_its_memory_back_at_once(
+    decoder: Any, new_graphs: type[RecordedGraphs]
+) -> None:
+    """Without a search for cycles, which may come late."""
+    runner = GraphRunner(decoder, page_pool(decoder, 0), new_graphs(), max_rows=ROWS)
+    serve(runner, decoder.config.vocab_size, 3)
+    left = weakref.ref(runner)
+    gc.disable()
+    del runner
+    try:
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_sizes_reach_the_largest_batch() -> None:

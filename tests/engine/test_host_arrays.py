@@ -7,7 +7,14 @@ from itertools import accumulate
 import numpy
 import torch
 
-from awqkit_runtime.engine.host_arrays import _pack, _sizes, _unpack, host_buffer, to_device
+from awqkit_runtime.engine.host_arrays import (
+    _pack,
+    _sizes,
+    _unpack,
+    host_buffer,
+    to_device,
+    to_host,
+)
 
 ARRAYS = [
     numpy.arange(5, dtype=numpy.int64),
@@ -34,5 +41,7 @@ def test_on_a_cpu_nothing_is_joined() -> None:
     whole = [array for array in ARRAYS if array.flags.c_contiguous]
     for tensor, array in zip(to_device(whole, torch.device("cpu")), whole, strict=True):
         assert numpy.array_equal(tensor.numpy(), array)
+    there = torch.arange(3)
+    assert to_host(there) is there
     buffer = host_buffer((2, 3), torch.int64, torch.device("cpu"))
     assert buffer.shape == (2, 3) and buffer.dtype == torch.int64

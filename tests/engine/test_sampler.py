@@ -237,6 +237,13 @@ def test_the_smallest_and_largest_settings_give_a_token(params: dict[str, float]
         assert token == int(logits.argmax())
 
 
+def test_however_hot_a_draw_is_tokens_that_are_ruled_out_stay_out() -> None:
+    logits = random_logits(6)
+    hot = [request(temperature=1e39, min_tokens=1, stops=(7,), seed=seed) for seed in range(200)]
+    found = {token for one in hot for token in tokens(logits, [one])}
+    assert len(found) > VOCAB / 2 and 7 not in found
+
+
 def test_a_draw_never_gives_a_token_of_no_probability() -> None:
     """Even the largest random number lies below the last possible token's end."""
     logits = torch.full((1, VOCAB), -math.inf)
