@@ -116,7 +116,7 @@ class EngineConfig:
     #: of the CPU.
     tp: int = 1
     device: str | torch.device = "auto"
-    #: "auto" is the dtype that the checkpoint names.
+    #: "auto" is the dtype that the checkpoint names; on a GPU bfloat16 in place of float16.
     dtype: str | torch.dtype = "auto"
     #: Tokens of prompt and answer together; None: what the model was made for.
     session_len: int | None = None

@@ -69,7 +69,7 @@ def read_model_size(source: str | Path, model_format: str = "auto") -> ModelSize
 
 def place(config: DecoderConfig, engine: EngineConfig, device: torch.device) -> Placement:
     """How this model's weights would be loaded onto a device, which need not be here."""
-    return Placement(device=device, dtype=resolve_dtype(config, engine.dtype))
+    return Placement(device=device, dtype=resolve_dtype(config, engine.dtype, device))
 
 
 def _estimate(folder: Path, model_format: str) -> ModelSize:

@@ -100,7 +100,7 @@ def _placement(model: DecoderConfig, config: EngineConfig) -> Placement:
     device = config.torch_device()
     return Placement(
         device=device,
-        dtype=resolve_dtype(model, config.dtype),
+        dtype=resolve_dtype(model, config.dtype, device),
         has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
     )
 

@@ -72,7 +72,7 @@ def ready_placement(
     """
     placement = Placement(
         device=device,
-        dtype=resolve_dtype(config, dtype),
+        dtype=resolve_dtype(config, dtype, device),
         has_cuda_kernels=device.type == "cuda" and cuda_kernels_usable(device),
         fusions=fusions,
     )
@@ -114,9 +114,12 @@ def longest_session(config: DecoderConfig) -> int | None:
     return longest
 
 
-def resolve_dtype(config: DecoderConfig, dtype: str | torch.dtype) -> torch.dtype:
+def resolve_dtype(
+    config: DecoderConfig, dtype: str | torch.dtype, device: torch.device
+) -> torch.dtype:
     """dtype itself, or for "auto" the one that the checkpoint names.
 
+    On a GPU bfloat16 for float16, which most 4-bit checkpoints name: the kernels compute in it.
     ConfigError for another spelling, UnsupportedModelError where the checkpoint's is not known.
     """
     wanted = parse_dtype(dtype)
@@ -127,7 +130,8 @@ def resolve_dtype(config: DecoderConfig, dtype: str | torch.dtype) -> torch.dtyp
             f"config.json says that the weights are {config.dtype}; known are "
             f"{', '.join(DTYPES)}. Choose one of them with dtype."
         )
-    return DTYPES[config.dtype]
+    named = DTYPES[config.dtype]
+    return torch.bfloat16 if device.type == "cuda" and named == torch.float16 else named
 
 
 class LanguageModel(nn.Module):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from awqkit.checkpoint import open_checkpoint
 from awqkit_runtime.errors import CheckpointError, ConfigError, UnsupportedModelError
-from awqkit_runtime.models.loader import load, load_decoder
+from awqkit_runtime.models.loader import load, load_decoder, resolve_dtype
 from tests.models.paged_generation import generate_greedily
 from tests.tiny_models import random_model, write_tiny_model
 
@@ -88,3 +90,20 @@ def test_ids_of_a_wrong_kind_are_refused(folder: Path, ids: torch.Tensor) -> Non
 def test_ids_outside_the_vocabulary_are_refused(folder: Path, bad: int) -> None:
     with pytest.raises(ValueError, match=f"ids must lie in 0…319, not in .*{bad}"):
         load(folder, device="cpu")(torch.tensor([[5, bad]]))
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "device", "expected"),
+    [
+        ("float16", "auto", "cuda:0", torch.bfloat16),
+        ("float16", "auto", "cpu", torch.float16),
+        ("float16", "float16", "cuda:0", torch.float16),
+        ("float32", "auto", "cuda:0", torch.float32),
+        ("bfloat16", "auto", "cuda:0", torch.bfloat16),
+    ],
+)
+def test_a_gpu_computes_in_the_kernels_dtype_unless_asked(
+    folder: Path, named: str, asked: str, device: str, expected: torch.dtype
+) -> None:
+    config = replace(open_checkpoint(folder).config, dtype=named)
+    assert resolve_dtype(config, asked, torch.device(device)) == expected
