@@ -29,9 +29,9 @@ _PAIR = torch.int32
 class VectorRows:
     """Where the vectors of tokens lie, counted over pages, heads and tokens."""
 
-    #: Of the keys, and of the values: int64 [kv_heads, N].
+    #: Of the keys, and of the values: int64 [kv_heads · N], head by head.
     vectors: Tensor
-    #: Of the parameters of both, int64 [2 · kv_heads, N]; None where pages are dense.
+    #: Of the parameters of both, int64 [2 · kv_heads · N]; None where pages are dense.
     params: Tensor | None
 
 
@@ -62,24 +62,25 @@ def read_vectors(pages: LayerPages, rows: VectorRows) -> tuple[Tensor, Tensor]:
     float32 from quantized pages and on a CPU, else the model's dtype.
     """
     form = pages.format
-    shape = (2, *rows.vectors.shape, form.head_dim)
+    count = rows.vectors.shape[0]
+    shape = (2, count, form.head_dim)
     dtype = torch.float32 if form.quantized else form.dtype
     # Keys and values in one allocation, which is given back and taken again more cheaply than two.
     vectors = torch.empty(shape, dtype=dtype, device=rows.vectors.device)
     if pages.params is None or rows.params is None:
-        _take(pages.keys, rows.vectors, out=vectors[0])
-        _take(pages.values, rows.vectors, out=vectors[1])
+        torch.index_select(_by_rows(pages.keys), 0, rows.vectors, out=vectors[0])
+        torch.index_select(_by_rows(pages.values), 0, rows.vectors, out=vectors[1])
         if vectors.device.type == "cpu":
             # What attention computes in there, in one allocation for the same reason.
             vectors = vectors.float()
     else:
-        unpack_codes(_take(pages.keys, rows.vectors), form.k_bits, vectors[0])
-        unpack_codes(_take(pages.values, rows.vectors), form.v_bits, vectors[1])
+        unpack_codes(_by_rows(pages.keys).index_select(0, rows.vectors), form.k_bits, vectors[0])
+        unpack_codes(_by_rows(pages.values).index_select(0, rows.vectors), form.v_bits, vectors[1])
         # Of one dimension, which is the fast case of single numbers.
-        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params.flatten())
+        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params)
         params = pairs.view(PARAM_DTYPE).view(*vectors.shape[:-1], PARAMS_PER_VECTOR)
         dequantize_vectors(vectors, params)
-    k, v = vectors.transpose(1, 2)
+    k, v = vectors.unflatten(1, (form.num_kv_heads, count // form.num_kv_heads)).transpose(1, 2)
     return k, v
 
 
@@ -99,16 +100,14 @@ def _put(stored: Tensor, places: tuple[Tensor, Tensor], vectors: Tensor) -> None
     stored.transpose(1, 2).index_put_(places, vectors)
 
 
-def _take(stored: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
-    """[heads, N, n] from stored [pages, heads, PAGE_TOKENS, n]."""
-    flat = None if out is None else out.flatten(0, 1)
-    taken = torch.index_select(stored.view(-1, stored.shape[-1]), 0, rows.flatten(), out=flat)
-    return taken.unflatten(0, rows.shape)
+def _by_rows(stored: Tensor) -> Tensor:
+    """[pages, heads, PAGE_TOKENS, n] as one row after another."""
+    return stored.view(-1, stored.shape[-1])
 
 
 def _rows(slots: Tensor, heads: int) -> Tensor:
-    """Of the vectors of all heads, counted over pages, heads and tokens: int64 [heads, N]."""
+    """Of the vectors of all heads, counted over pages, heads and tokens: int64 [heads · N]."""
     pages_before = slots // PAGE_TOKENS
     first = torch.add(slots, pages_before, alpha=(heads - 1) * PAGE_TOKENS)
     steps = torch.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, device=slots.device)
-    return first + steps.unsqueeze(1)
+    return (first + steps.unsqueeze(1)).flatten()
