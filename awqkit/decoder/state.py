@@ -11,8 +11,9 @@ class KeyValues:
 
     def __init__(self, batch: int, length: int, kv_heads: int, head_dim: int, like: Tensor) -> None:
         shape = (batch, kv_heads, length, head_dim)
-        self._keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self._values = torch.empty_like(self._keys)
+        # Numbers also where nothing was stored: sampling is timed in the middle of an empty cache.
+        self._keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self._values = torch.zeros_like(self._keys)
         self.length = 0
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
