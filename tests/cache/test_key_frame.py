@@ -14,28 +14,23 @@ from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.steady_attention import SteadyAttention, TokenPlace
+from tests.cache.small_decoders import LAYERS, small_decoder
 
 HEAD_SIZES = (64, 80, 96, 128, 256)
 TOKENS = 100
-LAYERS, HEADS, KV_HEADS = 2, 6, 2
+HEADS, KV_HEADS = 6, 2
 #: Pages in no order.
 PAGES = (3, 0, 2)[: pages_for(TOKENS)]
 
 
 def config(head_dim: int, *, softcap: float | None = None) -> DecoderConfig:
     """The second layer has a window."""
-    return DecoderConfig(
-        hidden_size=64,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        num_kv_heads=KV_HEADS,
+    return small_decoder(
+        heads=HEADS,
+        kv_heads=KV_HEADS,
         head_dim=head_dim,
-        intermediate_size=64,
-        vocab_size=10,
-        max_position_embeddings=1024,
-        norm_eps=1e-5,
-        windows=(None, 30),
-        attention_softcap=softcap,
+        window=30,
+        softcap=softcap,
     )
 
 

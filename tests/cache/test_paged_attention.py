@@ -9,23 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from tests.cache.small_decoders import small_decoder
 
-CONFIG = DecoderConfig(
-    hidden_size=64,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=64,
-    vocab_size=10,
-    max_position_embeddings=1024,
-    norm_eps=1e-5,
-    windows=(None, 70),
-)
+CONFIG = small_decoder(heads=6, kv_heads=2, head_dim=16, window=70)
 PAGES = 64
 POLICIES = (0, 8, 4, "k8v4")
 

@@ -16,11 +16,12 @@ from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.rotary import HeadNorms
+from tests.cache.small_decoders import LAYERS, small_decoder
 from tests.kernels.cuda_random import random_bf16, random_fp32
 
 pytestmark = pytest.mark.gpu
 
-HEADS, KV_HEADS, LAYERS, PAGES = 8, 2, 2, 80
+HEADS, KV_HEADS, PAGES = 8, 2, 80
 POLICIES = (0, 8, 4, "k8v4")
 #: Of outputs to those in float64, as vectors: BF16 keeps eight bits.
 ERROR = 8e-3
@@ -28,18 +29,13 @@ ERROR = 8e-3
 
 def make_config(head_dim: int, softcap: float | None = None) -> DecoderConfig:
     """The second layer has a window."""
-    return DecoderConfig(
-        hidden_size=64,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        num_kv_heads=KV_HEADS,
+    return small_decoder(
+        heads=HEADS,
+        kv_heads=KV_HEADS,
         head_dim=head_dim,
-        intermediate_size=64,
-        vocab_size=10,
-        max_position_embeddings=8192,
-        norm_eps=1e-5,
-        windows=(None, 300),
-        attention_softcap=softcap,
+        window=300,
+        max_length=8192,
+        softcap=softcap,
     )
 
 
