@@ -63,16 +63,3 @@ def _parts(readout: Readout, x: Tensor) -> tuple[Tensor, ...]:
 
 def _tokens(hidden: Tensor) -> int:
     return hidden.shape[0] * hidden.shape[1]
-
-
-def sampled_gradient(readout: Readout, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Of −log p by hidden, summed over the tokens; each predicts a token drawn from its own p."""
-    gradient = torch.empty_like(hidden)
-    for x, into in zip(_parts(readout, hidden), _parts(readout, gradient), strict=True):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            log = readout.log_probabilities(x)
-            drawn = torch.multinomial(log.detach().exp(), 1, generator=generator)
-            loss = -log.gather(1, drawn).sum()
-            into.copy_(torch.autograd.grad(loss, x)[0])
-    return gradient

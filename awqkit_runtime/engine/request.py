@@ -91,11 +91,6 @@ class Request:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
-    def num_pending(self) -> int:
-        """Known tokens that the model has yet to read; one while decoding."""
-        return self.num_tokens - self.num_computed
-
-    @property
     def prompt_computed(self) -> bool:
         return self.num_computed >= len(self.prompt_token_ids)
 

@@ -50,12 +50,6 @@ def entries(head_dim: int) -> tuple[str, ...]:
     return (_PART,) if head_dim == 96 else (_WHOLE, _PART)
 
 
-def prepare_append(format: PageFormat, device: torch.device) -> None:
-    """Compile and load the kernel, so that a capture need not. device: with its index."""
-    for entry in entries(format.head_dim):
-        kernel(PROGRAMS[format.head_dim], entry, device)
-
-
 def append_launch(
     rows: int, query_heads: int, kv_heads: int, head_dim: int
 ) -> tuple[LaunchShape, int]:

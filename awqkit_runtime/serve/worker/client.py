@@ -143,11 +143,6 @@ class EngineClient:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def open_choices(self) -> int:
-        """Answers that the engine works at or will."""
-        return sum(self._open.values())
-
     def submit(self, prompts: list[list[int]], params: dict[str, Any], choices: int = 1) -> Answer:
         """Sends a request: `choices` answers to each prompt. ApiError when the engine is gone."""
         if self.gone.is_set():
