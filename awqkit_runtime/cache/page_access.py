@@ -17,7 +17,6 @@ from awqkit_runtime.cache.page_format import (
     PAGE_TOKENS,
     PARAM_DTYPE,
     PARAMS_PER_VECTOR,
-    LayerPages,
     PageFormat,
 )
 
@@ -26,88 +25,114 @@ _PAIR = torch.int32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VectorRows:
-    """Where the vectors of tokens lie, counted over pages, heads and tokens."""
+class LayerRows:
+    """The pages of one layer as torch moves them: one vector after another, through all pages."""
 
-    #: Of the keys, and of the values: int64 [kv_heads · N], head by head.
-    vectors: Tensor
-    #: Of the parameters of both, int64 [2 · kv_heads · N]; None where pages are dense.
+    format: PageFormat
+    #: [rows, n] of keys and then of values in one where both are of one width, else in two.
+    stores: tuple[Tensor, ...]
+    #: int32 [rows], scale and minimum as one number; None where dense. Of one dimension, in which
+    #: single numbers move four times as fast as rows of one.
     params: Tensor | None
 
 
-def vector_rows(format: PageFormat, slots: Tensor) -> VectorRows:
-    """The same for every layer. slots: int64 [N]."""
-    heads = format.num_kv_heads
-    return VectorRows(
-        vectors=_rows(slots, heads), params=_rows(slots, 2 * heads) if format.quantized else None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowStarts:
+    """Rows of the first token of page 0, of each head; the same for every layer."""
+
+    #: int64 [2 · kv_heads, 1], keys and then values in one store, or [kv_heads, 1] in both.
+    vectors: Tensor
+    #: int64 [2 · kv_heads, 1].
+    params: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenRows:
+    """Rows of N tokens, head by head; the same for every layer."""
+
+    #: int64 [2 · kv_heads · N], keys and then values in one store, or [kv_heads · N] in both.
+    vectors: Tensor
+    #: int64 [2 · kv_heads · N]; None where pages are dense.
+    params: Tensor | None
+
+
+def layer_rows(format: PageFormat, stores: tuple[Tensor, ...], params: Tensor | None) -> LayerRows:
+    """stores: one of keys and then values, or two, [..., n]; params: as LayerPages has them."""
+    return LayerRows(
+        format=format,
+        stores=tuple(store.view(-1, store.shape[-1]) for store in stores),
+        params=None if params is None else params.view(_PAIR).view(-1),
     )
 
 
-def write_vectors(pages: LayerPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """Store k and v [T, kv_heads, head_dim], in any float dtype, at slots, int64 [T]."""
-    places = (slots // PAGE_TOKENS, slots % PAGE_TOKENS)
-    if pages.params is None:
-        _put(pages.keys, places, k.to(pages.keys.dtype))
-        _put(pages.values, places, v.to(pages.values.dtype))
+def row_starts(layer: LayerRows) -> RowStarts:
+    """Of pages like those of this layer."""
+    store, heads = layer.stores[0], layer.format.num_kv_heads
+    params = torch.arange(0, 2 * heads * PAGE_TOKENS, PAGE_TOKENS, device=store.device)
+    vectors = params[:heads]
+    if len(layer.stores) == 1:
+        vectors = torch.cat((vectors, vectors + store.shape[0] // 2))
+    return RowStarts(vectors=vectors.unsqueeze(1), params=params.unsqueeze(1))
+
+
+def token_rows(format: PageFormat, starts: RowStarts, slots: Tensor) -> TokenRows:
+    """slots: int64 [N]."""
+    heads, pages_before = format.num_kv_heads, slots // PAGE_TOKENS
+    # A slot lies PAGE_TOKENS rows further for each page in front of it and each further head.
+    first = torch.add(slots, pages_before, alpha=(heads - 1) * PAGE_TOKENS)
+    vectors = (first + starts.vectors).view(-1)
+    if not format.quantized:
+        return TokenRows(vectors=vectors, params=None)
+    first = torch.add(first, pages_before, alpha=heads * PAGE_TOKENS)
+    return TokenRows(vectors=vectors, params=(first + starts.params).view(-1))
+
+
+def write_vectors(layer: LayerRows, k: Tensor, v: Tensor, rows: TokenRows) -> None:
+    """Store k and v [N, kv_heads, head_dim], in any float dtype."""
+    parts = [x.transpose(0, 1) for x in (k, v)]
+    vectors = [torch.cat(parts)] if len(layer.stores) == 1 else parts
+    if layer.params is None or rows.params is None:
+        for store, part in zip(layer.stores, vectors, strict=True):
+            store.index_copy_(0, rows.vectors, part.flatten(0, 1).to(store.dtype))
         return
-    k_codes, v_codes, params = _quantized(k, v, pages.format)
-    _put(pages.keys, places, pack_codes(k_codes, pages.format.k_bits))
-    _put(pages.values, places, pack_codes(v_codes, pages.format.v_bits))
-    _put(pages.params.view(_PAIR), places, params.view(_PAIR))
+    found = []
+    for store, part, bits in zip(layer.stores, vectors, _bits(layer), strict=True):
+        codes, params = quantize_vectors(part.flatten(0, 1), bits)
+        store.index_copy_(0, rows.vectors, pack_codes(codes, bits))
+        found.append(params)
+    layer.params.index_copy_(0, rows.params, _joined(found).view(_PAIR).view(-1))
 
 
-def read_vectors(pages: LayerPages, rows: VectorRows) -> tuple[Tensor, Tensor]:
-    """k and v [N, kv_heads, head_dim] of some tokens; those of one head lie in one piece.
+def read_vectors(layer: LayerRows, rows: TokenRows) -> tuple[Tensor, Tensor]:
+    """k and v [N, kv_heads, head_dim] of N tokens; those of one head lie in one piece.
 
     float32 from quantized pages and on a CPU, else the model's dtype.
     """
-    form = pages.format
-    count = rows.vectors.shape[0]
-    shape = (2, count, form.head_dim)
-    dtype = torch.float32 if form.quantized else form.dtype
-    # Keys and values in one allocation, which is given back and taken again more cheaply than two.
-    vectors = torch.empty(shape, dtype=dtype, device=rows.vectors.device)
-    if pages.params is None or rows.params is None:
-        torch.index_select(_by_rows(pages.keys), 0, rows.vectors, out=vectors[0])
-        torch.index_select(_by_rows(pages.values), 0, rows.vectors, out=vectors[1])
+    form = layer.format
+    stored = [store.index_select(0, rows.vectors) for store in layer.stores]
+    if layer.params is None or rows.params is None:
+        vectors = _joined(stored)
         if vectors.device.type == "cpu":
-            # What attention computes in there, in one allocation for the same reason.
+            # What attention computes in there, in one allocation, which is given back and taken
+            # again more cheaply than two.
             vectors = vectors.float()
     else:
-        unpack_codes(_by_rows(pages.keys).index_select(0, rows.vectors), form.k_bits, vectors[0])
-        unpack_codes(_by_rows(pages.values).index_select(0, rows.vectors), form.v_bits, vectors[1])
-        # Of one dimension, which is the fast case of single numbers.
-        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params)
-        params = pairs.view(PARAM_DTYPE).view(*vectors.shape[:-1], PARAMS_PER_VECTOR)
-        dequantize_vectors(vectors, params)
-    k, v = vectors.unflatten(1, (form.num_kv_heads, count // form.num_kv_heads)).transpose(1, 2)
+        shape = (rows.params.shape[0], form.head_dim)
+        vectors = torch.empty(shape, device=rows.params.device)
+        parts = vectors.chunk(len(stored))
+        for codes, bits, part in zip(stored, _bits(layer), parts, strict=True):
+            unpack_codes(codes, bits, part)
+        pairs = layer.params.index_select(0, rows.params)
+        dequantize_vectors(vectors, pairs.view(PARAM_DTYPE).view(-1, PARAMS_PER_VECTOR))
+    k, v = vectors.view(2, form.num_kv_heads, -1, form.head_dim).transpose(1, 2)
     return k, v
 
 
-def _quantized(k: Tensor, v: Tensor, format: PageFormat) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of k, codes of v, parameters of both as one run of heads."""
-    if format.k_bits == format.v_bits:
-        codes, params = quantize_vectors(torch.cat((k, v), dim=1), format.k_bits)
-        k_codes, v_codes = codes.chunk(2, dim=1)
-        return k_codes, v_codes, params
-    k_codes, k_params = quantize_vectors(k, format.k_bits)
-    v_codes, v_params = quantize_vectors(v, format.v_bits)
-    return k_codes, v_codes, torch.cat((k_params, v_params), dim=1)
+def _bits(layer: LayerRows) -> tuple[int, ...]:
+    """Of the codes in each store."""
+    return (layer.format.k_bits, layer.format.v_bits)[: len(layer.stores)]
 
 
-def _put(stored: Tensor, places: tuple[Tensor, Tensor], vectors: Tensor) -> None:
-    """vectors [T, heads, n] into stored [pages, heads, PAGE_TOKENS, n] at (page, offset)."""
-    stored.transpose(1, 2).index_put_(places, vectors)
-
-
-def _by_rows(stored: Tensor) -> Tensor:
-    """[pages, heads, PAGE_TOKENS, n] as one row after another."""
-    return stored.view(-1, stored.shape[-1])
-
-
-def _rows(slots: Tensor, heads: int) -> Tensor:
-    """Of the vectors of all heads, counted over pages, heads and tokens: int64 [heads · N]."""
-    pages_before = slots // PAGE_TOKENS
-    first = torch.add(slots, pages_before, alpha=(heads - 1) * PAGE_TOKENS)
-    steps = torch.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, device=slots.device)
-    return (first + steps.unsqueeze(1)).flatten()
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Nothing is copied where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.kernel_step import KernelStep, runs_in_kernels
-from awqkit_runtime.cache.page_access import VectorRows
+from awqkit_runtime.cache.page_access import TokenRows
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
@@ -48,8 +48,8 @@ class _Group:
 class _TorchPlan:
     """What torch's operations need of a step."""
 
-    #: Of the new tokens, int64 [T].
-    slots: Tensor
+    #: Of the new tokens.
+    new: TokenRows
     #: By window.
     groups: dict[int | None, tuple[_Group, ...]]
 
@@ -65,7 +65,7 @@ class PagedAttention:
         self._spans = sorted(spans, key=lambda span: span.start)
         if [span.start for span in self._spans] != _starts(self._spans):
             raise ValueError("the spans of a step must cover its rows without gaps or overlaps")
-        self._kept_rows: tuple[_Group, VectorRows] | None = None
+        self._kept_rows: tuple[_Group, TokenRows] | None = None
 
     @property
     def attend_projected(self) -> AttendProjected | None:
@@ -74,7 +74,7 @@ class PagedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
         plan = self._in_torch
-        self._pool.append(layer, k, v, plan.slots)
+        self._pool.append_rows(layer, k, v, plan.new)
         q = self._pool.queries(layer, q)
         groups = plan.groups[self._config.window(layer)]
         if len(groups) == 1:
@@ -98,7 +98,7 @@ class PagedAttention:
         windows = {self._config.window(layer) for layer in range(self._config.num_layers)}
         device = self._pool.device
         return _TorchPlan(
-            slots=torch.tensor(slots, device=device),
+            new=self._pool.rows(torch.tensor(slots, device=device)),
             groups={
                 window: tuple(_plan_group(batch, window, device) for batch in batches)
                 for window in windows
@@ -117,7 +117,7 @@ class PagedAttention:
             softcap=self._config.attention_softcap,
         ).flatten(0, 1)
 
-    def _rows_of(self, group: _Group) -> VectorRows:
+    def _rows_of(self, group: _Group) -> TokenRows:
         """Those of one group are kept: most steps have no other, and ask again in every layer."""
         if self._kept_rows is None or self._kept_rows[0] is not group:
             self._kept_rows = None  # Never those of two groups at once.
