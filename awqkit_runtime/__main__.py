@@ -1,5 +1,19 @@
-"""python -m awqkit_runtime: the same commands as awqkit-runtime."""
+"""awqkit-runtime, and python -m awqkit_runtime, from their first moment."""
 
-from awqkit_runtime.cli import main
+from __future__ import annotations
 
-main()
+import signal
+import sys
+
+
+def main() -> None:
+    """The imports take a second, in which Ctrl-C may come."""
+    try:
+        from awqkit_runtime.cli import main as commands
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    commands()
+
+
+if __name__ == "__main__":
+    main()

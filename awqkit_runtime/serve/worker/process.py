@@ -1,13 +1,9 @@
-"""The engine's process: loads a model, then turns messages into steps and steps into messages.
-
-Run as `python -m awqkit_runtime.serve.worker.process FD`, where FD is a connected socket.
-"""
+"""The engine's process: loads a model, then turns messages into steps and steps into messages."""
 
 from __future__ import annotations
 
 import awqkit_runtime.openmp  # noqa: F401  isort: skip  (before torch)
 
-import signal
 import socket
 import sys
 from dataclasses import asdict
@@ -38,10 +34,10 @@ from awqkit_runtime.serve.worker.messages import (
 
 
 def main(descriptor: int) -> int:
-    """Serves until the HTTP side closes the socket, which ends the process."""
-    # The HTTP side decides when it is over; Ctrl-C and a supervisor's signal reach both.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Serves until the HTTP side closes the socket, which ends the process.
+
+    descriptor: of a connected socket.
+    """
     quiet_libraries()
     mailbox = Mailbox(socket.socket(fileno=descriptor))
     start = mailbox.wait()
@@ -159,7 +155,3 @@ def _sampling_params(fields: dict[str, Any]) -> SamplingParams:
     """SamplingParams as asdict() took them apart."""
     grammar = fields["grammar"]
     return SamplingParams(**fields | {"grammar": None if grammar is None else Grammar(**grammar)})
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
