@@ -1,4 +1,4 @@
-"""The pages themselves: one allocation each for the keys and the values of every layer."""
+"""The pages themselves: one allocation of keys and values, or two where their widths differ."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
-from awqkit_runtime.cache.page_access import (
-    TokenRows,
-    layer_rows,
-    read_vectors,
-    row_starts,
-    token_rows,
-    write_vectors,
-)
+from awqkit_runtime.cache.page_access import read_vectors, write_vectors
 from awqkit_runtime.cache.page_format import (
     PAGE_TOKENS,
     PARAM_DTYPE,
@@ -21,6 +14,14 @@ from awqkit_runtime.cache.page_format import (
     LayerPages,
     PageFormat,
     VectorFormat,
+)
+from awqkit_runtime.cache.page_rows import (
+    PageRows,
+    TokenRows,
+    layer_rows,
+    page_rows,
+    row_starts,
+    token_rows,
 )
 
 
@@ -82,8 +83,14 @@ class PagePool:
         """Where every layer has the tokens at slots, int64 [N]."""
         return token_rows(self.format, self._row_starts, slots)
 
-    def gather_rows(self, layer: int, rows: TokenRows) -> tuple[Tensor, Tensor]:
-        """As gather(), where rows() has been asked already."""
+    def page_rows(self, pages: Tensor, hidden: Tensor | None) -> PageRows:
+        """Where every layer has all tokens of pages, int64 [P]; zeros are read for the hidden ones,
+        int64, counted through these pages.
+        """
+        return page_rows(self.format, self._row_starts, pages, hidden)
+
+    def gather_rows(self, layer: int, rows: TokenRows | PageRows) -> tuple[Tensor, Tensor]:
+        """As gather(), where rows() or page_rows() has been asked already."""
         return read_vectors(self._layer_rows[layer], rows)
 
     def _layer_pages(self, stores: tuple[Tensor, ...], params: Tensor | None) -> LayerPages:

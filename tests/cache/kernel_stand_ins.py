@@ -8,16 +8,15 @@ from torch import Tensor
 
 from awqkit_runtime.cache import decode_attention, kernel_step, page_kernels, prompt_attention
 from awqkit_runtime.cache.key_frame import KeyFrame
-from awqkit_runtime.cache.page_access import (
+from awqkit_runtime.cache.page_access import read_vectors, write_vectors
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages
+from awqkit_runtime.cache.page_rows import (
     LayerRows,
     TokenRows,
     layer_rows,
-    read_vectors,
     row_starts,
     token_rows,
-    write_vectors,
 )
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages
 from awqkit_runtime.kernels import reference
 from awqkit_runtime.kernels.rotary import HeadNorms
 from awqkit_runtime.kernels.rotary_append import LayerFrame
