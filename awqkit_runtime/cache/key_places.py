@@ -18,7 +18,7 @@ from awqkit_runtime.cache.sequence_span import SequenceSpan
 #: Whole pages are read where so many tokens are wanted in all …
 _WHOLE_PAGES_FROM = 1024
 #: … and the pages hold no more than so many times as many.
-_WHOLE_PAGES_SHARE = 1.125
+_WHOLE_PAGES_SHARE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,13 @@ class TokenKeys:
 class PageKeys:
     """Keys in whole pages."""
 
-    #: int64 [batch · P]; shorter sequences repeat a page of theirs.
+    #: int64 [batch, P]; shorter sequences repeat a page of theirs.
     pages: Tensor
-    #: Tokens of the pages, counted through all of them, that are among the S keys of their sequence
-    #: although it has no such key: int64, or None. What the pages hold there may be anything.
-    hidden: Tensor | None
     #: Of the P · PAGE_TOKENS tokens of each sequence: its S keys.
     wanted: slice
+    #: Those of the batch · S keys that a shorter sequence does not have: int64, or None. The pages
+    #: may hold anything there.
+    hidden: Tensor | None
 
 
 def key_places(
@@ -52,11 +52,11 @@ def key_places(
     if not _are_worth_whole_pages(key_start, counts, width):
         return TokenKeys(slots=_slots(spans, key_start, max(counts)).to(device))
     wanted = slice(key_start[0] % PAGE_TOKENS, key_start[0] % PAGE_TOKENS + max(counts))
-    hidden = _hidden(counts, width, wanted)
+    hidden = _hidden(counts)
     return PageKeys(
         pages=_pages(spans, first, width).to(device),
-        hidden=None if hidden is None else hidden.to(device),
         wanted=wanted,
+        hidden=None if hidden is None else hidden.to(device),
     )
 
 
@@ -81,19 +81,17 @@ def _slots(spans: Sequence[SequenceSpan], key_start: Sequence[int], most: int) -
 
 
 def _pages(spans: Sequence[SequenceSpan], first: Sequence[int], width: int) -> Tensor:
-    """int64 [batch · width], from each sequence's first one on."""
+    """int64 [batch, width], from each sequence's first one on."""
     last = torch.tensor([pages_for(span.total) - 1 for span in spans]).unsqueeze(1)
     ordinals = torch.tensor(first).unsqueeze(1) + torch.arange(width)
-    return _page_table(spans).gather(1, torch.minimum(ordinals, last)).flatten()
+    return _page_table(spans).gather(1, torch.minimum(ordinals, last))
 
 
-def _hidden(counts: Sequence[int], width: int, wanted: slice) -> Tensor | None:
-    """Of the tokens of each sequence's pages those that are wanted and no key of its own."""
+def _hidden(counts: Sequence[int]) -> Tensor | None:
     if min(counts) == max(counts):
         return None
-    tokens = torch.arange(width * PAGE_TOKENS)
-    ends = torch.tensor(counts).unsqueeze(1) + wanted.start
-    return ((tokens >= ends) & (tokens < wanted.stop)).flatten().nonzero().flatten()
+    behind = torch.arange(max(counts)) >= torch.tensor(counts).unsqueeze(1)
+    return behind.flatten().nonzero().flatten()
 
 
 def _page_table(spans: Sequence[SequenceSpan]) -> Tensor:

@@ -41,36 +41,40 @@ def read_vectors(layer: LayerRows, rows: TokenRows | PageRows) -> tuple[Tensor, 
     # Keys and values in one allocation, which is given back and taken again more cheaply than two.
     if layer.params is None or rows.params is None:
         vectors = _joined(stored)
-        _hide(vectors, rows)
         if vectors.device.type == "cpu":
             vectors = vectors.float()  # What attention computes in there.
+        vectors = vectors.contiguous().view(-1, form.head_dim)
+        _hide(vectors, rows)
     else:
-        params = _selected(layer.params, rows.params, rows)
-        _hide(params, rows)  # 0 · code + 0, whatever the code.
+        params = _selected(layer.params, rows.params, rows).contiguous()
+        _hide(params.view(-1), rows)  # 0 · code + 0, whatever the code.
         vectors = _dequantized(stored, params, layer)
     k, v = vectors.view(2, form.num_kv_heads, -1, form.head_dim).transpose(1, 2)
     return k, v
 
 
+def _selected(stored: Tensor, which: Tensor, rows: TokenRows | PageRows) -> Tensor:
+    """The rows of stored, [rows] or [rows, n], that `which` names: one by one, or in runs of which
+    each sequence's wanted ones are taken, [sequences and heads, tokens] or [the same, n].
+    """
+    if isinstance(rows, TokenRows):
+        return stored.index_select(0, which)
+    runs = stored.view(stored.shape[0] // PAGE_TOKENS, -1)
+    return runs.index_select(0, which).view(-1, rows.tokens, *stored.shape[1:])[:, rows.wanted]
+
+
 def _dequantized(stored: list[Tensor], params: Tensor, layer: LayerRows) -> Tensor:
-    vectors = torch.empty((params.shape[0], layer.format.head_dim), device=params.device)
+    vectors = torch.empty((*params.shape, layer.format.head_dim), device=params.device)
     parts = vectors.chunk(len(stored))
     for codes, bits, part in zip(stored, _bits(layer), parts, strict=True):
         unpack_codes(codes, bits, part)
-    return dequantize_vectors(vectors, params.view(PARAM_DTYPE).view(-1, PARAMS_PER_VECTOR))
+    pairs = params.view(PARAM_DTYPE).view(*params.shape, PARAMS_PER_VECTOR)
+    return dequantize_vectors(vectors, pairs)
 
 
 def _hide(found: Tensor, rows: TokenRows | PageRows) -> None:
     if isinstance(rows, PageRows) and rows.hidden is not None:
         found.index_fill_(0, rows.hidden, 0)
-
-
-def _selected(stored: Tensor, which: Tensor, rows: TokenRows | PageRows) -> Tensor:
-    """The rows of stored, [rows] or [rows, n], that `which` names one by one or in runs."""
-    if isinstance(rows, TokenRows):
-        return stored.index_select(0, which)
-    runs = stored.view(stored.shape[0] // PAGE_TOKENS, -1)
-    return runs.index_select(0, which).view(-1, *stored.shape[1:])
 
 
 def _bits(layer: LayerRows) -> tuple[int, ...]:

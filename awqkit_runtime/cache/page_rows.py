@@ -47,13 +47,18 @@ class TokenRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PageRows:
-    """Runs of PAGE_TOKENS rows, of P whole pages, head by head; the same for every layer."""
+    """Runs of PAGE_TOKENS rows, of P pages of each sequence; the same for every layer."""
 
-    #: int64 [2 · kv_heads · P], keys and then values in one store, or [kv_heads · P] in both.
+    #: int64 [2 · kv_heads · batch · P], keys and then values in one store, or
+    #: [kv_heads · batch · P] in both.
     vectors: Tensor
-    #: int64 [2 · kv_heads · P]; None where pages are dense.
+    #: int64 [2 · kv_heads · batch · P]; None where pages are dense.
     params: Tensor | None
-    #: Those of the 2 · kv_heads · P · PAGE_TOKENS rows that are read as zeros: int64, or None.
+    #: Tokens of each sequence's pages: P · PAGE_TOKENS.
+    tokens: int
+    #: Those of them that are read.
+    wanted: slice
+    #: Of the 2 · kv_heads · N rows that are read those that are zeros: int64, or None.
     hidden: Tensor | None
 
 
@@ -89,16 +94,22 @@ def token_rows(format: PageFormat, starts: RowStarts, slots: Tensor) -> TokenRow
 
 
 def page_rows(
-    format: PageFormat, starts: RowStarts, pages: Tensor, hidden: Tensor | None
+    format: PageFormat, starts: RowStarts, pages: Tensor, wanted: slice, hidden: Tensor | None
 ) -> PageRows:
-    """pages: int64 [P]; hidden: int64, tokens counted through these pages."""
-    heads, count = 2 * format.num_kv_heads, pages.shape[0] * PAGE_TOKENS
-    vectors = pages * format.num_kv_heads + starts.vectors // PAGE_TOKENS
-    params = pages * heads + starts.params // PAGE_TOKENS if format.quantized else None
+    """pages: int64 [batch, P]; wanted: of the tokens of each sequence's pages; hidden: int64, of
+    the tokens that are wanted, counted through all sequences.
+    """
+    heads, tokens = 2 * format.num_kv_heads, pages.shape[1] * PAGE_TOKENS
+    flat = pages.view(-1)
+    vectors = flat * format.num_kv_heads + starts.vectors // PAGE_TOKENS
+    params = flat * heads + starts.params // PAGE_TOKENS if format.quantized else None
     if hidden is not None:
+        count = pages.shape[0] * (wanted.stop - wanted.start)
         hidden = hidden + torch.arange(0, heads * count, count, device=hidden.device).unsqueeze(1)
     return PageRows(
         vectors=vectors.view(-1),
         params=None if params is None else params.view(-1),
+        tokens=tokens,
+        wanted=wanted,
         hidden=None if hidden is None else hidden.view(-1),
     )

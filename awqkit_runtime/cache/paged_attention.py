@@ -107,8 +107,6 @@ class PagedAttention:
     def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
         k, v = self._pool.gather_rows(layer, self._rows_of(group))
         q, k, v = (x.unflatten(0, (group.batch, -1)) for x in (q, k, v))
-        if isinstance(group.keys, PageKeys):
-            k, v = (x[:, group.keys.wanted] for x in (k, v))
         return attend(
             q,
             k,
@@ -127,7 +125,7 @@ class PagedAttention:
 
     def _find_rows(self, keys: TokenKeys | PageKeys) -> TokenRows | PageRows:
         if isinstance(keys, PageKeys):
-            return self._pool.page_rows(keys.pages, keys.hidden)
+            return self._pool.page_rows(keys.pages, keys.wanted, keys.hidden)
         return self._pool.rows(keys.slots)
 
 

@@ -83,11 +83,13 @@ class PagePool:
         """Where every layer has the tokens at slots, int64 [N]."""
         return token_rows(self.format, self._row_starts, slots)
 
-    def page_rows(self, pages: Tensor, hidden: Tensor | None) -> PageRows:
-        """Where every layer has all tokens of pages, int64 [P]; zeros are read for the hidden ones,
-        int64, counted through these pages.
+    def page_rows(self, pages: Tensor, wanted: slice, hidden: Tensor | None) -> PageRows:
+        """Where every layer has the wanted tokens of sequences' pages, int64 [batch, P].
+
+        wanted: of the P · PAGE_TOKENS tokens of each sequence. hidden: those of the wanted ones,
+        int64, counted through all sequences, for which zeros are read.
         """
-        return page_rows(self.format, self._row_starts, pages, hidden)
+        return page_rows(self.format, self._row_starts, pages, wanted, hidden)
 
     def gather_rows(self, layer: int, rows: TokenRows | PageRows) -> tuple[Tensor, Tensor]:
         """As gather(), where rows() or page_rows() has been asked already."""

@@ -32,7 +32,8 @@ def make_spans(*totals: int) -> list[SequenceSpan]:
         ([1500], [0], True),
         ([1023], [0], False),  # Too few.
         ([1024], [0], True),
-        ([440, 450, 455], [0, 0, 0], False),  # 512 tokens for 455.
+        ([65] * 20, [0] * 20, False),  # 128 tokens for 65.
+        ([90] * 20, [0] * 20, True),
         ([500, 570], [0, 0], True),
         ([1500, 1500], [5, 69], True),
         ([1500, 1500], [5, 70], False),  # At different places of their pages.
@@ -65,10 +66,10 @@ def test_both_are_the_same_keys(
     monkeypatch.setattr(places, "_WHOLE_PAGES_SHARE", 1000)
     by_pages = key_places(spans, key_start, CPU)
     assert isinstance(by_pages, PageKeys)
-    slots = (by_pages.pages.unsqueeze(1) * PAGE_TOKENS + torch.arange(PAGE_TOKENS)).flatten()
+    slots = (by_pages.pages.unsqueeze(-1) * PAGE_TOKENS + torch.arange(PAGE_TOKENS)).flatten(1)
+    slots = slots[:, by_pages.wanted].contiguous()
     if by_pages.hidden is not None:
-        slots[by_pages.hidden] = -1
-    slots = slots.view(len(spans), -1)[:, by_pages.wanted]
+        slots.view(-1)[by_pages.hidden] = -1
     expected = by_tokens.slots.view(len(spans), -1)
     for row, (total, start) in enumerate(zip(totals, key_start, strict=True)):
         keys = total - start
