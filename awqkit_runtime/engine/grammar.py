@@ -20,7 +20,8 @@ from awqkit_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-    from transformers import PreTrainedTokenizerFast
+
+    from awqkit.checkpoint.tokenizer import TextTokenizer
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
 _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}
@@ -92,7 +93,7 @@ class GrammarCompiler:
     """Makes constraints for one model; its vocabulary is prepared when the first one is wanted."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, vocab_size: int, stop_token_ids: Iterable[int]
+        self, tokenizer: TextTokenizer, vocab_size: int, stop_token_ids: Iterable[int]
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
@@ -113,10 +114,12 @@ class GrammarCompiler:
 
     def _vocabulary(self) -> LLTokenizer:
         if self._prepared is None:
-            from llguidance.hf import from_tokenizer
+            from llguidance import LLTokenizer
 
-            self._prepared = from_tokenizer(
-                self._tokenizer, n_vocab=self._vocab_size, eos_token=self._stop_token_ids
+            self._prepared = LLTokenizer(
+                self._tokenizer.backend.to_str(),
+                n_vocab=self._vocab_size,
+                eos_token=self._stop_token_ids,
             )
         return self._prepared
 

@@ -31,7 +31,7 @@ from awqkit_runtime.models.footprint import loaded_bytes
 from awqkit_runtime.models.loader import load_decoder, resolve_dtype
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from awqkit.checkpoint.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ModelText:
 
     folder: Path
     #: None where the folder has none; such a model reads and writes token ids.
-    tokenizer: PreTrainedTokenizerFast | None
+    tokenizer: TextTokenizer | None
     bos_token_id: int | None
     stop_token_ids: tuple[int, ...]
     #: For conversations: what the model's generation_config.json asks for.
@@ -49,7 +49,8 @@ class ModelText:
     @cached_property
     def added_tokens(self) -> dict[str, int]:
         """Ids of tokens that stand for themselves, whatever text is around them."""
-        return {} if self.tokenizer is None else dict(self.tokenizer.get_added_vocab())
+        added = {} if self.tokenizer is None else self.tokenizer.added_tokens
+        return {token.content: index for index, token in added.items()}
 
     @property
     def has_chat_template(self) -> bool:
@@ -59,7 +60,7 @@ class ModelText:
 class NoText:
     """Stands in for the tokenizer of a folder without one."""
 
-    def decode(self, token_ids: list[int], **options: Any) -> str:
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
         return ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import resource
 import socket
 from collections.abc import Callable
@@ -56,10 +55,7 @@ async def _run(
 ) -> int:
     _allow_connections()
     with _bind(config) as listener:
-        # Takes as long as the engine takes for much of its loading.
-        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "transformers"))
         client = await EngineClient.start(model, engine)
-        await imports
         try:
             service = make_service(model, client, config)
             server = _Server(service, listener, ready)
@@ -93,7 +89,7 @@ def _tool_format(text: ModelText, config: ServeConfig) -> ToolFormat | None:
     if text.tokenizer is None or not text.has_chat_template:
         return None
     return find_format(
-        config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.get_vocab()
+        config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.vocabulary
     )
 
 
