@@ -15,9 +15,9 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
+from awqkit_runtime.engine.constraint import Constraint, GrammarCompiler
 from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.fast_decoder import FastDecoder
-from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
 from awqkit_runtime.engine.launched_step import launcher
 from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput

@@ -14,9 +14,9 @@ import torch
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.constraint import GrammarCompiler
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.generation_defaults import sampling_defaults
-from awqkit_runtime.engine.grammar import GrammarCompiler
 from awqkit_runtime.engine.key_choice import key_frame_for
 from awqkit_runtime.engine.memory import free_memory, part_of_memory
 from awqkit_runtime.engine.parallel.loading import load_shared
@@ -120,15 +120,16 @@ def load_engine(
     that cannot be. A warning where 4-bit keys do harm.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
-    plan = plan_engine(checkpoint, config)
-    if announce is not None:
-        announce(plan)
+    with ThreadPoolExecutor(1) as pool:  # Beside the device's start, which takes as long.
+        reading = pool.submit(read_model_text, checkpoint)
+        plan = plan_engine(checkpoint, config)
+        if announce is not None:
+            announce(plan)
+        # What is wrong with it is told before anyone waits for weights.
+        text = reading.result()
     config = replace(config, max_prefill_tokens=plan.step_tokens)
     load = _shared_model if config.tp > 1 else _whole_model
-    with ThreadPoolExecutor(1) as pool:  # Beside the weights, which take longer.
-        reading = pool.submit(read_model_text, checkpoint)
-        parts = load(checkpoint, config, plan)
-        text = reading.result()
+    parts = load(checkpoint, config, plan)
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from awqkit_runtime.engine.grammar import Constraint
+from awqkit_runtime.engine.constraint import Constraint
 from awqkit_runtime.engine.sampling_params import SamplingParams
 
 #: A request of one priority more is served as if it had arrived so many steps earlier.

@@ -17,3 +17,13 @@ def test_import_is_lean(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["awqkit.cli", "awqkit_runtime.cli"])
+def test_commands_are_known_without_torch(module: str) -> None:
+    """So that --help and wrong options are answered at once."""
+    code = f"import sys, {module}; print([m for m in {(*HEAVY, 'torch', 'numpy')!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "[]"

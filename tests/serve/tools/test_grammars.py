@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from awqkit.checkpoint.tokenizer import TextTokenizer
-from awqkit_runtime.engine.grammar import Grammar, GrammarCompiler, check_grammar
+from awqkit_runtime.engine.constraint import GrammarCompiler
+from awqkit_runtime.engine.grammar import Grammar, check_grammar
 from awqkit_runtime.errors import RequestError
 from awqkit_runtime.serve.tools.formats import TOOL_FORMATS, ToolFormat
 from awqkit_runtime.serve.tools.grammars import forced_call, free_calls
