@@ -22,7 +22,12 @@ from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit.checkpoint.safetensors_file import TORCH_DTYPES, StoredTensor
+from awqkit.checkpoint.safetensors_file import (
+    TORCH_DTYPES,
+    StoredTensor,
+    TensorReader,
+    read_tensor,
+)
 from awqkit.checkpoint.shards import find_tensors
 from awqkit.checkpoint.stored_values import read_dense, read_quantized
 from awqkit.checkpoint.tied_head import require_tied
@@ -71,20 +76,20 @@ class Checkpoint:
         placement = self._placement(name)
         return None if placement.packed_format is None else placement.bits
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, read: TensorReader = read_tensor) -> Tensor:
         """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
         placement = self._placement(name)
         if placement.packed_format is not None:
             raise CheckpointError(f"{name} is stored quantized; there is no dense form of it here.")
-        return read_dense(placement)
+        return read_dense(placement, read)
 
     def quantized(self, name: str) -> QuantizedWeight:
         """The integers and scales of a quantized linear; CheckpointError if it is dense."""
         return self.packed(name).unpack()
 
-    def packed(self, name: str) -> PackedWeight:
+    def packed(self, name: str, read: TensorReader = read_tensor) -> PackedWeight:
         """The stored tensors of a quantized linear, checked; CheckpointError if it is dense."""
-        return read_quantized(self._quantized_placement(name))
+        return read_quantized(self._quantized_placement(name), read)
 
     def weight(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor as it is stored, dense or quantized."""
@@ -95,13 +100,15 @@ class Checkpoint:
         prefix = layer_prefix(layer)
         return {name: self.weight(prefix + name) for name in layer_shapes(self.config, layer)}
 
-    def packed_block(self, layer: int) -> dict[str, Tensor | PackedWeight]:
+    def packed_block(
+        self, layer: int, read: TensorReader = read_tensor
+    ) -> dict[str, Tensor | PackedWeight]:
         """As `block`, with the quantized linears still packed."""
         prefix = layer_prefix(layer)
         return {
-            name: self.packed(prefix + name)
+            name: self.packed(prefix + name, read)
             if self.is_quantized(prefix + name)
-            else self.tensor(prefix + name)
+            else self.tensor(prefix + name, read)
             for name in layer_shapes(self.config, layer)
         }
 

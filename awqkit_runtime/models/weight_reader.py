@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
+from awqkit_runtime.models.device_reader import reader_for, reading_onto
 
 #: The weights outside the layers; a tied head is absent.
 _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-#: Layers that are read at once for a GPU: copying into fresh memory keeps a core busy for each.
+#: Layers that are read at once for a GPU: copying out of the page cache keeps a core busy for each.
 _AHEAD = 4
 
 Block = dict[str, Tensor | PackedWeight]
@@ -32,10 +33,11 @@ def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]
         yield from map(checkpoint.packed_block, layers)
         return
     pool = ThreadPoolExecutor(_AHEAD)
+    read = reader_for(device)
     reading: deque[Future[Block]] = deque()
     try:
         for layer in layers:
-            reading.append(pool.submit(checkpoint.packed_block, layer))
+            reading.append(pool.submit(checkpoint.packed_block, layer, read))
             if len(reading) == _AHEAD:
                 yield reading.popleft().result()
         while reading:
@@ -62,13 +64,11 @@ def outer_read_meanwhile(
 def read_outer(checkpoint: Checkpoint, device: torch.device) -> Outer:
     """What lies outside the layers, dense tensors on the device, by canonical name."""
     present = set(checkpoint.names())
-    names = [name for name in _OUTER if name in present]
-    with ThreadPoolExecutor(len(names) if device.type == "cuda" else 1) as pool:
-        read = list(pool.map(lambda name: _read(checkpoint, name, device), names))
-    return dict(zip(names, read, strict=True))
-
-
-def _read(checkpoint: Checkpoint, name: str, device: torch.device) -> Tensor | PackedWeight:
-    if checkpoint.is_quantized(name):
-        return checkpoint.packed(name)
-    return checkpoint.tensor(name).to(device)
+    with reading_onto(device) as read:
+        return {
+            name: checkpoint.packed(name, reader_for(device))
+            if checkpoint.is_quantized(name)
+            else checkpoint.tensor(name, read)
+            for name in _OUTER
+            if name in present
+        }
