@@ -41,8 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds: dict[str, float] = {"interpreter": BEGIN - arguments.started}
     begin = time.time()
-    llm_module = importlib.import_module("awqkit_runtime.llm")
     importlib.import_module("awqkit_runtime.cli")
+    llm_module = importlib.import_module("awqkit_runtime.llm")
     seconds["imports"] = time.time() - begin
     for module, names in PARTS.items():
         for name, part in names.items():
