@@ -21,7 +21,8 @@ PARTS = {
     "awqkit_runtime.engine.loading": {
         "open_checkpoint": "headers",
         "plan_engine": "device_and_plan",
-        "read_model_text": "tokenizer",
+        "read_tokenizer": "tokenizer",
+        "read_model_text": "stop_tokens",
         "load_decoder": "weights",
         "key_frame_for": "key_frame",
         "Engine": "cache_and_memory",

@@ -100,17 +100,18 @@ class Checkpoint:
         prefix = layer_prefix(layer)
         return {name: self.weight(prefix + name) for name in layer_shapes(self.config, layer)}
 
-    def packed_block(
-        self, layer: int, read: TensorReader = read_tensor
-    ) -> dict[str, Tensor | PackedWeight]:
+    def packed_block(self, layer: int) -> dict[str, Tensor | PackedWeight]:
         """As `block`, with the quantized linears still packed."""
         prefix = layer_prefix(layer)
-        return {
-            name: self.packed(prefix + name, read)
-            if self.is_quantized(prefix + name)
-            else self.tensor(prefix + name, read)
-            for name in layer_shapes(self.config, layer)
-        }
+        return {name: self.packed_or_dense(prefix + name) for name in self.block_names(layer)}
+
+    def block_names(self, layer: int) -> tuple[str, ...]:
+        """The names of a layer's tensors within it, a quantized linear's as its weight's."""
+        return tuple(layer_shapes(self.config, layer))
+
+    def packed_or_dense(self, name: str, read: TensorReader = read_tensor) -> Tensor | PackedWeight:
+        """The tensor as it is stored, a quantized one still packed."""
+        return self.packed(name, read) if self.is_quantized(name) else self.tensor(name, read)
 
     def weight_bytes(self) -> int:
         """Bytes of all stored tensors on disk."""

@@ -64,13 +64,20 @@ class NoText:
         return ""
 
 
-def read_model_text(checkpoint: Checkpoint) -> ModelText:
-    """The tokenizer and the generation settings of a checkpoint's folder."""
-    from awqkit.checkpoint.stop_tokens import read_generation_config
-    from awqkit.checkpoint.tokenizer import has_tokenizer, load_tokenizer, stop_token_ids
+def read_tokenizer(checkpoint: Checkpoint) -> TextTokenizer | None:
+    """That of a checkpoint's folder; None where it has none."""
+    from awqkit.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 
     folder = checkpoint.folder
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
+
+
+def read_model_text(checkpoint: Checkpoint, tokenizer: TextTokenizer | None) -> ModelText:
+    """tokenizer, and the generation settings of a checkpoint's folder."""
+    from awqkit.checkpoint.stop_tokens import read_generation_config
+    from awqkit.checkpoint.tokenizer import stop_token_ids
+
+    folder = checkpoint.folder
     return ModelText(
         folder=folder,
         tokenizer=tokenizer,
@@ -120,16 +127,17 @@ def load_engine(
     that cannot be. A warning where 4-bit keys do harm.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
-    with ThreadPoolExecutor(1) as pool:  # Beside the device's start, which takes as long.
-        reading = pool.submit(read_model_text, checkpoint)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_tokenizer, checkpoint)  # Beside the start of the device.
         plan = plan_engine(checkpoint, config)
         if announce is not None:
             announce(plan)
-        # What is wrong with it is told before anyone waits for weights.
-        text = reading.result()
-    config = replace(config, max_prefill_tokens=plan.step_tokens)
-    load = _shared_model if config.tp > 1 else _whole_model
-    parts = load(checkpoint, config, plan)
+        config = replace(config, max_prefill_tokens=plan.step_tokens)
+        load = _shared_model if config.tp > 1 else _whole_model
+        # A damaged tokenizer is told of before anyone waits for weights.
+        completing = pool.submit(read_model_text, checkpoint, reading.result())
+        parts = load(checkpoint, config, plan)
+        text = completing.result()
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None

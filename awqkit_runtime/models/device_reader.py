@@ -45,6 +45,7 @@ def reading_onto(device: torch.device) -> Iterator[TensorReader]:
         yield partial(_read_onto, device, pool)
     finally:
         pool.shutdown(cancel_futures=True)
+        give_pinned_back(device)
 
 
 def _read_onto(

@@ -18,7 +18,6 @@ from awqkit_runtime.layers.attention import DenseAttention
 from awqkit_runtime.layers.placement import Fusions, Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
-from awqkit_runtime.models.device_reader import give_pinned_back
 from awqkit_runtime.models.reference_paths import say_what_runs_in_torch
 from awqkit_runtime.models.weight_reader import outer_read_meanwhile, read_layers
 
@@ -56,9 +55,7 @@ def load_decoder(
             DecoderLayer(config, layer, block, placement)
             for layer, block in enumerate(read_layers(checkpoint, placed_on))
         ]
-        decoder = Decoder(config, layers, outer(), placement, session_len=length)
-    give_pinned_back(placed_on)
-    return decoder
+        return Decoder(config, layers, outer(), placement, session_len=length)
 
 
 def ready_placement(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
-from awqkit_runtime.models.device_reader import reader_for, reading_onto
+from awqkit.checkpoint.canonical import layer_prefix
+from awqkit_runtime.models.device_reader import give_pinned_back, reader_for, reading_onto
 
 #: The weights outside the layers; a tied head is absent.
 _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-#: Layers that are read at once for a GPU: copying out of the page cache keeps a core busy for each.
-_AHEAD = 4
+#: Weights that are read ahead for a GPU, several at a time: copying out of the page cache keeps a
+#: core busy for each.
+_AHEAD, _THREADS = 8, 6
 
 Block = dict[str, Tensor | PackedWeight]
 Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
@@ -26,24 +29,37 @@ Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
 def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]:
     """The tensors of each layer, named relative to it, 4-bit ones packed; in host memory.
 
-    For a GPU several layers are read ahead. On a CPU, where they would take memory twice, none is.
+    For a GPU some are read ahead. On a CPU, where they would take memory twice, none is.
     """
     layers = range(checkpoint.config.num_layers)
     if device.type == "cpu":
         yield from map(checkpoint.packed_block, layers)
         return
-    pool = ThreadPoolExecutor(_AHEAD)
-    read = reader_for(device)
-    reading: deque[Future[Block]] = deque()
-    try:
+    with _read_ahead(checkpoint, device) as next_weight:
         for layer in layers:
-            reading.append(pool.submit(checkpoint.packed_block, layer, read))
-            if len(reading) == _AHEAD:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
+            yield {name: next_weight() for name in checkpoint.block_names(layer)}
+
+
+@contextmanager
+def _read_ahead(
+    checkpoint: Checkpoint, device: torch.device
+) -> Iterator[Callable[[], Tensor | PackedWeight]]:
+    """The call gives the weights of all layers one after the other."""
+    layers = range(checkpoint.config.num_layers)
+    names = (layer_prefix(n) + name for n in layers for name in checkpoint.block_names(n))
+    pool = ThreadPoolExecutor(_THREADS)
+    read = partial(checkpoint.packed_or_dense, read=reader_for(device))
+    reading = deque(pool.submit(read, name) for name in islice(names, _AHEAD))
+
+    def next_weight() -> Tensor | PackedWeight:
+        reading.extend(pool.submit(read, name) for name in islice(names, 1))
+        return reading.popleft().result()
+
+    try:
+        yield next_weight
     finally:
         pool.shutdown(cancel_futures=True)
+        give_pinned_back(device)
 
 
 @contextmanager

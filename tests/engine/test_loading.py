@@ -44,7 +44,7 @@ def test_what_ends_the_plan_ends_the_loading(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """However long the tokenizer takes, nothing of it goes on behind."""
-    read, failed = loading.read_model_text, threading.Event()
+    read, failed = loading.read_tokenizer, threading.Event()
 
     def late(*arguments: Any) -> Any:
         assert failed.wait(60)
@@ -54,7 +54,7 @@ def test_what_ends_the_plan_ends_the_loading(
         failed.set()
         raise error
 
-    monkeypatch.setattr(loading, "read_model_text", late)
+    monkeypatch.setattr(loading, "read_tokenizer", late)
     monkeypatch.setattr(loading, "plan_engine", fail)
     threads = threading.active_count()
     with pytest.raises(type(error)):

@@ -11,7 +11,6 @@ from awqkit_runtime.engine.parallel.communicator import Communicator
 from awqkit_runtime.engine.parallel.shares import Share, shard_config
 from awqkit_runtime.engine.parallel.weights import pad_input, shard_layer
 from awqkit_runtime.models.decoder import Decoder, DecoderLayer
-from awqkit_runtime.models.device_reader import give_pinned_back
 from awqkit_runtime.models.loader import head_bits, ready_placement, resolve_session_len
 from awqkit_runtime.models.weight_reader import read_layers, read_outer
 
@@ -61,9 +60,7 @@ def load_share(
     if share.rank:
         outer.pop(LM_HEAD, None)
     length = resolve_session_len(config, session_len)
-    decoder = Decoder(local, layers, outer, placement, session_len=length)
-    give_pinned_back(device)
-    return decoder
+    return Decoder(local, layers, outer, placement, session_len=length)
 
 
 def _module(parent: nn.Module, name: str) -> nn.Module:
