@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from awqkit.checkpoint.config_file import read_decoder_config
     from awqkit.checkpoint.decoder_config import DecoderConfig, ExpertsConfig, RopeConfig
     from awqkit.checkpoint.errors import (
         AwqkitError,
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     )
     from awqkit.checkpoint.packed_weight import PackedWeight, pack_weight
     from awqkit.checkpoint.quantized_weight import QuantizedWeight
-    from awqkit.checkpoint.reader import Checkpoint, open_checkpoint, read_decoder_config
+    from awqkit.checkpoint.reader import Checkpoint, open_checkpoint
     from awqkit.checkpoint.writer import refuse_occupied, write_checkpoint
 
 #: Module that defines it -> names; imported on first use: commands that read none of a checkpoint's
 #: tensors need its errors and layout, and not torch.
 _DEFINED = {
+    "config_file": ("read_decoder_config",),
     "decoder_config": ("DecoderConfig", "ExpertsConfig", "RopeConfig"),
     "errors": (
         "AwqkitError",
@@ -32,7 +34,7 @@ _DEFINED = {
     ),
     "packed_weight": ("PackedWeight", "pack_weight"),
     "quantized_weight": ("QuantizedWeight",),
-    "reader": ("Checkpoint", "open_checkpoint", "read_decoder_config"),
+    "reader": ("Checkpoint", "open_checkpoint"),
     "writer": ("refuse_occupied", "write_checkpoint"),
 }
 _EXPORTS = {name: module for module, names in _DEFINED.items() for name in names}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, layer_prefix, layer_shapes
+from awqkit.checkpoint.config_file import naming, read_raw_config
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
 from awqkit.checkpoint.gptq import read_sidecar, require_plain, surplus_biases
 from awqkit.checkpoint.hub import resolve_source
-from awqkit.checkpoint.json_file import read_json_object
 from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
@@ -32,7 +31,6 @@ from awqkit.checkpoint.shards import find_tensors
 from awqkit.checkpoint.stored_values import read_dense, read_quantized
 from awqkit.checkpoint.tied_head import require_tied
 
-CONFIG_FILE = "config.json"
 Format = Literal["hf", "awq", "compressed-tensors", "gptq"]
 
 
@@ -142,8 +140,8 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
     Raises CheckpointError, and UnsupportedModelError for what is sound but not known.
     """
     folder = resolve_source(source)
-    raw = _read_raw_config(folder)
-    with _naming(folder):
+    raw = read_raw_config(folder)
+    with naming(folder):
         family = find_family(raw)
         config = family.read_config(raw)
         quantization = read_quantization(raw)
@@ -157,7 +155,7 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
             "Leave the model format at auto."
         )
     harmless = surplus_biases(tensors) if found == "gptq" else ()
-    with _naming(folder):
+    with naming(folder):
         placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
         require_plain(tensors, placements)
         require_tied(tensors, config, family)
@@ -172,32 +170,3 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
         placements=placements,
         weight_bytes=sum(entry.nbytes for entry in tensors.values()),
     )
-
-
-def read_decoder_config(source: str | Path) -> DecoderConfig:
-    """The DecoderConfig of a folder (config.json alone is enough) or a hub id."""
-    folder = resolve_source(source, files=(CONFIG_FILE,))
-    raw = _read_raw_config(folder)
-    with _naming(folder):
-        return find_family(raw).read_config(raw)
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Begin errors about a folder's content with the folder, where they do not name it anyway."""
-    try:
-        yield
-    except CheckpointError as error:
-        if str(folder) in str(error):
-            raise
-        raise type(error)(f"{folder}: {error}") from error
-
-
-def _read_raw_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {CONFIG_FILE}, so it is no model in Hugging Face form. "
-            "Name the folder that holds config.json and the .safetensors files."
-        )
-    return read_json_object(path)

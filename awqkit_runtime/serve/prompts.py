@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
 from awqkit_runtime.engine.grammar import Grammar, check_grammar
-from awqkit_runtime.engine.loading import ModelText
+from awqkit_runtime.engine.model_text import ModelText
 from awqkit_runtime.errors import RequestError
 from awqkit_runtime.serve.errors import ApiError, invalid
 

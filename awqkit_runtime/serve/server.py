@@ -12,8 +12,13 @@ from typing import Any
 
 import uvicorn
 
-from awqkit.checkpoint import open_checkpoint
-from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text, read_tokenizer
+from awqkit.checkpoint import read_decoder_config
+from awqkit_runtime.engine.model_text import (
+    ModelText,
+    NoText,
+    read_model_text,
+    read_tokenizer,
+)
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.serve.app import create_app
 from awqkit_runtime.serve.config import ServeConfig
@@ -72,8 +77,8 @@ def make_service(model: str, client: EngineClient, config: ServeConfig) -> Servi
     admission = Admission(
         ready.max_batch_size + config.max_queued_requests, clock=asyncio.get_running_loop().time
     )
-    checkpoint = open_checkpoint(ready.folder)
-    text = read_model_text(checkpoint, read_tokenizer(checkpoint))
+    folder = Path(ready.folder)
+    text = read_model_text(folder, read_decoder_config(folder), read_tokenizer(folder))
     return Service(
         config=config,
         model_name=config.model_name or Path(model).name or model,

@@ -15,9 +15,11 @@ def test_import_is_lean(module: str) -> None:
     assert loaded_with(module, HEAVY) == "[]"
 
 
-@pytest.mark.parametrize("module", ["awqkit.cli", "awqkit_runtime.cli"])
-def test_commands_are_known_without_torch(module: str) -> None:
-    """So that --help and wrong options are answered at once."""
+@pytest.mark.parametrize(
+    "module", ["awqkit.cli", "awqkit_runtime.cli", "awqkit_runtime.serve.server"]
+)
+def test_who_computes_nothing_loads_no_torch(module: str) -> None:
+    """So that --help is answered, and a server's engine started, at once."""
     assert loaded_with(module, (*HEAVY, "torch", "numpy")) == "[]"
 
 
