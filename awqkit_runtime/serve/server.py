@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import resource
 import socket
 from collections.abc import Callable
@@ -60,7 +61,9 @@ async def _run(
 ) -> int:
     _allow_connections()
     with _bind(config) as listener:
+        imports = asyncio.create_task(asyncio.to_thread(_import_what_texts_need))
         client = await EngineClient.start(model, engine)
+        await imports
         try:
             service = make_service(model, client, config)
             server = _Server(service, listener, ready)
@@ -69,6 +72,12 @@ async def _run(
             return 1 if client.gone.is_set() else 0
         finally:
             await client.close()
+
+
+def _import_what_texts_need() -> None:
+    """Beside the engine, which takes longer to load."""
+    for name in ("tokenizers", "awqkit.checkpoint.chat_template"):
+        importlib.import_module(name)
 
 
 def make_service(model: str, client: EngineClient, config: ServeConfig) -> Service:
