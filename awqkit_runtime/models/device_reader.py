@@ -24,9 +24,9 @@ from awqkit.checkpoint.safetensors_file import (
 )
 
 #: Bytes of a large tensor that are read at once, …
-_PART_BYTES = 2**24
+_PART_BYTES = 2**23
 #: … and by how many threads: each copies out of the page cache as fast as a core can.
-_THREADS = 4
+_THREADS = 3
 
 
 def reader_for(device: torch.device) -> TensorReader:
