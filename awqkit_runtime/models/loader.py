@@ -49,8 +49,9 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    placement = ready_placement(config, placed_on, dtype, fusions, head_bits=head_bits(checkpoint))
     with outer_read_meanwhile(checkpoint, placed_on) as outer:
+        bits = head_bits(checkpoint)
+        placement = ready_placement(config, placed_on, dtype, fusions, head_bits=bits)
         layers = [
             DecoderLayer(config, layer, block, placement)
             for layer, block in enumerate(read_layers(checkpoint, placed_on))
