@@ -74,6 +74,10 @@ class Checkpoint:
         placement = self._placement(name)
         return None if placement.packed_format is None else placement.bits
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes on disk of what holds a tensor, which may be others' too."""
+        return sum(entry.nbytes for entry in self._placement(name).entries.values())
+
     def tensor(self, name: str, read: TensorReader = read_tensor) -> Tensor:
         """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
         placement = self._placement(name)

@@ -31,7 +31,15 @@ _THREADS = 3
 
 def reader_for(device: torch.device) -> TensorReader:
     """Into memory of the host that the device copies from fastest."""
-    return partial(read_tensor, pinned=device.type == "cuda")
+    return _read_pinned if device.type == "cuda" else read_tensor
+
+
+def _read_pinned(entry: StoredTensor, rows: Sequence[range] | None = None) -> Tensor:
+    try:
+        return read_tensor(entry, rows, pinned=True)
+    except RuntimeError:
+        # The system lends no more of it; other memory is slower, and the same.
+        return read_tensor(entry, rows)
 
 
 @contextmanager

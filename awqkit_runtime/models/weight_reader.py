@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
 from awqkit.checkpoint.canonical import layer_prefix
+from awqkit.checkpoint.safetensors_file import TensorReader
 from awqkit_runtime.models.device_reader import give_pinned_back, reader_for, reading_onto
 
 #: The weights outside the layers; a tied head is absent.
@@ -21,6 +21,8 @@ _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 #: Weights that are read ahead for a GPU, several at a time: copying out of the page cache keeps a
 #: core busy for each.
 _AHEAD, _THREADS = 8, 6
+#: From so many bytes on no further one is begun.
+_AHEAD_BYTES = 2**30
 
 Block = dict[str, Tensor | PackedWeight]
 Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
@@ -35,31 +37,29 @@ def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]
     if device.type == "cpu":
         yield from map(checkpoint.packed_block, layers)
         return
-    with _read_ahead(checkpoint, device) as next_weight:
-        for layer in layers:
-            yield {name: next_weight() for name in checkpoint.block_names(layer)}
-
-
-@contextmanager
-def _read_ahead(
-    checkpoint: Checkpoint, device: torch.device
-) -> Iterator[Callable[[], Tensor | PackedWeight]]:
-    """The call gives the weights of all layers one after the other."""
-    layers = range(checkpoint.config.num_layers)
-    names = (layer_prefix(n) + name for n in layers for name in checkpoint.block_names(n))
     pool = ThreadPoolExecutor(_THREADS)
-    read = partial(checkpoint.packed_or_dense, read=reader_for(device))
-    reading = deque(pool.submit(read, name) for name in islice(names, _AHEAD))
-
-    def next_weight() -> Tensor | PackedWeight:
-        reading.extend(pool.submit(read, name) for name in islice(names, 1))
-        return reading.popleft().result()
-
     try:
-        yield next_weight
+        weights = _read_ahead(checkpoint, reader_for(device), pool)
+        for layer in layers:
+            yield {name: next(weights) for name in checkpoint.block_names(layer)}
     finally:
         pool.shutdown(cancel_futures=True)
         give_pinned_back(device)
+
+
+def _read_ahead(
+    checkpoint: Checkpoint, read: TensorReader, pool: ThreadPoolExecutor
+) -> Iterator[Tensor | PackedWeight]:
+    """The weights of all layers, one after the other."""
+    layers = range(checkpoint.config.num_layers)
+    names = deque(layer_prefix(n) + name for n in layers for name in checkpoint.block_names(n))
+    reading: deque[tuple[int, Future[Tensor | PackedWeight]]] = deque()
+    while names or reading:
+        while names and len(reading) < _AHEAD and sum(size for size, _ in reading) < _AHEAD_BYTES:
+            name = names.popleft()
+            future = pool.submit(checkpoint.packed_or_dense, name, read)
+            reading.append((checkpoint.stored_bytes(name), future))
+        yield reading.popleft()[1].result()
 
 
 @contextmanager

@@ -52,3 +52,16 @@ def test_a_file_that_ends_early_is_told(
     path.write_bytes(path.read_bytes()[: stored["matrix"].stop - 100])
     with pytest.raises(CheckpointError, match="ends inside"):
         read_in_parts(stored["matrix"], None)
+
+
+def test_where_no_memory_can_be_pinned_other_memory_does(
+    stored: dict[str, StoredTensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(entry: StoredTensor, rows: Sequence[range] | None, **settings: bool) -> torch.Tensor:
+        if settings.get("pinned"):
+            raise RuntimeError("CUDA error: out of memory")
+        return read_tensor(entry, rows)
+
+    monkeypatch.setattr(device_reader, "read_tensor", refuse)
+    read = device_reader.reader_for(torch.device("cuda"))
+    assert torch.equal(read(stored["matrix"], None), read_tensor(stored["matrix"]))

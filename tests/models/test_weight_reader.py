@@ -15,6 +15,7 @@ from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, CheckpointError, open_checkpoint, stored_values
 from awqkit.checkpoint.safetensors_file import TensorReader
+from awqkit_runtime.models import weight_reader
 from awqkit_runtime.models.weight_reader import outer_read_meanwhile, read_layers
 from tests.tiny_models import write_tiny_model
 
@@ -68,6 +69,20 @@ def test_layers_come_in_order_and_whole(checkpoint: Checkpoint) -> None:
         name: checkpoint.shape(name)
         for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
     }
+
+
+def test_little_is_read_ahead_of_what_is_large(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    whole = checkpoint.packed_or_dense
+    monkeypatch.setattr(
+        checkpoint, "packed_or_dense", lambda name, read: begun.append(name) or whole(name, read)
+    )
+    monkeypatch.setattr(weight_reader, "_AHEAD_BYTES", 1)
+    weights = len(checkpoint.block_names(0))
+    for number, _ in enumerate(read_layers(checkpoint, ELSEWHERE), start=1):
+        assert len(begun) == number * weights
 
 
 @pytest.mark.parametrize("part", ["layers.0.", "layers.5.", f"layers.{LAYERS - 1}.", "embed"])
