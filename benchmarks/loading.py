@@ -100,14 +100,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as bytecode:
             environment = os.environ | {"PYTHONPYCACHEPREFIX": bytecode}
             environment.pop("PYTHONDONTWRITEBYTECODE", None)
-            runs = [measured(command, environment) for _ in range(arguments.repeat)]
+            times = range(1 + arguments.repeat)
+            runs = [measured(command, environment) for _ in times][1:]
             firsts = []
             for policy in POLICIES:
-                first_token(folder, policy, environment)
-                firsts += [
-                    {"quant_policy": policy} | first_token(folder, policy, environment)
-                    for _ in range(arguments.repeat)
-                ]
+                found = [first_token(folder, policy, environment) for _ in times][1:]
+                firsts += [{"quant_policy": policy} | seconds for seconds in found]
     for run in (*runs, *firsts):
         print("  ".join(f"{name} {value}" for name, value in run.items()))
     if arguments.json:
