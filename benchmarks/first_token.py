@@ -38,14 +38,12 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--quant-policy", default="0")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--cold-device", action="store_true")
     parser.add_argument("--started", type=float, default=BEGIN)
     arguments = parser.parse_args()
     seconds: dict[str, float] = {"interpreter": BEGIN - arguments.started}
     begin = time.time()
     importlib.import_module("awqkit_runtime.cli")
-    if not arguments.cold_device:
-        importlib.import_module("awqkit_runtime.cuda_start").start_cuda(arguments.device)
+    importlib.import_module("awqkit_runtime.cuda_start").start_cuda(arguments.device)
     llm_module = importlib.import_module("awqkit_runtime.llm")
     seconds["imports"] = time.time() - begin
     for module, names in PARTS.items():
