@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that importing the package is cheap."""
+    """Import a public name on first use: the command line answers --help without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'awqkit' has no attribute {name!r}")
     from importlib import import_module

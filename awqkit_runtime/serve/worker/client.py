@@ -116,7 +116,7 @@ class EngineClient:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "awqkit_runtime.serve.worker",
+                "awqkit_runtime.serve.worker.process",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
