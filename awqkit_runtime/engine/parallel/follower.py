@@ -1,7 +1,4 @@
-"""A rank other than 0: loads its share of the model, then computes the steps that rank 0 names.
-
-Run as `python -m awqkit_runtime.engine.parallel.follower`, told what to do on standard input.
-"""
+"""A rank other than 0: loads its share of the model, then computes the steps that rank 0 names."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import awqkit_runtime.openmp  # noqa: F401  isort: skip  (before torch)
 
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -43,7 +39,6 @@ Messages = queue.SimpleQueue[NewCache | StepInputs]
 
 def main() -> int:
     """Works until rank 0 closes the input, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's affair.
     assignment = read_assignment(sys.stdin.buffer)
     messages: Messages = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
@@ -102,7 +97,3 @@ def _new_pool(decoder: Decoder, message: NewCache) -> PagePool:
     if message.noise:
         fill_with_noise(pool)
     return pool
-
-
-if __name__ == "__main__":
-    sys.exit(main())

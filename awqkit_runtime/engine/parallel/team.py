@@ -159,7 +159,7 @@ def require_devices(config: EngineConfig, device: torch.device) -> None:
 
 def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "awqkit_runtime.engine.parallel.follower"], stdin=subprocess.PIPE
+        [sys.executable, "-m", "awqkit_runtime.engine.parallel"], stdin=subprocess.PIPE
     )
     with suppress(OSError):  # Of a process that has ended already, as its code will tell.
         send_assignment(_input(process), assignment)

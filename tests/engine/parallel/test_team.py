@@ -90,7 +90,7 @@ def test_two_ranks_answer_as_one_does_until_one_of_them_is_killed(folder: Path) 
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
     """Its input ends then, whatever the rank waits for: here for rank 0 to connect."""
     store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, "-m", "awqkit_runtime.engine.parallel.follower"]
+    command = [sys.executable, "-m", "awqkit_runtime.engine.parallel"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert process.stdin is not None
     send_assignment(process.stdin, replace(ASSIGNMENT, port=store.port))
