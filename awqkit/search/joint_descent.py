@@ -8,12 +8,16 @@ as that lowers the objective.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid, in_groups, levels
-from awqkit.search.products import product
+from awqkit.search.equilibrium import Equilibrated
+from awqkit.search.products import has_triton, product
 from awqkit.search.rounding import damping_of
 
 #: Times that moves are offered; the share taken at first, at most, and where it is given up.
@@ -23,12 +27,54 @@ OUTPUT_DAMPING = 0.1
 
 
 def descend_jointly(
-    target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor, outputs: Tensor, *, seed: int
+    target: Tensor,
+    codes: Tensor,
+    grid: GroupGrid,
+    gram: Tensor,
+    outputs: Sequence[Tensor],
+    *,
+    seed: int,
 ) -> Tensor:
     """Codes [out, in] of an objective that is no higher.
 
-    target: float32 [out, in].  gram: H, [in, in].  outputs: G, [out, out].
+    target: float32 [out, in].  gram: H, [in, in].  outputs: the diagonal blocks of G, in order;
+    rows behind the last of them stay as they are.
     """
+    descend = _descent(gram, on_gpu=target.is_cuda and has_triton())
+    moved, start = codes.clone(), 0
+    for block in outputs:
+        part = slice(start, start + len(block))
+        rows = GroupGrid(grid.scale[part], grid.zero[part])
+        moved[part] = descend(target[part], codes[part], rows, block, seed)
+        start = part.stop
+    return moved
+
+
+def _descent(
+    gram: Tensor, *, on_gpu: bool
+) -> Callable[[Tensor, Tensor, GroupGrid, Tensor, int], Tensor]:
+    """The descent of one block: of target, codes, grid, G and seed."""
+    if not on_gpu:
+        return partial(_descend, gram)
+    from awqkit.search.joint_descent_kernel import Shares, descend
+
+    inputs = Equilibrated.of(gram, damping_of(gram))
+    shares = Shares(first=FIRST_SHARE, largest=LARGEST_SHARE, least=LEAST_SHARE)
+
+    def descend_block(
+        target: Tensor, codes: Tensor, grid: GroupGrid, block: Tensor, seed: int
+    ) -> Tensor:
+        outputs = Equilibrated.of(block, OUTPUT_DAMPING * _mean_diagonal(block))
+        return descend(
+            target, codes, grid, inputs, outputs, offers=OFFERS, shares=shares, seed=seed
+        )
+
+    return descend_block
+
+
+def _descend(
+    gram: Tensor, target: Tensor, codes: Tensor, grid: GroupGrid, outputs: Tensor, seed: int
+) -> Tensor:
     generator = torch.Generator(target.device).manual_seed(seed)
     scale = grid.scale.repeat_interleave(GROUP_SIZE, dim=1)
     input_damping, output_damping = damping_of(gram), OUTPUT_DAMPING * _mean_diagonal(outputs)

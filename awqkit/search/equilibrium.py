@@ -1,0 +1,40 @@
+"""Second moments brought near 1 by powers of two, so that 16 bits hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awqkit.search.row_parts import row_parts
+
+
+@dataclass(frozen=True)
+class Equilibrated:
+    """A matrix M of moments as S · matrix · S, S the diagonal of powers of two `root`.
+
+    matrix: float16 [n, n], of diagonal from ¼ to below 1, so that no entry exceeds 1.
+    root, diagonal: float32 [n]; diagonal: that of the matrix, before it was rounded to 16 bits.
+    """
+
+    matrix: Tensor
+    root: Tensor
+    diagonal: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor, damping: Tensor | float) -> Equilibrated:
+        """moments: float32 [n, n], symmetric.  damping: what is added to its diagonal, above 0."""
+        diagonal = moments.diagonal() + damping
+        root = power_above(diagonal.sqrt())
+        matrix = torch.empty(moments.shape, dtype=torch.float16, device=moments.device)
+        for rows in row_parts(*moments.shape):
+            matrix[rows] = (moments[rows] / root).div_(root[rows].unsqueeze(1))
+        diagonal = diagonal.div_(root).div_(root)
+        matrix.diagonal().copy_(diagonal)
+        return cls(matrix, root, diagonal)
+
+
+def power_above(x: Tensor) -> Tensor:
+    """The next larger power of two of positive x, elementwise and exactly."""
+    return x / torch.frexp(x).mantissa
