@@ -65,7 +65,9 @@ def _references(
     """
     is_added = not job.config.post_norms
     dense = {
-        reader.name: site.kind in ADDED and is_added
+        reader.name: unrounded[f"{reader.linears[0]}.weight"].to(job.compute_dtype)
+        if site.kind in ADDED and is_added
+        else None
         for site in sites
         for reader in site.inputs
         if reader.name == site.kind

@@ -33,13 +33,14 @@ class Reference:
 
     half, hidden: the same part of the same block, unquantized, and the rows that enter it.
     device: where halves run.
-    sites: where drift is gathered, and whether the linears' outputs are added to the rows there.
+    sites: where drift is gathered, and the weight [out, in] of the linear there, in the dtype of
+    the rows, if its outputs are added to them; else None.
     """
 
     half: Half
     hidden: Tensor
     device: torch.device
-    sites: Mapping[str, bool]
+    sites: Mapping[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Shown:
     """What a site's linears read of a batch: x [tokens, in].
 
     drift: what the unquantized model's read here besides, likewise.  lost: what the rows
-    [tokens, out] lack that the outputs are added to. Either is None where it is not gathered.
+    [tokens, out] lack once the outputs were added to them. None where the other is gathered.
     """
 
     site: str
@@ -109,13 +110,14 @@ class _Sums:
         return Moments(
             gram=self.gram.div_(self.tokens),
             magnitude=self.magnitude / self.tokens,
-            drift=None
-            if self.inputs is None
-            else Drift(
-                inputs=self.inputs.div_(self.tokens),
-                sums=None if self.sums is None else self.sums.div_(self.tokens),
-            ),
+            drift=self._drift(),
         )
+
+    def _drift(self) -> Drift | None:
+        if self.inputs is None and self.sums is None:
+            return None
+        means = (p if p is None else p.div_(self.tokens) for p in (self.inputs, self.sums))
+        return Drift(*means)
 
     def _exchange(self, total: Tensor, strips: Iterable[tuple[slice, slice]]) -> None:
         """Complete total by what the other processes have summed."""
@@ -175,7 +177,7 @@ def _show_batch(
 ) -> None:
     """Tell of one batch, which is this part of the process's rows, at each of the sites."""
     original: dict[str, Tensor] = {}
-    lost: Tensor | None = None
+    lost = torch.zeros(())
 
     def remember(site: str, x: Tensor) -> None:
         if reference is not None and site in sites and site in reference.sites:
@@ -188,8 +190,11 @@ def _show_batch(
         if reference is None or site not in original:
             tell(_Shown(site, x))
         else:
-            drift = original.pop(site) - x
-            tell(_Shown(site, x, drift, lost if reference.sites[site] else None))
+            drift, weight = original.pop(site) - x, reference.sites[site]
+            if weight is None:
+                tell(_Shown(site, x, drift=drift))
+            else:
+                tell(_Shown(site, x, lost=torch.addmm(lost, drift, weight.T)))
 
     if reference is not None:
         beside = reference.hidden[part].to(reference.device)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from awqkit.calibration.capture import advance, capture_moments
+from awqkit.calibration.capture import Reference, advance, capture_moments
 from awqkit.errors import CalibrationError
 from awqkit.ranks.ranks import ALONE
 
@@ -56,3 +56,25 @@ def test_rows_are_replaced_in_place() -> None:
     before = hidden.clone()
     advance(doubling, hidden, batch_size=2)
     torch.testing.assert_close(hidden, 2 * before)
+
+
+def test_what_outputs_lack_counts_their_inputs_drift_and_the_rows_loss() -> None:
+    torch.manual_seed(2)
+    hidden, beside, weight = torch.randn(4, 7, 24), torch.randn(4, 7, 24), torch.randn(24, 24)
+    reference = Reference(
+        half=doubling, hidden=beside, device=hidden.device, sites={"in": weight, "unasked": None}
+    )
+    found = capture_moments(
+        doubling,
+        hidden,
+        ["in", "unasked"],
+        batch_size=3,
+        ranks=ALONE,
+        reference=reference,
+    )
+    x, lost = hidden.flatten(0, 1), (beside - hidden).flatten(0, 1)
+    drift, beside_it = found["in"].drift, found["unasked"].drift
+    assert drift is not None and drift.inputs is None and drift.sums is not None
+    torch.testing.assert_close(drift.sums, (lost @ weight.T + lost).T @ x / 28)
+    assert beside_it is not None and beside_it.sums is None and beside_it.inputs is not None
+    torch.testing.assert_close(beside_it.inputs, lost.T @ x / 28)
