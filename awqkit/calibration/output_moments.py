@@ -75,9 +75,16 @@ def added(total: OutputMoments, more: OutputMoments) -> dict[str, tuple[Tensor, 
 
 def _of_gradient(gradient: Tensor) -> tuple[Tensor, ...]:
     """gradient: by a linear's outputs, [..., tokens, out]."""
-    flat = gradient.flatten(0, -2).float()
-    parts = flat.tensor_split(row_blocks(flat.shape[1]), dim=1)
-    return tuple(part.T @ part for part in parts)
+    flat = gradient.flatten(0, -2)
+    return tuple(map(_gram, flat.tensor_split(row_blocks(flat.shape[1]), dim=1)))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """xᵀ x [out, out] in float32 of [tokens, out]; on a GPU 16 bits are multiplied as they are."""
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x.T, x, out_dtype=torch.float32)
+    x = x.float()
+    return x.T @ x
 
 
 def row_blocks(rows: int) -> int:
