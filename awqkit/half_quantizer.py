@@ -163,8 +163,9 @@ class _HalfSearch:
         errors, sketches = [], []
         parts = stacked.split([p.stop - p.start for p in row_parts(*stacked.shape)])
         for part, piece in zip(parts, rounded.split(list(map(len, parts))), strict=True):
-            errors.append(SiteError.of(piece.weight().sub_(part), part, rows))
-            sketches.append(Sketch.of(part, piece.grid, rows))
+            sketch = Sketch.of(part, piece.grid, rows)
+            errors.append(sketch.scaled.with_noise(piece.weight().sub_(part), rows))
+            sketches.append(sketch)
         return _RoundedInput(
             linears=rounded, error=reduce(add, errors), sketch=reduce(add, sketches)
         )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid, in_groups, levels, storable
+from awqkit.search.column_blocks import column_blocks, groups_of
+from awqkit.search.moments import row_errors
 from awqkit.search.products import has_triton, product
 from awqkit.search.rounding import damping_of
 
@@ -25,25 +27,31 @@ def refine(
     target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor
 ) -> tuple[Tensor, GroupGrid]:
     """Better codes [out, in] and grid for the target [out, in]; gram: H; all float32."""
+    pull = product(target, gram)
     for _ in range(ROUNDS):
-        grid = fit_scales(target, codes, grid, gram)
+        grid = fit_scales(target, codes, grid, gram, pull)
         codes = descend(target, codes, grid, gram)
     return codes, grid
 
 
-def fit_scales(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> GroupGrid:
+def fit_scales(
+    target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor, pull: Tensor
+) -> GroupGrid:
     """Scales of least output error for these codes, all groups of a row at once.
 
-    With C_g the steps (code − zero) of group g, zero elsewhere, a row solves the normal equations
-    Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help keeps its scales.
+    pull: target · H.  With C_g the steps (code − zero) of group g, zero elsewhere, a row solves the
+    normal equations Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help
+    keeps its scales.
     """
     steps = in_groups(codes) - grid.zero.unsqueeze(-1)
     rows, groups, _ = steps.shape
-    normal = torch.empty(rows, groups, groups, device=target.device)
+    normal = torch.zeros(rows, groups, groups, device=target.device)
     for group in range(groups):
-        reach = product(steps[:, group], gram[group * GROUP_SIZE : (group + 1) * GROUP_SIZE])
-        normal[:, group] = (in_groups(reach) * steps).sum(-1)
-    wanted = (in_groups(product(target, gram)) * steps).sum(-1)
+        # The factorisation reads what lies below the diagonal, and nothing else.
+        below = slice(group, groups)
+        reach = product(steps[:, group], _rows_of(gram, group)[:, group * GROUP_SIZE :])
+        normal[:, below, group] = in_groups(reach).mul_(steps[:, below]).sum(-1)
+    wanted = (in_groups(pull) * steps).sum(-1)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp(min=1e-20)
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -52,11 +60,15 @@ def fit_scales(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> 
     sound = (change > 1 / LARGEST_CHANGE) & (change < LARGEST_CHANGE) & (failed == 0).unsqueeze(1)
     fitted = storable(torch.where(sound, fitted, grid.scale))
     before, after = (
-        _row_errors(levels(in_groups(codes), tried).flatten(-2) - target, gram)
+        row_errors(levels(in_groups(codes), tried).flatten(-2) - target, gram)
         for tried in (grid, GroupGrid(fitted, grid.zero))
     )
     better = (after < before).unsqueeze(1)
     return GroupGrid(torch.where(better, fitted, grid.scale), grid.zero)
+
+
+def _rows_of(gram: Tensor, group: int) -> Tensor:
+    return gram[group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
 
 
 def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Tensor:
@@ -70,14 +82,19 @@ def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Ten
     move = move_codes
     if target.is_cuda and has_triton():
         from awqkit.search.refinement_kernel import move_codes as move
-    for group in range(grid.scale.shape[1]):
-        part = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
-        slope = product(error, gram[:, part]).add_(error[:, part], alpha=damping)
-        own = gram[part, part].clone()
-        own.diagonal().add_(damping)
-        moved = move(codes[:, part], slope, grid.scale[:, group], own)
-        error[:, part] += (moved - codes[:, part]) * grid.scale[:, group].unsqueeze(1)
-        codes[:, part] = moved
+    for block in column_blocks(len(gram)):
+        slope = product(error, gram[:, block]).add_(error[:, block], alpha=damping)
+        for part in groups_of(block):
+            inside = slice(part.start - block.start, part.stop - block.start)
+            scale = grid.scale[:, part.start // GROUP_SIZE]
+            own = gram[part, part].clone()
+            own.diagonal().add_(damping)
+            moved = move(codes[:, part], slope[:, inside], scale, own)
+            change = (moved - codes[:, part]).mul_(scale.unsqueeze(1))
+            error[:, part] += change
+            codes[:, part] = moved
+            later = slice(part.stop, block.stop)
+            product(change, gram[part, later], onto=slope[:, inside.stop :])
     return codes
 
 
@@ -95,7 +112,3 @@ def move_codes(codes: Tensor, slope: Tensor, scale: Tensor, own: Tensor) -> Tens
         slope += torch.outer(change, own[column])
         codes[:, column] = moved
     return codes
-
-
-def _row_errors(delta: Tensor, gram: Tensor) -> Tensor:
-    return (product(delta, gram) * delta).sum(-1)
