@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,15 @@ class Equilibrated:
         diagonal = diagonal.div_(root).div_(root)
         matrix.diagonal().copy_(diagonal)
         return cls(matrix, root, diagonal)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Equilibrated]) -> Equilibrated:
+        """Several of one size: matrix [parts, n, n], the others [parts · n]."""
+        return cls(
+            torch.stack([part.matrix for part in parts]),
+            torch.cat([part.root for part in parts]),
+            torch.cat([part.diagonal for part in parts]),
+        )
 
 
 def power_above(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ as that lowers the objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ from awqkit.search.rounding import damping_of
 OFFERS, FIRST_SHARE, LARGEST_SHARE, LEAST_SHARE = 80, 0.25, 0.5, 1e-5
 #: Share of its mean diagonal added to G's, whose estimate is the noisier one.
 OUTPUT_DAMPING = 0.1
+#: Weights of the blocks that make their offers together on a GPU.
+ELEMENTS_AT_ONCE = 1 << 25
+
+#: Of a target, its codes and grid, some blocks of G and a seed: codes that serve it better.
+Descent = Callable[[Tensor, Tensor, GroupGrid, Sequence[Tensor], int], Tensor]
 
 
 def descend_jointly(
@@ -40,41 +46,52 @@ def descend_jointly(
     target: float32 [out, in].  gram: H, [in, in].  outputs: the diagonal blocks of G, in order;
     rows behind the last of them stay as they are.
     """
-    descend = _descent(gram, on_gpu=target.is_cuda and has_triton())
+    on_gpu = target.is_cuda and has_triton()
+    descend = _descent_on_gpu(gram) if on_gpu else partial(_descend, gram)
     moved, start = codes.clone(), 0
-    for block in outputs:
-        part = slice(start, start + len(block))
+    for blocks in _together(outputs, target.shape[1]) if on_gpu else [[each] for each in outputs]:
+        part = slice(start, start + sum(map(len, blocks)))
         rows = GroupGrid(grid.scale[part], grid.zero[part])
-        moved[part] = descend(target[part], codes[part], rows, block, seed)
+        moved[part] = descend(target[part], codes[part], rows, blocks, seed)
         start = part.stop
     return moved
 
 
-def _descent(
-    gram: Tensor, *, on_gpu: bool
-) -> Callable[[Tensor, Tensor, GroupGrid, Tensor, int], Tensor]:
-    """The descent of one block: of target, codes, grid, G and seed."""
-    if not on_gpu:
-        return partial(_descend, gram)
+def _together(outputs: Sequence[Tensor], columns: int) -> Iterator[list[Tensor]]:
+    """Blocks of one size that follow each other, in lists of at most ELEMENTS_AT_ONCE weights."""
+    for size, blocks in groupby(outputs, len):
+        same, count = list(blocks), max(1, ELEMENTS_AT_ONCE // (size * columns))
+        yield from (same[start : start + count] for start in range(0, len(same), count))
+
+
+def _descent_on_gpu(gram: Tensor) -> Descent:
     from awqkit.search.joint_descent_kernel import Shares, descend
 
     inputs = Equilibrated.of(gram, damping_of(gram))
     shares = Shares(first=FIRST_SHARE, largest=LARGEST_SHARE, least=LEAST_SHARE)
 
-    def descend_block(
-        target: Tensor, codes: Tensor, grid: GroupGrid, block: Tensor, seed: int
+    def descend_blocks(
+        target: Tensor, codes: Tensor, grid: GroupGrid, blocks: Sequence[Tensor], seed: int
     ) -> Tensor:
-        outputs = Equilibrated.of(block, OUTPUT_DAMPING * _mean_diagonal(block))
+        outputs = Equilibrated.stacked(
+            [Equilibrated.of(each, OUTPUT_DAMPING * _mean_diagonal(each)) for each in blocks]
+        )
         return descend(
             target, codes, grid, inputs, outputs, offers=OFFERS, shares=shares, seed=seed
         )
 
-    return descend_block
+    return descend_blocks
 
 
 def _descend(
-    gram: Tensor, target: Tensor, codes: Tensor, grid: GroupGrid, outputs: Tensor, seed: int
+    gram: Tensor,
+    target: Tensor,
+    codes: Tensor,
+    grid: GroupGrid,
+    blocks: Sequence[Tensor],
+    seed: int,
 ) -> Tensor:
+    (outputs,) = blocks
     generator = torch.Generator(target.device).manual_seed(seed)
     scale = grid.scale.repeat_interleave(GROUP_SIZE, dim=1)
     input_damping, output_damping = damping_of(gram), OUTPUT_DAMPING * _mean_diagonal(outputs)

@@ -21,8 +21,8 @@ from awqkit.search.products import half_product
 
 #: Rows of a group that one program makes offers for, and its warps.
 ROWS_AT_ONCE, OFFER_WARPS = 32, 8
-#: Programs that weigh an offer, and the elements that each looks at together.
-PARTS, ELEMENTS_AT_ONCE = 512, 2048
+#: Programs that weigh a block's offer, and the elements that each looks at together.
+PARTS, ELEMENTS_AT_ONCE = 256, 2048
 #: Adding and subtracting it rounds a float32 below 2²² to the nearest integer, ties to even.
 _ROUNDER = tl.constexpr(12582912.0)
 
@@ -47,8 +47,13 @@ def descend(
     shares: Shares,
     seed: int,
 ) -> Tensor:
-    """What joint_descent.descend does, by other random numbers, for outputs [out, out]."""
-    rows, columns = codes.shape
+    """What joint_descent.descend does, by other random numbers, for some blocks of equal size.
+
+    target, codes: float32 [blocks · out, in].  outputs: of matrix [blocks, out, out], and root and
+    diagonal [blocks · out].  The blocks' offers are taken one by one.
+    """
+    blocks, rows, _ = outputs.matrix.shape
+    columns = codes.shape[1]
     unit, steps = _steps(grid, inputs, outputs)
     delta = levels(in_groups(codes), grid).flatten(-2).sub_(target)
     delta = delta.mul_(outputs.root.unsqueeze(1) / unit).mul_(inputs.root).half()
@@ -57,14 +62,17 @@ def descend(
 
     def pressure(out: Tensor) -> None:
         """G Δ H, in the units of both."""
-        half_product(outputs.matrix, half_product(delta, inputs.matrix, out=inner), out=out)
+        half_product(delta, inputs.matrix, out=inner)
+        half_product(
+            outputs.matrix, inner.view(blocks, rows, columns), out=out.view(blocks, rows, columns)
+        )
 
     pressure(slope)
     current = codes.to(torch.uint8)
     offered = current.clone()
-    gains = torch.zeros(PARTS, device=codes.device)
-    share = torch.full((offers + 2,), shares.first, device=codes.device)
-    tiles = (triton.cdiv(rows, ROWS_AT_ONCE), columns // GROUP_SIZE)
+    gains = torch.zeros(blocks, PARTS, device=codes.device)
+    share = torch.full((offers + 2, blocks), shares.first, device=codes.device)
+    tiles = (triton.cdiv(rows, ROWS_AT_ONCE), columns // GROUP_SIZE, blocks)
     # One more than there are, since each begins by taking the one before.
     for number in range(offers + 1):
         _offer[tiles](
@@ -93,8 +101,8 @@ def descend(
         )
         if number < offers:
             pressure(change)
-            _weigh[(PARTS,)](
-                delta, slope, change, gains, codes.numel(), ELEMENTS=ELEMENTS_AT_ONCE, PARTS=PARTS
+            _weigh[(PARTS, blocks)](
+                delta, slope, change, gains, rows * columns, ELEMENTS=ELEMENTS_AT_ONCE, PARTS=PARTS
             )
     return current.to(codes.dtype)
 
@@ -137,20 +145,23 @@ def _offer(  # type: ignore[no-untyped-def]
 ):
     """Take the offer before if it lowers the objective, and make the next one.
 
-    All programs come to the same share of codes that may move; the first one writes it down.
+    All programs of a block come to the same share of codes that may move; one writes it down.
     """
-    gain = tl.sum(tl.load(gains_at + tl.arange(0, PARTS)))
-    share = tl.load(share_at + number)
+    block = tl.program_id(2)
+    gain = tl.sum(tl.load(gains_at + block * PARTS + tl.arange(0, PARTS)))
+    share_at += number * tl.num_programs(2) + block
+    share = tl.load(share_at)
     if number > 0:
         less = tl.where(share * 0.5 < LEAST, 0.0, share * 0.5)
         share = tl.where(gain < 0, tl.minimum(share * 1.1, LARGEST), less)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        tl.store(share_at + number + 1, share)
+        tl.store(share_at + tl.num_programs(2), share)
 
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     inside = row < rows
     tile = inside[:, None]
+    row += block * rows
     at = row[:, None] * COLUMNS + column[None, :]
     codes = tl.load(codes_at + at, mask=tile, other=0)
     slope = tl.load(slope_at + at, mask=tile, other=0.0)
@@ -194,11 +205,13 @@ def _weigh(  # type: ignore[no-untyped-def]
 ):
     """By how much the offer would change the objective, in parts: ⟨Δ, 2 · slope + G Δ H⟩."""
     gain = tl.zeros((ELEMENTS,), tl.float32)
+    block = tl.program_id(1)
     for start in range(tl.program_id(0) * ELEMENTS, elements, PARTS * ELEMENTS):
         at = start + tl.arange(0, ELEMENTS)
         inside = at < elements
+        at += block * elements
         delta = tl.load(delta_at + at, mask=inside, other=0.0).to(tl.float32)
         slope = tl.load(slope_at + at, mask=inside, other=0.0)
         change = tl.load(change_at + at, mask=inside, other=0.0)
         gain += delta * (2.0 * slope + change)
-    tl.store(gains_at + tl.program_id(0), tl.sum(gain))
+    tl.store(gains_at + block * PARTS + tl.program_id(0), tl.sum(gain))

@@ -34,15 +34,17 @@ def product(a: Tensor, b: Tensor, *, onto: Tensor | None = None, weight: float =
 def half_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     """a @ b of float16 factors on a GPU into out, float16 or float32; sums are float32.
 
+    One product, or a batch of them.
     Of factors near 1 it is as exact as TF32 is, and twice as fast.
     """
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_fp16_reduced_precision_reduction
     matmul.allow_fp16_reduced_precision_reduction = False
     try:
+        multiply = torch.mm if a.dim() == 2 else torch.bmm
         if out.dtype == torch.float32:
-            return torch.mm(a, b, out_dtype=torch.float32, out=out)
-        return torch.mm(a, b, out=out)
+            return multiply(a, b, out_dtype=torch.float32, out=out)
+        return multiply(a, b, out=out)
     finally:
         matmul.allow_fp16_reduced_precision_reduction = before
 
