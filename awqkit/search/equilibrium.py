@@ -15,7 +15,7 @@ from awqkit.search.row_parts import row_parts
 class Equilibrated:
     """A matrix M of moments as S · matrix · S, S the diagonal of powers of two `root`.
 
-    matrix: float16 [n, n], of diagonal from ¼ to below 1, so that no entry exceeds 1.
+    matrix: float16 [n, n], of diagonal from ¼ to below 1, or 0; no entry exceeds 1.
     root, diagonal: float32 [n]; diagonal: that of the matrix, before it was rounded to 16 bits.
     """
 
@@ -24,8 +24,11 @@ class Equilibrated:
     diagonal: Tensor
 
     @classmethod
-    def of(cls, moments: Tensor, damping: Tensor | float) -> Equilibrated:
-        """moments: float32 [n, n], symmetric.  damping: what is added to its diagonal, above 0."""
+    def of(cls, moments: Tensor, damping: Tensor | float = 0.0) -> Equilibrated:
+        """moments: float32 [n, n], symmetric, without negative eigenvalues.
+
+        damping: what is added to its diagonal.
+        """
         diagonal = moments.diagonal() + damping
         root = power_above(diagonal.sqrt())
         matrix = torch.empty(moments.shape, dtype=torch.float16, device=moments.device)
@@ -46,5 +49,5 @@ class Equilibrated:
 
 
 def power_above(x: Tensor) -> Tensor:
-    """The next larger power of two of positive x, elementwise and exactly."""
-    return x / torch.frexp(x).mantissa
+    """The next larger power of two of x, elementwise and exactly; 1 where x is 0."""
+    return torch.where(x > 0, x / torch.frexp(x).mantissa, torch.ones_like(x))

@@ -11,6 +11,7 @@ from torch import Tensor
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid, in_groups, levels, storable
 from awqkit.search.column_blocks import column_blocks, groups_of
+from awqkit.search.equilibrium import Equilibrated
 from awqkit.search.moments import row_errors
 from awqkit.search.products import has_triton, product
 from awqkit.search.rounding import damping_of
@@ -28,29 +29,34 @@ def refine(
 ) -> tuple[Tensor, GroupGrid]:
     """Better codes [out, in] and grid for the target [out, in]; gram: H; all float32."""
     pull = product(target, gram)
+    halved = Equilibrated.of(gram) if gram.is_cuda and has_triton() else None
     for _ in range(ROUNDS):
-        grid = fit_scales(target, codes, grid, gram, pull)
+        grid = fit_scales(target, codes, grid, gram, pull, halved)
         codes = descend(target, codes, grid, gram)
     return codes, grid
 
 
 def fit_scales(
-    target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor, pull: Tensor
+    target: Tensor,
+    codes: Tensor,
+    grid: GroupGrid,
+    gram: Tensor,
+    pull: Tensor,
+    halved: Equilibrated | None = None,
 ) -> GroupGrid:
     """Scales of least output error for these codes, all groups of a row at once.
 
-    pull: target · H.  With C_g the steps (code − zero) of group g, zero elsewhere, a row solves the
-    normal equations Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help
-    keeps its scales.
+    pull: target · H.  halved: H of 16 bits, where a GPU's kernel takes it.  With C_g the steps
+    (code − zero) of group g, zero elsewhere, a row solves the normal equations
+    Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help keeps its scales.
     """
     steps = in_groups(codes) - grid.zero.unsqueeze(-1)
-    rows, groups, _ = steps.shape
-    normal = torch.zeros(rows, groups, groups, device=target.device)
-    for group in range(groups):
-        # The factorisation reads what lies below the diagonal, and nothing else.
-        below = slice(group, groups)
-        reach = product(steps[:, group], _rows_of(gram, group)[:, group * GROUP_SIZE :])
-        normal[:, below, group] = in_groups(reach).mul_(steps[:, below]).sum(-1)
+    if halved is None:
+        normal = normal_equations(steps, gram)
+    else:
+        from awqkit.search.normal_kernel import normal_equations as on_gpu
+
+        normal = on_gpu(steps, halved)
     wanted = (in_groups(pull) * steps).sum(-1)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp(min=1e-20)
@@ -67,8 +73,18 @@ def fit_scales(
     return GroupGrid(torch.where(better, fitted, grid.scale), grid.zero)
 
 
-def _rows_of(gram: Tensor, group: int) -> Tensor:
-    return gram[group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
+def normal_equations(steps: Tensor, gram: Tensor) -> Tensor:
+    """C_g · H · C_hᵀ of each row, [out, groups, groups], where h ≥ g; above the diagonal 0.
+
+    steps: [out, groups, GROUP_SIZE].  gram: H.
+    """
+    rows, groups, _ = steps.shape
+    normal = torch.zeros(rows, groups, groups, device=steps.device)
+    for group in range(groups):
+        start, end = group * GROUP_SIZE, (group + 1) * GROUP_SIZE
+        reach = product(steps[:, group], gram[start:end, start:])
+        normal[:, group:, group] = in_groups(reach).mul_(steps[:, group:]).sum(-1)
+    return normal
 
 
 def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Tensor:
