@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from awqkit.decoder import Observer
 from awqkit.errors import CalibrationError
 from awqkit.ranks.ranks import Ranks
+from awqkit.row_copies import Returns, on_device
 from awqkit.search.moments import (
     STRIPS,
     Drift,
@@ -32,14 +34,12 @@ class Reference:
     """The unquantized model beside the one whose moments are gathered.
 
     half, hidden: the same part of the same block, unquantized, and the rows that enter it.
-    device: where halves run.
     sites: where drift is gathered, and the weight [out, in] of the linear there, in the dtype of
     the rows, if its outputs are added to them; else None.
     """
 
     half: Half
     hidden: Tensor
-    device: torch.device
     sites: Mapping[str, Tensor | None]
 
 
@@ -139,28 +139,30 @@ def capture_moments(
     sites: Collection[str],
     *,
     batch_size: int,
+    device: torch.device,
     ranks: Ranks,
     reference: Reference | None = None,
 ) -> dict[str, Moments]:
     """Moments of each named site over hidden [rows, T, hidden], batch_size rows at a time.
 
-    hidden: those of this process, and the reference's likewise. A site that saw no token in any
-    process is absent: the linears of an expert that nothing was routed to.
+    hidden: those of this process, and the reference's likewise.  device: where halves run. A site
+    that saw no token in any process is absent: the linears of an expert that nothing was routed to.
     """
     sums = {site: _Sums(ranks) for site in sorted(sites)}
 
     def add(shown: _Shown) -> None:
         sums[shown.site].add(shown)
 
-    starts = range(0, len(hidden), batch_size)
-    rounds: int = ranks.broadcast(len(starts), source=0)  # the first holds the most
-    for number in range(rounds):
+    batches = on_device(hidden, batch_size, device)
+    beside = () if reference is None else on_device(reference.hidden, batch_size, device)
+    both = zip_longest(batches, beside)
+    own = -(-len(hidden) // batch_size)
+    for _ in range(ranks.broadcast(own, source=0)):  # the first holds the most
         shown: list[_Shown] = []
-        for start in starts[number : number + 1]:
-            part = slice(start, start + batch_size)
+        for batch, its_original in islice(both, 1):
             # Alone, what is shown goes into the sums at once, and its memory with it.
             tell = add if ranks.count == 1 else shown.append
-            _show_batch(half, hidden[part], part, sites, reference, tell)
+            _show_batch(half, batch, its_original, sites, reference, tell)
         for source in range(ranks.count if ranks.count > 1 else 0):
             for each in ranks.broadcast(shown, source):
                 add(each)
@@ -170,12 +172,12 @@ def capture_moments(
 def _show_batch(
     half: Half,
     batch: Tensor,
-    part: slice,
+    beside: Tensor | None,
     sites: Collection[str],
     reference: Reference | None,
     tell: Callable[[_Shown], None],
 ) -> None:
-    """Tell of one batch, which is this part of the process's rows, at each of the sites."""
+    """Tell of one batch at each of the sites. beside: the same rows of the reference."""
     original: dict[str, Tensor] = {}
     lost = torch.zeros(())
 
@@ -196,9 +198,7 @@ def _show_batch(
             else:
                 tell(_Shown(site, x, lost=torch.addmm(lost, drift, weight.T)))
 
-    if reference is not None:
-        beside = reference.hidden[part].to(reference.device)
-        batch = batch.to(reference.device)
+    if reference is not None and beside is not None:
         _show(reference.half, beside, remember, reference.sites.keys() & set(sites))
         lost = (beside - batch).flatten(0, -2)
     _show(half, batch, observe, sites)
@@ -222,10 +222,13 @@ def _show(half: Half, batch: Tensor, observe: Observer, sites: Collection[str]) 
         half(batch, watch)
 
 
-def advance(half: Half, hidden: Tensor, *, batch_size: int) -> None:
-    """Replace hidden [rows, T, hidden] by the half's output, in place."""
-    for batch in hidden.split(batch_size):
-        batch.copy_(half(batch, _ignore))
+def advance(half: Half, hidden: Tensor, *, batch_size: int, device: torch.device) -> None:
+    """Replace hidden [rows, T, hidden] by the half's output, in place. device: where it runs."""
+    returns = Returns(device)
+    batches = zip(hidden.split(batch_size), on_device(hidden, batch_size, device), strict=False)
+    for place, batch in batches:
+        returns.put(place, half(batch, _ignore))
+    returns.wait()
 
 
 def _ignore(site: str, x: Tensor) -> None:

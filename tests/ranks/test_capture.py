@@ -27,7 +27,6 @@ def gathered(rows, beside, ranks):
     reference = Reference(
         half=half,
         hidden=share.split(beside[held])[0],
-        device=torch.device("cpu"),
         sites={"in": torch.linspace(-1, 1, WIDTH * WIDTH).view(WIDTH, WIDTH), "out": None},
     )
     return capture_moments(
@@ -35,6 +34,7 @@ def gathered(rows, beside, ranks):
         share.split(rows[held])[0],
         {"in", "out", "routed"},
         batch_size=2,
+        device=torch.device("cpu"),
         ranks=ranks,
         reference=reference,
     )
