@@ -140,7 +140,7 @@ def halved_form(delta: Tensor, gram: Tensor, other: Tensor) -> Tensor:
     for start in range(0, len(gram), FORM_COLUMNS):
         columns = slice(start, start + FORM_COLUMNS)
         reach = product(delta[:, :start], gram[:start, columns])
-        reach = product(delta[:, columns], gram[columns, columns], onto=reach, weight=2.0)
+        reach = product(delta[:, columns], gram[columns, columns], onto=reach, beta=2.0)
         total += reach.mul_(other[:, columns]).sum(1)
     return total
 
