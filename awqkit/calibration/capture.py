@@ -10,10 +10,10 @@ from itertools import islice, zip_longest
 import torch
 from torch import Tensor
 
+from awqkit.calibration.row_copies import Returns, on_device
 from awqkit.decoder import Observer
 from awqkit.errors import CalibrationError
 from awqkit.ranks.ranks import Ranks
-from awqkit.row_copies import Returns, on_device
 from awqkit.search.moments import (
     STRIPS,
     Drift,

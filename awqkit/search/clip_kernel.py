@@ -22,7 +22,7 @@ from awqkit.search.ranges import LEAST_SHARE, MOST_SHARE, Ranges
 #: Rows of a weight that one program searches and its warps; and of a weight of fewer rows than
 #: FEW_ROWS, so that there are programs enough.
 ROWS_AT_ONCE, WARPS = 64, 8
-FEW_ROWS, FEW_AT_ONCE, FEW_WARPS = 8448, 32, 4
+FEW_ROWS, FEW_AT_ONCE, FEW_WARPS = 5120, 32, 8
 
 
 def choose_ranges(

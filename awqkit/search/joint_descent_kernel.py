@@ -88,9 +88,9 @@ def descend(
             gains,
             share,
             rows,
+            columns,
             number,
             _key(seed, number),
-            COLUMNS=columns,
             ROWS=ROWS_AT_ONCE,
             GROUP=GROUP_SIZE,
             PARTS=PARTS,
@@ -133,9 +133,9 @@ def _offer(  # type: ignore[no-untyped-def]
     gains_at,
     share_at,
     rows,
+    columns,
     number,
     key,
-    COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     PARTS: tl.constexpr,
@@ -162,7 +162,7 @@ def _offer(  # type: ignore[no-untyped-def]
     inside = row < rows
     tile = inside[:, None]
     row += block * rows
-    at = row[:, None] * COLUMNS + column[None, :]
+    at = row[:, None] * columns + column[None, :]
     codes = tl.load(codes_at + at, mask=tile, other=0)
     slope = tl.load(slope_at + at, mask=tile, other=0.0)
     if gain < 0:
@@ -171,7 +171,7 @@ def _offer(  # type: ignore[no-untyped-def]
         tl.store(codes_at + at, codes, mask=tile)
         tl.store(slope_at + at, slope, mask=tile)
 
-    step = tl.load(steps_at + row * (COLUMNS // GROUP) + tl.program_id(1), mask=inside, other=1.0)
+    step = tl.load(steps_at + row * (columns // GROUP) + tl.program_id(1), mask=inside, other=1.0)
     step = step[:, None] * tl.load(root_at + column)[None, :]
     curvature = tl.load(row_curvature_at + row, mask=inside, other=1.0)[:, None]
     curvature = curvature * tl.load(column_curvature_at + column)[None, :]

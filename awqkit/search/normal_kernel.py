@@ -11,7 +11,7 @@ from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit.search.equilibrium import Equilibrated
 
 #: Rows of a weight that one program works on, its warps, and the loads under way.
-ROWS_AT_ONCE, WARPS, STAGES = 128, 8, 2
+ROWS_AT_ONCE, WARPS, STAGES = 64, 4, 2
 
 
 def normal_equations(steps: Tensor, inputs: Equilibrated) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from awqkit.calibration.capture import advance
-from awqkit.row_copies import on_device
+from awqkit.calibration.row_copies import on_device
 
 CPU = torch.device("cpu")
 
