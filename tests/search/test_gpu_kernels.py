@@ -19,7 +19,7 @@ from awqkit.search.equilibrium import Equilibrated
 from awqkit.search.joint_descent import descend_jointly
 from awqkit.search.moments import output_error
 from awqkit.search.products import product
-from awqkit.search.refinement import normal_equations
+from awqkit.search.refinement import normal_equations, refine
 from awqkit.search.rounding import round_second_order
 from awqkit.search.scale import rounding_loss
 from awqkit.search.weighted_range import weighted_range
@@ -61,12 +61,17 @@ def test_clip_search_finds_what_the_loop_finds(out: int, tolerance: float) -> No
 
 @pytest.mark.parametrize("out", [1, 40, 200])
 def test_joint_descent_lowers_the_objective_as_the_loop_does(out: int) -> None:
-    """By other random numbers; of blocks of outputs that follow each other, the last one narrow."""
+    """By other random numbers; of blocks of outputs that follow each other, the last one narrow.
+
+    From codes as rounding leaves them, where ten seeds of the loop end within one percent.
+    """
     torch.manual_seed(out)
     weight, gram = weight_and_gram(2 * out + 24, 512)
     grid = min_max_grid(weight)
     codes = nearest_codes(in_groups(weight), grid).flatten(-2)
-    gradients = torch.randn(3000, len(weight)) + torch.randn(3000, 8) @ torch.randn(8, len(weight))
+    codes, grid = refine(weight, codes, grid, gram)
+    common = 0.3 * torch.randn(3000, 8) @ torch.randn(8, len(weight))
+    gradients = torch.randn(3000, len(weight)) + common
     parts = [slice(0, out), slice(out, 2 * out), slice(2 * out, len(weight))]
     outputs = [gradients[:, part].T @ gradients[:, part] / 3000 for part in parts]
 
@@ -81,8 +86,8 @@ def test_joint_descent_lowers_the_objective_as_the_loop_does(out: int) -> None:
     fast = descend_jointly(*arguments, seed=1)
     assert torch.equal(fast, descend_jointly(*arguments, seed=1))
     assert fast.min() >= 0 and fast.max() <= 15 and torch.equal(fast, fast.round())
-    assert objective(fast) < 0.8 * objective(codes)
-    assert objective(fast) < 1.1 * objective(plain)
+    assert objective(fast) < 0.95 * objective(codes)
+    assert objective(fast) < 1.02 * objective(plain)
 
 
 @pytest.mark.parametrize("out", [1, 40, 200])
