@@ -9,28 +9,9 @@
 // read the rest again.
 // Launch: grid (rows), block (a multiple of 32 up to 1024), no dynamic shared memory.
 // n is a multiple of 8; all pointers are 16-byte aligned.
-#include "bf16.cuh"
+#include "rms_norm.cuh"
 
 using namespace awqkit;
-
-__device__ float sum_of_block(float value) {
-  __shared__ float partial[32];
-  value = sum_of_warp(value);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f;
-  return sum_of_warp(value);
-}
-
-__device__ Octet normalised(const Octet& x, const Octet& weight, float scale, bool unit_offset) {
-  Octet out;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    out.value[i] = unit_offset ? x.value[i] * scale * (1.0f + weight.value[i])
-                               : rounded(x.value[i] * scale) * weight.value[i];
-  }
-  return out;
-}
 
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm(const u16* x, const u16* delta, const u16* weight, u16* sum, u16* out, int n,
@@ -46,23 +27,17 @@ extern "C" __global__ void __launch_bounds__(1024)
   const auto read = [&](int i) {
     Octet value = Octet::load(x + row + i);
     if (delta != nullptr) {
-      const Octet added = Octet::load(delta + row + i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) value.value[j] = rounded(value.value[j] + added.value[j]);
+      value = sum_of_octets(value, Octet::load(delta + row + i));
       value.store(sum + row + i);
     }
     return value;
   };
   float squares = 0.0f;
-  const auto add_squares = [&](const Octet& value) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares += value.value[j] * value.value[j];
-  };
   if (has_first) {
     first_value = read(first);
-    add_squares(first_value);
+    add_squares(squares, first_value);
   }
-  for (int i = first + stride; i < n; i += stride) add_squares(read(i));
+  for (int i = first + stride; i < n; i += stride) add_squares(squares, read(i));
   const float scale = rsqrtf(sum_of_block(squares) / n + eps);
 
   if (has_first)
