@@ -160,7 +160,7 @@ def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan)
 def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
     """The same of a model that several share."""
     shared = load_shared(checkpoint, config)
-    new_runner = partial(shared.new_runner, quant_policy=config.policy)
+    new_runner = partial(shared.new_runner, config=config)
     return {
         "decoder": shared.decoder,
         "new_runner": new_runner,

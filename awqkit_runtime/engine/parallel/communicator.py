@@ -1,7 +1,11 @@
-"""Sums over ranks: gloo between processes that compute on the CPU, NCCL between GPUs of a host."""
+"""Sums over ranks: gloo between processes that compute on the CPU, NCCL between GPUs of a host.
+
+Small sums of GPUs that reach each other's memory go through own kernels instead (peers.py).
+"""
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from awqkit_runtime.engine.parallel.peers import Peers
 from awqkit_runtime.engine.parallel.shares import Share
 
 LOOPBACK = "127.0.0.1"
@@ -28,7 +33,11 @@ class Communicator:
     """
 
     def __init__(self, store: dist.Store, share: Share, device: torch.device) -> None:
+        self._store = store
+        self._share = share
         self._device = device
+        #: What small sums go through; None where they go the way of the large ones.
+        self.peers: Peers | None = None
         self._group: Any = (
             _gloo(store, share) if device.type == "cpu" else _nccl(store, share, device)
         )
@@ -40,6 +49,24 @@ class Communicator:
         self._group.allreduce([tensor]).wait()
         return tensor
 
+    def connect_peers(self, *, rows: int, width: int) -> None:
+        """Lets kernels add up what ranks have of up to so many rows of so many BF16 numbers.
+
+        All ranks call this at the same time, on GPUs that reach each other (reach_each_other).
+        """
+        try:
+            self.peers = Peers(
+                *(self._store, self._share, self._device),
+                rows=rows,
+                width=width,
+                agree=lambda mine: self.least(int(mine)) == 1,
+            )
+        except RuntimeError as error:
+            warnings.warn(
+                f"The GPUs add up through NCCL, and steps are slower, because {error}.",
+                stacklevel=2,
+            )
+
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers."""
         shared = torch.tensor([number], dtype=torch.int64, device=self._device)
@@ -50,6 +77,8 @@ class Communicator:
 
     def abort(self) -> None:
         """Ends a call that waits for a rank that is gone; gloo notices by itself."""
+        if self.peers is not None:
+            self.peers.give_up()
         if self._device.type == "cuda":
             self._group.abort()
 

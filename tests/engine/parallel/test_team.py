@@ -48,6 +48,7 @@ ASSIGNMENT = Assignment(
     ranks=2,
     port=1,
     threads=1,
+    max_rows=4,
 )
 
 
