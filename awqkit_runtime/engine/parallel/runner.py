@@ -96,9 +96,14 @@ class _SharedOutcome(Outcome):
 
 @contextmanager
 def _as_one(team: Team) -> Iterator[None]:
-    """What is done inside is done by all ranks or by none that goes on."""
+    """What is done inside is done by all ranks, or there is no team any more."""
     with _uninterrupted(), _errors_of(team):
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            team.raise_if_ended(error)
+            team.close()  # Nobody knows how far the others are.
+            raise
 
 
 @contextmanager
