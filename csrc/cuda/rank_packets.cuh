@@ -18,7 +18,7 @@ using u64 = unsigned long long;
 
 constexpr int kMostRanks = 8;
 // Looks at a slot between two at the host's word: some milliseconds.
-constexpr u32 kLooks = 1u << 14;
+constexpr u32 kLooks = 1u << 12;
 
 // inbox: of each rank, as this device reaches it, [2, num_ranks, places] pairs of packets; slot
 // [parity, r] is what rank r sends. given_up: not 0 where the host says that a rank is gone: then
