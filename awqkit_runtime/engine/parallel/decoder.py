@@ -12,7 +12,7 @@ from torch import Tensor
 from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
 from awqkit.checkpoint.canonical import LM_HEAD
 from awqkit_runtime.engine.parallel.communicator import Communicator
-from awqkit_runtime.engine.parallel.peers import can_meet
+from awqkit_runtime.engine.parallel.peers import ranks_can_meet
 from awqkit_runtime.engine.parallel.shares import Share, head_rows, shard_config
 from awqkit_runtime.engine.parallel.sums import PartialLinear, SummedLinear, SummingNorm
 from awqkit_runtime.engine.parallel.weights import LayerShare, shard_layer
@@ -41,7 +41,7 @@ def load_share(
     local = shard_config(config, share.ranks)
     placement = ready_placement(config, device, dtype, head_bits=head_bits(checkpoint))
     width = config.hidden_size
-    if max_rows and placement.uses_cuda_kernels and can_meet(width, device, share.ranks):
+    if max_rows and placement.uses_cuda_kernels and ranks_can_meet(width, device, share):
         communicator.connect_peers(rows=max_rows, width=width)
     layers = []
     for number, block in enumerate(read_layers(checkpoint, device)):

@@ -59,6 +59,12 @@ class Peers:
         self._given_up.fill_(1)
 
 
+def ranks_can_meet(width: int, device: torch.device, share: Share) -> bool:
+    """can_meet of all ranks, as the one with this device says it; all say the same."""
+    first = torch.device(device.type, (device.index or 0) - share.rank)
+    return can_meet(width, first, share.ranks)
+
+
 def can_meet(width: int, device: torch.device, ranks: int) -> bool:
     """Whether kernels add up rows of so many numbers between these GPUs, from this one on."""
     return can_sum(width, ranks) and reach_each_other(device, ranks)

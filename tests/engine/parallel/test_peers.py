@@ -12,7 +12,7 @@ from awqkit.checkpoint import open_checkpoint
 from awqkit_runtime.engine.parallel.choice import HeadPart, head_part
 from awqkit_runtime.engine.parallel.communicator import Communicator
 from awqkit_runtime.engine.parallel.decoder import load_share
-from awqkit_runtime.engine.parallel.peers import can_meet
+from awqkit_runtime.engine.parallel.peers import can_meet, ranks_can_meet
 from awqkit_runtime.engine.parallel.shares import Share, head_rows
 from awqkit_runtime.models.decoder import Decoder
 from tests.checkpoint.folders import write_quantized_ends
@@ -36,6 +36,15 @@ def test_gpus_meet_where_all_of_them_reach_each_other(four_gpus: None) -> None:
     assert not can_meet(4096, SECOND, 4)  # There are no four from the second one on.
     assert not can_meet(4100, SECOND, 2) and not can_meet(4096, SECOND, 1)
     assert not can_meet(4096, CPU, 2)
+
+
+def test_all_ranks_say_so(four_gpus: None) -> None:
+    for rank in range(3):
+        assert ranks_can_meet(4096, torch.device("cuda", rank), Share(rank=rank, ranks=3))
+        of_two = Share(rank=min(rank, 1), ranks=2)
+        assert ranks_can_meet(4096, torch.device("cuda", rank), of_two)
+    for rank in range(4):
+        assert not ranks_can_meet(4096, torch.device("cuda", rank), Share(rank=rank, ranks=4))
 
 
 def test_a_plan_for_other_machines_takes_it_that_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
