@@ -5,6 +5,7 @@ Small sums of GPUs that reach each other's memory go through own kernels instead
 
 from __future__ import annotations
 
+import threading
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -36,6 +37,7 @@ class Communicator:
         self._store = store
         self._share = share
         self._device = device
+        self._aborting, self._aborted = threading.Lock(), False
         #: What small sums go through; None where they go the way of the large ones.
         self.peers: Peers | None = None
         self._group: Any = (
@@ -76,11 +78,14 @@ class Communicator:
         return int(shared)
 
     def abort(self) -> None:
-        """Ends a call that waits for a rank that is gone; gloo notices by itself."""
+        """Ends what waits for a rank that is gone, for good; gloo notices by itself."""
+        with self._aborting:
+            if self._aborted or self._device.type == "cpu":
+                return
+            self._aborted = True
         if self.peers is not None:
             self.peers.give_up()
-        if self._device.type == "cuda":
-            self._group.abort()
+        self._group.abort()
 
 
 def _gloo(store: dist.Store, share: Share) -> dist.ProcessGroupGloo:

@@ -134,12 +134,15 @@ class Team:
         if self._closing:
             return
         if self._device.type == "cuda" and self._communicator is not None:
-            torch.cuda.synchronize(self._device)
+            with suppress(RuntimeError):  # Of a device that has failed, as others were told.
+                torch.cuda.synchronize(self._device)
         self._closing = True
         for process in self._processes:
             with suppress(OSError):  # Gone already, and what was left to write with it.
                 _input(process).close()
         _wait(self._processes)
+        if self._communicator is not None:
+            self._communicator.abort()
         torch.set_num_threads(self._threads)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
