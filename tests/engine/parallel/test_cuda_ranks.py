@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,3 +160,38 @@ def test_a_rank_that_is_killed_ends_the_engine_whatever_its_kernels_wait_for(une
             run_all(engine)
         assert time.monotonic() - start < 60
         torch.cuda.synchronize()
+
+
+ENDLESS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tests.engine.parallel.test_cuda_ranks import GREEDY, engine_of, prompts, team
+with engine_of(Path(sys.argv[1]), tp=2, dtype="bfloat16") as engine:
+    while True:
+        engine.add_request(prompts()[0], replace(GREEDY, max_tokens=400))
+        for _ in range(300):
+            engine.step()
+        print(team(engine).pids[0], flush=True)
+"""
+
+
+def test_a_rank_ends_when_rank_0_is_killed_whatever_its_kernels_wait_for(uneven: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(uneven)], stdout=subprocess.PIPE, text=True
+    ) as rank_0:
+        assert rank_0.stdout is not None
+        pid = int(rank_0.stdout.readline())
+        rank_0.kill()
+    deadline = time.monotonic() + 30
+    while runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def runs(pid: int) -> bool:
+    """Not so a process that has ended and that nobody has asked after."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
