@@ -90,7 +90,8 @@ class Runner:
         """
         arrays = [numpy.array(numbers) for numbers in (inputs.token_ids, inputs.positions)]
         token_ids, positions = to_device(arrays, self.decoder.device)
-        if inputs.followed and sampled is not None:
+        if inputs.followed:
+            assert sampled is not None
             token_ids = _with_sampled(token_ids, inputs.followed, sampled)
         state = PagedAttention(self.pool, inputs.spans, config=self.decoder.config)
         return self.decoder.hidden(token_ids, positions, state)
