@@ -27,17 +27,23 @@ extern "C" __global__ void __launch_bounds__(1024)
   const auto read = [&](int i) {
     Octet value = Octet::load(x + row + i);
     if (delta != nullptr) {
-      value = sum_of_octets(value, Octet::load(delta + row + i));
+      const Octet added = Octet::load(delta + row + i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) value.value[j] = rounded(value.value[j] + added.value[j]);
       value.store(sum + row + i);
     }
     return value;
   };
   float squares = 0.0f;
+  const auto add_squares = [&](const Octet& value) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += value.value[j] * value.value[j];
+  };
   if (has_first) {
     first_value = read(first);
-    add_squares(squares, first_value);
+    add_squares(first_value);
   }
-  for (int i = first + stride; i < n; i += stride) add_squares(squares, read(i));
+  for (int i = first + stride; i < n; i += stride) add_squares(read(i));
   const float scale = rsqrtf(sum_of_block(squares) / n + eps);
 
   if (has_first)

@@ -141,8 +141,6 @@ class Team:
             with suppress(OSError):  # Gone already, and what was left to write with it.
                 _input(process).close()
         _wait(self._processes)
-        if self._communicator is not None:
-            self._communicator.abort()
         torch.set_num_threads(self._threads)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,10 @@ from awqkit_runtime.engine.parallel.following import FollowingRunner
 from awqkit_runtime.engine.parallel.messages import DecodeStep, Message, encode, receive
 from awqkit_runtime.engine.parallel.runner import LeadingGraphRunner, LeadingRunner
 from awqkit_runtime.engine.parallel.shares import Share
-from awqkit_runtime.engine.runner import Runner
+from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.runner import Runner, StepInputs
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.scheduler import Chunk
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
 from tests.engine.fakes import make_engine
@@ -180,3 +183,42 @@ def test_traffic_is_answered_as_by_one_rank(
             assert got.token_ids[:length] == expected.token_ids[:length]
         else:
             assert (got.token_ids, got.text) == (expected.token_ids, expected.text)
+
+
+def test_an_error_in_the_middle_of_a_step_ends_the_team(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks have been told of a step that rank 0 does not finish."""
+    ended: list[bool] = []
+
+    class Team(ThreadTeam):
+        def raise_if_ended(self, error: Exception) -> None:
+            """None has."""
+
+        def close(self) -> None:
+            ended.append(True)
+
+    def fail(*arguments: Any) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    engine = make_engine(load_decoder(source, device="cpu", dtype="float32"), pages=9)
+    team: Any = Team(Communicator(dist.HashStore(), Share(rank=0, ranks=1), CPU))
+    runner = LeadingRunner(engine._runner.decoder, engine._runner.pool, team)
+    monkeypatch.setattr(runner.decoder, "hidden", fail)
+    chunk = Chunk(request=some_request(), start=0, length=2, samples=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch([chunk])
+    assert team.kinds == [StepInputs] and ended
+
+
+def some_request() -> Request:
+    found = Request(
+        request_id=0,
+        prompt_token_ids=(5, 6),
+        params=SamplingParams(),
+        seed=0,
+        stop_token_ids=frozenset(),
+        max_output=1,
+    )
+    found.pages = [0]
+    return found
