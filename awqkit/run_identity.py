@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from awqkit.checkpoint import Checkpoint
-from awqkit.checkpoint.reader import CONFIG_FILE
+from awqkit.checkpoint.config_file import CONFIG_FILE
 from awqkit.checkpoint.safetensors_file import StoredTensor
 from awqkit.checkpoint.shards import INDEX_FILE
 from awqkit.config import QuantConfig

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from awqkit_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    # Command lines read the defaults without waiting for it.
+    import torch
 
 QuantPolicy = Literal[0, 8, 4, "k8v4"]
 QUANT_POLICIES: tuple[QuantPolicy, ...] = (0, 8, 4, "k8v4")
 ModelFormat = Literal["auto", "hf", "awq", "compressed-tensors"]
 MODEL_FORMATS: tuple[ModelFormat, ...] = ("auto", "hf", "awq", "compressed-tensors")
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES = ("float32", "float16", "bfloat16")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -65,15 +63,20 @@ def parse_quant_policy(value: object) -> QuantPolicy:
 
 def parse_dtype(value: str | torch.dtype) -> Literal["auto"] | torch.dtype:
     """A compute dtype from its name or itself; "auto" is kept. ConfigError otherwise."""
-    if isinstance(value, str):
-        name = value.removeprefix("torch.").lower()
-        if name == "auto":
-            return "auto"
-        if name in DTYPES:
-            return DTYPES[name]
-    elif value in DTYPES.values():
-        return value
+    name = str(value).removeprefix("torch.").lower()
+    if name == "auto":
+        return "auto"
+    if name in DTYPES:
+        return named_dtype(name)
     raise ConfigError(f"dtype is {value!r}; it must be auto or one of {', '.join(DTYPES)}.")
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """The dtype of one of the names in DTYPES."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def parse_device(value: str | torch.device) -> str:
@@ -89,6 +92,8 @@ def resolve_device(value: str | torch.device) -> torch.device:
 
     ConfigError when the name is not one of these or the machine has no such device.
     """
+    import torch
+
     name = parse_device(value)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from awqkit_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from awqkit.checkpoint.tokenizer import TextTokenizer
 
 #: A text, or the ids of its tokens.
 Prompt = str | Sequence[int]
@@ -88,12 +91,15 @@ class LLM:
         """Gives model and cache back; what is still running is lost."""
         self._dispatcher = None
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """CheckpointError where the folder has none."""
-        from awqkit.checkpoint.tokenizer import load_tokenizer
+        """In the transformers library's class, which is imported for it.
 
-        return self._text.tokenizer or load_tokenizer(self._text.folder)
+        CheckpointError where the folder has none.
+        """
+        from awqkit.checkpoint.tokenizer import transformers_tokenizer
+
+        return transformers_tokenizer(self._text.folder)
 
     @property
     def has_chat_template(self) -> bool:
@@ -164,7 +170,7 @@ class LLM:
         from awqkit.checkpoint.tokenizer import encode_prompt
 
         if isinstance(prompt, str):
-            ids = encode_prompt(self.tokenizer, prompt)
+            ids = encode_prompt(self._text_tokenizer, prompt)
             if not ids and self._text.bos_token_id is not None:
                 return [self._text.bos_token_id]
             return ids
@@ -178,7 +184,14 @@ class LLM:
         """Token ids of a conversation, up to where the assistant's next answer begins."""
         from awqkit.checkpoint.tokenizer import render_chat
 
-        return render_chat(self.tokenizer, messages)
+        return render_chat(self._text_tokenizer, messages)
+
+    @property
+    def _text_tokenizer(self) -> TextTokenizer:
+        """CheckpointError where the folder has none."""
+        from awqkit.checkpoint.tokenizer import load_tokenizer
+
+        return self._text.tokenizer or load_tokenizer(self._text.folder)
 
     @property
     def _open(self) -> Dispatcher:

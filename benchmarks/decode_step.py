@@ -26,6 +26,7 @@ from machine import save_results
 from awqkit_runtime.bench.prepared import RunningAhead, _requests, _steps, follow
 from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject, load_subject
+from awqkit_runtime.bench.work import pages_of
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig, QuantPolicy
@@ -65,7 +66,7 @@ def measure(
     scenario = Scenario(name="", batch=batch, new_tokens=1, context=context, quant_policy=policy)
     decoder = subject.decoder
     page_format = PageFormat.for_policy(decoder.config, policy, decoder.dtype)
-    pool = PagePool(page_format, scenario.pages, decoder.device)
+    pool = PagePool(page_format, pages_of(scenario), decoder.device)
     runner: Any = subject.runner(pool, policy, max_rows=batch)
     assert isinstance(runner, GraphRunner)
     chunks = _steps(list(_requests(scenario, decoder.config.vocab_size)), scenario, batch)

@@ -21,7 +21,8 @@ PARTS = {
     "awqkit_runtime.engine.loading": {
         "open_checkpoint": "headers",
         "plan_engine": "device_and_plan",
-        "read_model_text": "tokenizer",
+        "read_tokenizer": "tokenizer",
+        "read_model_text": "stop_tokens",
         "load_decoder": "weights",
         "key_frame_for": "key_frame",
         "Engine": "cache_and_memory",
@@ -41,8 +42,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds: dict[str, float] = {"interpreter": BEGIN - arguments.started}
     begin = time.time()
-    llm_module = importlib.import_module("awqkit_runtime.llm")
     importlib.import_module("awqkit_runtime.cli")
+    importlib.import_module("awqkit_runtime.cuda_start").start_cuda(arguments.device)
+    llm_module = importlib.import_module("awqkit_runtime.llm")
     seconds["imports"] = time.time() - begin
     for module, names in PARTS.items():
         for name, part in names.items():

@@ -81,7 +81,7 @@ def parse_options() -> argparse.Namespace:
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
     """int64 [rows, seqlen]; the text's last, incomplete row is left out."""
-    ids = load_tokenizer(model)(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]
+    ids = load_tokenizer(model).encode(text.read_text(encoding="utf-8"))
     return torch.tensor(ids[: len(ids) // seqlen * seqlen]).view(-1, seqlen)
 
 

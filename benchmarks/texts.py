@@ -24,4 +24,4 @@ def text_ids(model: Path, text: Path, *, tokens: int) -> Tensor:
     else:
         source = open_source(str(text), render_chat=chat_renderer(tokenizer))
         content = "\n\n".join(islice(source.documents(0), DOCUMENTS))
-    return torch.tensor(tokenizer(content, verbose=False)["input_ids"][:tokens])
+    return torch.tensor(tokenizer.encode(content)[:tokens])

@@ -19,6 +19,7 @@ from awqkit.checkpoint import open_checkpoint
 from awqkit.cli import convert, inspect
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 SELF = ["--calib-dataset", "self", "--calib-samples", "8", "--calib-seqlen", "32"]
 
@@ -30,7 +31,7 @@ def run(command, *args: object) -> Result:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = write_tiny_model(tmp_path_factory.mktemp("cli") / "model", dtype=torch.bfloat16)
-    byte_tokenizer().save_pretrained(folder)
+    write_tokenizer(folder, byte_tokenizer())
     return folder
 
 

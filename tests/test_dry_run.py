@@ -14,6 +14,7 @@ from awqkit import dry_run
 from awqkit.cli import convert
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 SIZES = ["--calib-samples", "9", "--calib-seqlen", "32"]
 
@@ -22,7 +23,7 @@ SIZES = ["--calib-samples", "9", "--calib-seqlen", "32"]
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dry") / "model"
     write_tiny_model(folder, dtype=torch.bfloat16, max_shard_size="200KB")
-    byte_tokenizer().save_pretrained(folder)
+    write_tokenizer(folder, byte_tokenizer())
     return folder
 
 

@@ -21,6 +21,7 @@ from awqkit_runtime import load
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.checkpoint.folders import write_dequantized
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 BITS = {"int4": 4, "int8": 8}
 SETTINGS = {"calib_samples": 9, "calib_seqlen": 32, "quality": "fast"}
@@ -165,7 +166,7 @@ def run(command, *args: object) -> Result:
 def test_commands(tmp_path: Path) -> None:
     """Dry run, conversion, inspection, and what repacking refuses."""
     source = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
-    byte_tokenizer().save_pretrained(source)
+    write_tokenizer(source, byte_tokenizer())
     text = ["--calib-dataset", "self", "--calib-samples", 8, "--calib-seqlen", 32]
     options = [*text, "--quality", "fast", "--no-evaluate", "--format", "compressed-tensors"]
     out, embeddings = tmp_path / "out", ["--embeddings", "int8"]

@@ -1,20 +1,13 @@
 """Conversations as calibration text."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 from awqkit.calibration.text_fields import Message, RenderChat
+from awqkit.checkpoint.errors import CheckpointError, ConversationError
+from awqkit.checkpoint.tokenizer import TextTokenizer, render_chat_text
 
 
-class ChatTokenizer(Protocol):
-    """The part of a tokenizer of the transformers library that renders conversations."""
-
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-
-
-def chat_renderer(tokenizer: ChatTokenizer) -> RenderChat:
+def chat_renderer(tokenizer: TextTokenizer) -> RenderChat:
     """Renders through the tokenizer's chat template, so that the model sees chats as in service.
 
     Without a template, or where it refuses a conversation (roles out of order, no room for a
@@ -23,12 +16,10 @@ def chat_renderer(tokenizer: ChatTokenizer) -> RenderChat:
     if not tokenizer.chat_template:
         return _joined
 
-    from jinja2 import TemplateError
-
     def render(messages: Sequence[Message]) -> str:
         try:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
-        except (TemplateError, TypeError, ValueError):
+            return render_chat_text(tokenizer, messages, add_generation_prompt=False)
+        except (CheckpointError, ConversationError):
             return _joined(messages)
 
     return render

@@ -4,13 +4,13 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from awqkit.calibration.chat_text import ChatTokenizer, chat_renderer
+from awqkit.calibration.chat_text import chat_renderer
 from awqkit.calibration.sources import open_source
+from awqkit.checkpoint.tokenizer import TextTokenizer
 from awqkit.errors import CalibrationError
 
 # Shorter rows say nothing about attention.
@@ -18,14 +18,6 @@ MIN_SEQLEN = 8
 # Text goes through the tokenizer in batches of this size, which bounds what is encoded in vain.
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 1 << 18
-
-
-class CalibrationTokenizer(ChatTokenizer, Protocol):
-    """The part of a fast tokenizer of the transformers library that is used here."""
-
-    bos_token_id: Any
-
-    def __call__(self, text: Any, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +40,7 @@ class CalibrationRows:
 def calibration_rows(
     source: str,
     *,
-    tokenizer: CalibrationTokenizer,
+    tokenizer: TextTokenizer,
     samples: int,
     seqlen: int,
     seed: int,
@@ -115,16 +107,13 @@ def token_digest(tokens: Tensor) -> str:
     return digest.hexdigest()
 
 
-def encoded_documents(
-    documents: Iterable[str], tokenizer: CalibrationTokenizer
-) -> Iterator[list[int]]:
+def encoded_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Iterator[list[int]]:
     """Token ids of each document, in order, encoded a batch at a time."""
     bos = tokenizer.bos_token_id
     for batch in _batches(documents):
         # Half of a surrogate pair may stand in JSON, but is no text that can be encoded.
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in batch]
-        encoding = tokenizer(texts, verbose=False, return_attention_mask=False)
-        for ids in encoding["input_ids"]:
+        for ids in tokenizer.encode_batch(texts):
             # A chat template writes the first token, and the tokenizer adds it once more.
             yield ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 

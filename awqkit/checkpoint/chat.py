@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from awqkit.checkpoint.text_tokenizer import TextTokenizer
 
 Message = Mapping[str, Any]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def encode_prompt(tokenizer: TextTokenizer, text: str) -> list[int]:
     """The ids of a plain text, with bos and eos as the tokenizer adds them by default."""
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    return tokenizer.encode(text)
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: TextTokenizer,
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
@@ -39,13 +37,13 @@ def render_chat(
     return encode_rendered(tokenizer, text)
 
 
-def encode_rendered(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def encode_rendered(tokenizer: TextTokenizer, text: str) -> list[int]:
     """The ids of what render_chat_text gave."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def render_chat_text(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: TextTokenizer,
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
@@ -54,18 +52,17 @@ def render_chat_text(
     """The text that render_chat encodes; the same errors."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
+    from awqkit.checkpoint.chat_template import render_template
+
     template = _template(tokenizer)
     _require_wellformed(messages)
     try:
-        # transformers renders in jinja2's ImmutableSandboxedEnvironment.
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                tools=None if tools is None else [dict(tool) for tool in tools],
-            )
+        return render_template(
+            template,
+            messages,
+            named_tokens=tokenizer.named_tokens,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
         )
     except TemplateSyntaxError as error:
         raise CheckpointError(
@@ -90,7 +87,7 @@ def render_chat_text(
         ) from error
 
 
-def _template(tokenizer: PreTrainedTokenizerFast) -> str:
+def _template(tokenizer: TextTokenizer) -> str:
     templates = tokenizer.chat_template
     template = templates.get("default") if isinstance(templates, Mapping) else templates
     if isinstance(template, str) and template:

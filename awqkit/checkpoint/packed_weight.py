@@ -45,7 +45,10 @@ class PackedWeight:
 
     def to(self, device: torch.device) -> PackedWeight:
         """The same on another device."""
-        tensors = {suffix: tensor.to(device) for suffix, tensor in self.tensors.items()}
+        tensors = {
+            suffix: tensor.to(device, non_blocking=tensor.is_pinned())
+            for suffix, tensor in self.tensors.items()
+        }
         rows = None if self.rows is None else self.rows.to(device)
         return replace(self, tensors=tensors, rows=rows)
 

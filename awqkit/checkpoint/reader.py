@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, layer_prefix, layer_shapes
+from awqkit.checkpoint.config_file import naming, read_raw_config
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
 from awqkit.checkpoint.gptq import read_sidecar, require_plain, surplus_biases
 from awqkit.checkpoint.hub import resolve_source
-from awqkit.checkpoint.json_file import read_json_object
 from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit.checkpoint.safetensors_file import TORCH_DTYPES, StoredTensor
+from awqkit.checkpoint.safetensors_file import (
+    TORCH_DTYPES,
+    StoredTensor,
+    TensorReader,
+    read_tensor,
+)
 from awqkit.checkpoint.shards import find_tensors
 from awqkit.checkpoint.stored_values import read_dense, read_quantized
 from awqkit.checkpoint.tied_head import require_tied
 
-CONFIG_FILE = "config.json"
 Format = Literal["hf", "awq", "compressed-tensors", "gptq"]
 
 
@@ -71,20 +74,24 @@ class Checkpoint:
         placement = self._placement(name)
         return None if placement.packed_format is None else placement.bits
 
-    def tensor(self, name: str) -> Tensor:
+    def stored_bytes(self, name: str) -> int:
+        """Bytes on disk of what holds a tensor, which may be others' too."""
+        return sum(entry.nbytes for entry in self._placement(name).entries.values())
+
+    def tensor(self, name: str, read: TensorReader = read_tensor) -> Tensor:
         """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
         placement = self._placement(name)
         if placement.packed_format is not None:
             raise CheckpointError(f"{name} is stored quantized; there is no dense form of it here.")
-        return read_dense(placement)
+        return read_dense(placement, read)
 
     def quantized(self, name: str) -> QuantizedWeight:
         """The integers and scales of a quantized linear; CheckpointError if it is dense."""
         return self.packed(name).unpack()
 
-    def packed(self, name: str) -> PackedWeight:
+    def packed(self, name: str, read: TensorReader = read_tensor) -> PackedWeight:
         """The stored tensors of a quantized linear, checked; CheckpointError if it is dense."""
-        return read_quantized(self._quantized_placement(name))
+        return read_quantized(self._quantized_placement(name), read)
 
     def weight(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor as it is stored, dense or quantized."""
@@ -98,12 +105,15 @@ class Checkpoint:
     def packed_block(self, layer: int) -> dict[str, Tensor | PackedWeight]:
         """As `block`, with the quantized linears still packed."""
         prefix = layer_prefix(layer)
-        return {
-            name: self.packed(prefix + name)
-            if self.is_quantized(prefix + name)
-            else self.tensor(prefix + name)
-            for name in layer_shapes(self.config, layer)
-        }
+        return {name: self.packed_or_dense(prefix + name) for name in self.block_names(layer)}
+
+    def block_names(self, layer: int) -> tuple[str, ...]:
+        """The names of a layer's tensors within it, a quantized linear's as its weight's."""
+        return tuple(layer_shapes(self.config, layer))
+
+    def packed_or_dense(self, name: str, read: TensorReader = read_tensor) -> Tensor | PackedWeight:
+        """The tensor as it is stored, a quantized one still packed."""
+        return self.packed(name, read) if self.is_quantized(name) else self.tensor(name, read)
 
     def weight_bytes(self) -> int:
         """Bytes of all stored tensors on disk."""
@@ -134,8 +144,8 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
     Raises CheckpointError, and UnsupportedModelError for what is sound but not known.
     """
     folder = resolve_source(source)
-    raw = _read_raw_config(folder)
-    with _naming(folder):
+    raw = read_raw_config(folder)
+    with naming(folder):
         family = find_family(raw)
         config = family.read_config(raw)
         quantization = read_quantization(raw)
@@ -149,7 +159,7 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
             "Leave the model format at auto."
         )
     harmless = surplus_biases(tensors) if found == "gptq" else ()
-    with _naming(folder):
+    with naming(folder):
         placements = place_tensors(tensors, config, family, quantization, harmless=harmless)
         require_plain(tensors, placements)
         require_tied(tensors, config, family)
@@ -164,32 +174,3 @@ def open_checkpoint(source: str | Path, *, model_format: str = "auto") -> Checkp
         placements=placements,
         weight_bytes=sum(entry.nbytes for entry in tensors.values()),
     )
-
-
-def read_decoder_config(source: str | Path) -> DecoderConfig:
-    """The DecoderConfig of a folder (config.json alone is enough) or a hub id."""
-    folder = resolve_source(source, files=(CONFIG_FILE,))
-    raw = _read_raw_config(folder)
-    with _naming(folder):
-        return find_family(raw).read_config(raw)
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Begin errors about a folder's content with the folder, where they do not name it anyway."""
-    try:
-        yield
-    except CheckpointError as error:
-        if str(folder) in str(error):
-            raise
-        raise type(error)(f"{folder}: {error}") from error
-
-
-def _read_raw_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {CONFIG_FILE}, so it is no model in Hugging Face form. "
-            "Name the folder that holds config.json and the .safetensors files."
-        )
-    return read_json_object(path)

@@ -7,7 +7,7 @@ header, the header as a JSON object, then the bytes of the tensors without gaps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -84,18 +84,30 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_tensor(entry: StoredTensor, rows: Sequence[range] | None = None) -> Tensor:
-    """The tensor, or these ranges of its rows one after the other, in freshly allocated memory.
-
-    Reading copies instead of mapping: a file that shrinks meanwhile gives an error instead of
-    killing the process, and the memory goes when the tensor goes.
-    """
+def stored_dtype(entry: StoredTensor) -> torch.dtype:
+    """CheckpointError where torch has none such."""
     if entry.dtype not in TORCH_DTYPES:
         raise CheckpointError(
             f"{entry.path}: tensor {entry.name} has dtype {entry.dtype}, which is not supported. "
             "Start from the checkpoint in BF16, FP16 or FP32."
         )
-    dtype = TORCH_DTYPES[entry.dtype]
+    return TORCH_DTYPES[entry.dtype]
+
+
+#: As read_tensor, wherever it puts the tensor.
+TensorReader = Callable[[StoredTensor, Sequence[range] | None], Tensor]
+
+
+def read_tensor(
+    entry: StoredTensor, rows: Sequence[range] | None = None, *, pinned: bool = False
+) -> Tensor:
+    """The tensor, or these ranges of its rows one after the other, in freshly allocated memory.
+
+    Reading copies instead of mapping: a file that shrinks meanwhile gives an error instead of
+    killing the process, and the memory goes when the tensor goes. pinned: memory that a GPU copies
+    from by itself; torch keeps it for the next tensor.
+    """
+    dtype = stored_dtype(entry)
     if rows is None:
         spans = [(entry.start, entry.stop)]
         shape = entry.shape
@@ -105,7 +117,7 @@ def read_tensor(entry: StoredTensor, rows: Sequence[range] | None = None) -> Ten
             (entry.start + r.start * row_bytes, entry.start + r.stop * row_bytes) for r in rows
         ]
         shape = (sum(len(r) for r in rows), *entry.shape[1:])
-    result = torch.empty(shape, dtype=dtype)
+    result = torch.empty(shape, dtype=dtype, pin_memory=pinned)
     _read_spans(entry, spans, result)
     return result
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from awqkit.checkpoint.chat import render_chat_text
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
 from awqkit.checkpoint.json_file import read_json_object
+from awqkit.checkpoint.text_tokenizer import TextTokenizer
 from awqkit.checkpoint.tokenizer_loading import has_tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 GENERATION_FILE = "generation_config.json"
 _ANSWER = "ANSWER"
@@ -23,7 +21,7 @@ def stop_token_ids(
     folder: str | Path,
     config: DecoderConfig,
     *,
-    tokenizer: PreTrainedTokenizerFast | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> tuple[int, ...]:
     """Every id that ends an answer, without repeats, in the order of authority.
 
@@ -58,15 +56,15 @@ def _declared_ids(folder: Path) -> list[int]:
     return ids
 
 
-def _tokenizer_ids(tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
+def _tokenizer_ids(tokenizer: TextTokenizer) -> Iterator[int]:
     if tokenizer.eos_token_id is not None:
-        yield int(tokenizer.eos_token_id)
+        yield tokenizer.eos_token_id
     end_of_turn = _end_of_turn(tokenizer)
     if end_of_turn is not None:
         yield end_of_turn
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+def _end_of_turn(tokenizer: TextTokenizer) -> int | None:
     """What the chat template writes right behind an answer, if that is a special token."""
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _ANSWER}]
     try:
@@ -75,8 +73,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
         # No template, or none for this conversation: then the declared tokens are all there are.
         return None
     _, found, behind = text.rpartition(_ANSWER)
-    ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer.encode(behind.lstrip(), add_special_tokens=False) if found else []
+    special = {index for index, token in tokenizer.added_tokens.items() if token.special}
     # Some templates open the next turn with bos, which ends nothing.
     special -= {tokenizer.bos_token_id} - {tokenizer.eos_token_id}
-    return int(ids[0]) if ids and ids[0] in special else None
+    return ids[0] if ids and ids[0] in special else None

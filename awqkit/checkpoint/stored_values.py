@@ -9,24 +9,24 @@ from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.gptq import as_compressed_tensors
 from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement
-from awqkit.checkpoint.safetensors_file import StoredTensor, read_tensor
+from awqkit.checkpoint.safetensors_file import StoredTensor, TensorReader, read_tensor
 
 #: Half of FP16's smallest step: the most by which a stored scale may move on its way to FP16.
 SCALE_TOLERANCE = 2.0**-25
 
 
-def read_dense(placement: Placement) -> Tensor:
+def read_dense(placement: Placement, read: TensorReader = read_tensor) -> Tensor:
     """A dense tensor in its stored dtype; CheckpointError if it holds NaN or infinity."""
     (entry,) = placement.entries.values()
-    tensor = read_tensor(entry, placement.rows)
+    tensor = read(entry, placement.rows)
     _require_finite(tensor, entry)
     return tensor
 
 
-def read_quantized(placement: Placement) -> PackedWeight:
+def read_quantized(placement: Placement, read: TensorReader = read_tensor) -> PackedWeight:
     """A packed linear; CheckpointError for scales that are broken or that FP16 cannot hold."""
     assert placement.packed_format is not None
-    tensors = {suffix: read_tensor(entry) for suffix, entry in placement.entries.items()}
+    tensors = {suffix: read(entry, None) for suffix, entry in placement.entries.items()}
     for suffix in ("scales", "weight_scale"):
         if suffix in tensors:
             tensors[suffix] = _half_scales(tensors[suffix], placement.entries[suffix])

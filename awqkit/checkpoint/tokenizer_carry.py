@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit.checkpoint.errors import CheckpointError
@@ -14,6 +14,7 @@ from awqkit.checkpoint.stop_tokens import (
     read_generation_config,
     stop_token_ids,
 )
+from awqkit.checkpoint.text_tokenizer import TextTokenizer
 from awqkit.checkpoint.tokenizer_defaults import NO_DEFAULTS
 from awqkit.checkpoint.tokenizer_loading import (
     FAST_FILE,
@@ -33,9 +34,6 @@ from awqkit.checkpoint.tokenizer_settings import (
     TokenizerSettings,
     read_settings,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _COPIED = (
     FAST_FILE,
@@ -74,7 +72,7 @@ def carry_tokenizer(source: str | Path, out: str | Path, config: DecoderConfig) 
     if tokenizer is not None:
         if not (source / FAST_FILE).is_file():
             # Its own save() reports a full disk as a bare Exception; Python's write as an OSError.
-            text = tokenizer.backend_tokenizer.to_str(pretty=True)
+            text = tokenizer.backend.to_str(pretty=True)
             (out / FAST_FILE).write_text(text, encoding="utf-8")
         written = _tokenizer_config(source, settings, tokenizer)
         if written:
@@ -114,7 +112,7 @@ def _without_remote_code(raw: Any) -> dict[str, Any]:
 
 
 def _tokenizer_config(
-    source: Path, settings: TokenizerSettings, tokenizer: PreTrainedTokenizerFast
+    source: Path, settings: TokenizerSettings, tokenizer: TextTokenizer
 ) -> dict[str, Any]:
     config = _without_remote_code(settings.raw)
     if not (source / FAST_FILE).is_file():
@@ -127,7 +125,7 @@ def _tokenizer_config(
     return config
 
 
-def _converted_entries(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _converted_entries(tokenizer: TextTokenizer) -> dict[str, Any]:
     """What a converted tokenizer needs next to its tokenizer.json."""
     added = {
         str(index): {
@@ -138,13 +136,13 @@ def _converted_entries(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
             "single_word": token.single_word,
             "special": token.special,
         }
-        for index, token in sorted(tokenizer.added_tokens_decoder.items())
+        for index, token in tokenizer.added_tokens.items()
     }
-    named = {role: getattr(tokenizer, role) for role in NAMED_TOKENS}
+    named = tokenizer.named_tokens
     return {
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
-        **{role: token for role, token in named.items() if token is not None},
+        **{role: named[role] for role in NAMED_TOKENS if role in named},
         "tokenizer_class": _PLAIN_CLASS,
     }
 
@@ -153,7 +151,7 @@ def _generation_config(
     source: Path,
     config: DecoderConfig,
     settings: TokenizerSettings,
-    tokenizer: PreTrainedTokenizerFast | None,
+    tokenizer: TextTokenizer | None,
 ) -> dict[str, Any]:
     """As the source has it; of a family whose own code knew the stop tokens, with all of them."""
     written = read_generation_config(source)

@@ -1,8 +1,8 @@
-"""A model folder's tokenizer as a fast tokenizer, from either of the two forms that are read."""
+"""A model folder's tokenizer, from either of the two forms that are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,11 @@ from awqkit.checkpoint.sentencepiece_model import (
     read_sentencepiece,
 )
 from awqkit.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from awqkit.checkpoint.text_tokenizer import TextTokenizer
 from awqkit.checkpoint.tokenizer_settings import TokenizerSettings, read_settings
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
 FAST_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -25,8 +25,8 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 SLOW_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tekken.json", "qwen.tiktoken")
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model folder as transformers' fast class, chat template included.
+def load_tokenizer(folder: str | Path) -> TextTokenizer:
+    """Load the tokenizer of a model folder, chat template included.
 
     tokenizer.json is taken as it is; a lone SentencePiece tokenizer.model is converted. No code
     from the folder runs and nothing is downloaded. Raises CheckpointError when the folder has
@@ -37,7 +37,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     if (folder / FAST_FILE).is_file():
         backend = _read_fast(folder / FAST_FILE)
         _heed_explicit_flags(backend, settings)
-        return _wrap(backend, settings, settings.named, settings.added)
+        return _with_tokens(backend, settings, settings.named, settings.added)
     if (folder / SENTENCEPIECE_FILE).is_file():
         return _convert(folder / SENTENCEPIECE_FILE, settings)
     raise _no_tokenizer(folder)
@@ -62,16 +62,20 @@ def _read_fast(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        backend = Tokenizer.from_file(str(path))
     # The library raises no narrower class than this.
     except Exception as error:
         raise CheckpointError(
             f"{path} is no tokenizer that the tokenizers library can read ({error}). The file is "
             "damaged, or made by a newer release: fetch it again, or upgrade `tokenizers`."
         ) from error
+    # Some files ask for what training needed.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
-def _convert(path: Path, settings: TokenizerSettings) -> PreTrainedTokenizerFast:
+def _convert(path: Path, settings: TokenizerSettings) -> TextTokenizer:
     model = read_sentencepiece(path)
     added = _reserved_tokens(model, settings) | dict(settings.added)
     backend = build_fast_tokenizer(model, added)
@@ -84,7 +88,7 @@ def _convert(path: Path, settings: TokenizerSettings) -> PreTrainedTokenizerFast
     # SentencePiece models mark the start of a text and not its end, unless told otherwise.
     bos = named.get("bos_token") if settings.add_bos in (True, None) else None
     _surround(backend, bos, named.get("eos_token") if settings.add_eos else None)
-    return _wrap(backend, settings, named, added={})
+    return _with_tokens(backend, settings, named, added={})
 
 
 def _model_names(model: SentencePieceModel) -> dict[str, str]:
@@ -152,23 +156,49 @@ def _known_id(backend: Tokenizer, text: str) -> int:
     return int(index)
 
 
-def _wrap(
+def _with_tokens(
     backend: Tokenizer,
     settings: TokenizerSettings,
     named: Mapping[str, str],
     added: Mapping[int, AddedToken],
-) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
-    # Without the folder's path: given one, transformers may ask the hub about the model.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **named,
-        extra_special_tokens=list(settings.extra_special),
-        added_tokens_decoder=dict(added),
+) -> TextTokenizer:
+    """With all tokens that the folder tells of, those that the vocabulary lacks at its end."""
+    backend.add_tokens(list(_missing_tokens(backend, settings, named, added)))
+    return TextTokenizer(
+        backend=backend,
+        named_tokens=dict(named),
         chat_template=settings.chat_template or _default_template(backend, settings),
-        **settings.options,
     )
+
+
+def _missing_tokens(
+    backend: Tokenizer,
+    settings: TokenizerSettings,
+    named: Mapping[str, str],
+    added: Mapping[int, AddedToken],
+) -> Iterator[AddedToken]:
+    """Those that the backend does not have, or not with these flags, in the order of their ids."""
+    from tokenizers import AddedToken
+
+    present = backend.get_added_tokens_decoder().values()
+    texts = {token.content for token in present}
+    # Tokens are equal whatever their flags are; their representations are not.
+    flagged = {repr(token) for token in present}
+    for _, token in sorted(added.items()):
+        if repr(token) not in flagged:
+            texts.add(token.content)
+            yield _as_special(token) if token.content in named.values() else token
+    for text in (*named.values(), *settings.extra_special):
+        if text not in texts:
+            texts.add(text)
+            yield AddedToken(text, special=True)
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    from tokenizers import AddedToken
+
+    flags = {flag: getattr(token, flag) for flag in ("lstrip", "rstrip", "single_word")}
+    return AddedToken(token.content, special=True, normalized=token.normalized, **flags)
 
 
 def _default_template(backend: Tokenizer, settings: TokenizerSettings) -> str | None:

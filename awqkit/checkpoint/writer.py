@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint.canonical import EMBEDDING, canonical_shapes
+from awqkit.checkpoint.config_file import CONFIG_FILE
 from awqkit.checkpoint.errors import OutputError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from awqkit.checkpoint.layout import BITS, is_quantizable
 from awqkit.checkpoint.packing import PackedFormat, pack, packed_shapes
 from awqkit.checkpoint.quantization_config import DENSE_BITS
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
-from awqkit.checkpoint.reader import CONFIG_FILE, Checkpoint
+from awqkit.checkpoint.reader import Checkpoint
 from awqkit.checkpoint.shard_file import header_room
 from awqkit.checkpoint.shard_writer import MAX_SHARD_BYTES, ShardWriter
 from awqkit.checkpoint.staging import refuse_occupied, reporting_output_errors, staged_folder

@@ -9,6 +9,7 @@ import torch
 
 from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject
+from awqkit_runtime.bench.work import pages_of
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.launched_step import LaunchedStep, StepLauncher, launcher
@@ -29,7 +30,7 @@ def prepare_work(
     """
     decoder = subject.decoder
     page_format = PageFormat.for_policy(decoder.config, scenario.quant_policy, decoder.dtype)
-    pool = PagePool(page_format, scenario.pages, decoder.device)
+    pool = PagePool(page_format, pages_of(scenario), decoder.device)
     requests = list(_requests(scenario, decoder.config.vocab_size))
     steps = _steps(requests, scenario, max(step_tokens, scenario.batch))
     steps_of = launcher(subject.runner(pool, scenario.quant_policy, max_rows=scenario.batch))

@@ -13,9 +13,10 @@ import torch
 
 from awqkit_runtime.bench.machine import multiply_rate, read_bandwidth
 from awqkit_runtime.bench.prepared import prepare_work
-from awqkit_runtime.bench.scenarios import Scenario, Work, work_of
+from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.timing import time_steps
+from awqkit_runtime.bench.work import Work, pages_of, work_of
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.memory import free_memory, part_of_memory
@@ -128,7 +129,7 @@ def _reason_to_skip(subject: Subject, scenario: Scenario, step_tokens: int) -> s
         ),
         session_len=scenario.session_len,
     )
-    needed = scenario.pages * page_format.bytes_per_page + steps.total
+    needed = pages_of(scenario) * page_format.bytes_per_page + steps.total
     free = part_of_memory(free_memory(decoder.device), decoder.device, subject.ranks)
     if needed > free:
         return f"takes {human_bytes(needed)}, {human_bytes(free)} are free"

@@ -1,14 +1,10 @@
-"""What is timed: steps of the engine of various shapes, and the work that each of them is."""
+"""What is timed: steps of the engine of various shapes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from awqkit.checkpoint import DecoderConfig
-from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import QuantPolicy
-from awqkit_runtime.layers.placement import Placement
-from awqkit_runtime.models.footprint import BitsOf, embedding_bytes, loaded_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +21,6 @@ class Scenario:
     def session_len(self) -> int:
         """Tokens of each sequence after the step."""
         return self.context + self.new_tokens
-
-    @property
-    def pages(self) -> int:
-        """Of all sequences."""
-        return self.batch * pages_for(self.session_len)
 
 
 def _decode(batch: int, context: int = 128, quant_policy: QuantPolicy = 0) -> Scenario:
@@ -69,49 +60,3 @@ SCENARIOS = (*GPU_SCENARIOS, *(s for s in CPU_SCENARIOS if s not in GPU_SCENARIO
 def default_scenarios(device_type: str) -> tuple[Scenario, ...]:
     """What is timed where nothing is named."""
     return GPU_SCENARIOS if device_type == "cuda" else CPU_SCENARIOS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a step must do at least: bytes that cross the memory bus, multiplications and adds."""
-
-    bytes: int
-    operations: int
-
-
-def work_of(
-    scenario: Scenario,
-    config: DecoderConfig,
-    bits_of: BitsOf,
-    placement: Placement,
-) -> Work:
-    """Every weight is read once and every key and value of the cache, the new ones are written.
-
-    Operations: two for each weight of a linear and token, the head for the last tokens alone, and
-    four for each query element and the key that it sees.
-    """
-    table = config.vocab_size * config.hidden_size
-    weights = loaded_bytes(config, bits_of, placement)
-    if not config.tie_word_embeddings:
-        weights -= embedding_bytes(config, bits_of, placement)
-    page_format = PageFormat.for_policy(config, scenario.quant_policy, placement.dtype)
-    cached = scenario.batch * scenario.session_len * page_format.bytes_per_token
-    tokens = scenario.batch * scenario.new_tokens
-    seen = scenario.context + (scenario.new_tokens + 1) / 2
-    attention = 4 * tokens * seen * config.q_size * config.num_layers
-    linears = 2 * tokens * sum(_passed_weights(config, n) for n in range(config.num_layers))
-    return Work(
-        bytes=weights + cached,
-        operations=int(linears + attention + 2 * scenario.batch * table),
-    )
-
-
-def _passed_weights(config: DecoderConfig, layer: int) -> int:
-    """Elements of the linears of one layer that a token passes."""
-    attention = config.hidden_size * (2 * config.q_size + 2 * config.kv_size)
-    experts = config.experts_of(layer)
-    if experts is None:
-        return attention + 3 * config.hidden_size * config.intermediate_size
-    inner = experts.experts_per_token * experts.intermediate_size
-    inner += experts.shared_intermediate_size or 0
-    return attention + config.hidden_size * (3 * inner + experts.num_experts)

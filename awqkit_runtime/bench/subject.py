@@ -10,7 +10,12 @@ from awqkit_runtime.bench.random_weights import random_decoder
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig, QuantPolicy
 from awqkit_runtime.engine.engine import Engine
-from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text
+from awqkit_runtime.engine.model_text import (
+    ModelText,
+    NoText,
+    read_model_text,
+    read_tokenizer,
+)
 from awqkit_runtime.engine.parallel.loading import SharedModel, load_shared
 from awqkit_runtime.engine.parallel.noise import fill_with_noise
 from awqkit_runtime.engine.runner import Runner
@@ -87,7 +92,9 @@ def load_subject(
     return Subject(
         decoder=decoder,
         bits_of=checkpoint.bits,
-        text=read_model_text(checkpoint),
+        text=read_model_text(
+            checkpoint.folder, checkpoint.config, read_tokenizer(checkpoint.folder)
+        ),
         shared=shared,
     )
 

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from awqkit_runtime.commands.console import note, note_plan, paragraph_errors, say, working
+from awqkit_runtime.commands.console import note, note_plan, paragraph_errors, say
 from awqkit_runtime.commands.conversation import converse
-from awqkit_runtime.commands.options import (
-    engine_options,
-    engine_settings,
-    sampling_options,
-    sampling_params,
-)
+from awqkit_runtime.commands.model import load_model
+from awqkit_runtime.commands.options import engine_options, sampling_options, sampling_params
 
 if TYPE_CHECKING:
     from awqkit_runtime.engine.sampling_params import SamplingParams
@@ -33,12 +29,8 @@ def chat(model: str, system: str | None, **options: Any) -> None:
     Where no sampling option is given, the model's generation_config.json decides. Each line is a
     message; lines can also be piped in. /help lists the commands of the conversation.
     """
-    from awqkit_runtime.llm import LLM
-
     sampling_params(options)
-    with working(f"Loading {model}"):
-        llm = LLM(model, **engine_settings(options), announce=note_plan)
-    with llm:
+    with load_model(model, options, announce=note_plan) as llm:
         conversation = LocalConversation(llm, sampling_params(options, llm.chat_defaults), system)
         note(f"{model}: {llm.session_len} tokens of context. /help lists the commands.")
         converse(conversation)

@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from awqkit_runtime.commands.console import note, paragraph_errors, say, working
-from awqkit_runtime.commands.options import (
-    engine_options,
-    engine_settings,
-    sampling_options,
-    sampling_params,
-)
+from awqkit_runtime.commands.console import note, paragraph_errors, say
+from awqkit_runtime.commands.model import load_model
+from awqkit_runtime.commands.options import engine_options, sampling_options, sampling_params
 
 if TYPE_CHECKING:
     from awqkit_runtime.llm import LLM
@@ -39,13 +35,9 @@ def generate(model: str, prompt: str | None, as_chat: bool | None, **options: An
     The answer goes to standard output as it comes. Where no sampling option is given, --chat does
     as the model's generation_config.json says, and --raw always takes the likeliest token.
     """
-    from awqkit_runtime.llm import LLM
-
     sampling_params(options)
     text = _read_prompt() if prompt is None else prompt
-    with working(f"Loading {model}"):
-        llm = LLM(model, **engine_settings(options))
-    with llm:
+    with load_model(model, options) as llm:
         if as_chat is None:
             as_chat = llm.has_chat_template
         ids = _encode(llm, text, as_chat=as_chat)

@@ -125,7 +125,7 @@ def _encode(content: str, checkpoint: Checkpoint, other: Checkpoint | None) -> T
         )
     if other is not None:
         theirs = load_tokenizer(other.folder)
-        same = theirs.get_vocab() == tokenizer.get_vocab() and encode_prompt(theirs, content) == ids
+        same = theirs.vocabulary == tokenizer.vocabulary and encode_prompt(theirs, content) == ids
         if not same or other.config.vocab_size != checkpoint.config.vocab_size:
             raise ConfigError(
                 f"{checkpoint.folder} and {other.folder} have different vocabularies or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -21,13 +22,19 @@ class GraphCapture(Protocol):
         """
 
 
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, since cuBLAS keeps what it once had for a stream."""
+    return torch.cuda.Stream(device)
+
+
 class CudaGraphs:
     """Graphs that share one pool of memory, since no two of them run at once."""
 
     def __init__(self, device: torch.device, *, pool_bytes: int) -> None:
         """pool_bytes: what the intermediate results of any one graph take, set aside now."""
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         # cuBLAS has a workspace for each stream, which must not come out of the pool.
         with torch.cuda.stream(self._stream):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 #: What decoders write for bytes that are no character (yet).
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -23,9 +23,8 @@ class TextDecoder(Protocol):
         /,
         *,
         skip_special_tokens: bool,
-        clean_up_tokenization_spaces: bool,
-    ) -> Any:
-        """The tokens' text, a str."""
+    ) -> str:
+        """The tokens' text."""
 
 
 class IncrementalDetokenizer:
@@ -74,12 +73,7 @@ class IncrementalDetokenizer:
         return piece
 
     def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            token_ids,
-            skip_special_tokens=self._skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
-        return text
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
 
     def _show(self, sure: str) -> str:
         """Gives out the part of the window's text that later tokens cannot change."""

@@ -15,9 +15,9 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
+from awqkit_runtime.engine.constraint import Constraint, GrammarCompiler
 from awqkit_runtime.engine.detokenizer import TextDecoder
-from awqkit_runtime.engine.fast_decoder import fast_decoder
-from awqkit_runtime.engine.grammar import Constraint, GrammarCompiler
+from awqkit_runtime.engine.fast_decoder import FastDecoder
 from awqkit_runtime.engine.launched_step import launcher
 from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
@@ -78,7 +78,7 @@ class Engine:
         self.session_len = decoder.session_len
         self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
-        self._tokenizer = fast_decoder(tokenizer)
+        self._tokenizer = FastDecoder(tokenizer)
         self._grammars = grammars
         self._stop_token_ids = frozenset(stop_token_ids)
         page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)

@@ -1,9 +1,8 @@
-"""The few tokens that a step adds to a text, decoded without detours."""
+"""The few tokens that a step adds to a text, decoded without doing the same twice."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from awqkit_runtime.engine.detokenizer import TextDecoder
 
@@ -11,38 +10,18 @@ from awqkit_runtime.engine.detokenizer import TextDecoder
 _KEPT_TOKENS = 2**15
 
 
-def fast_decoder(tokenizer: TextDecoder) -> TextDecoder:
-    """Decodes as the tokenizer does; transformers' fast ones are asked past their own layers.
+class FastDecoder:
+    """Decodes as the tokenizer does, and remembers the texts of single tokens."""
 
-    Those convert types and look for clean-up rules on each call, which takes longer than decoding
-    two tokens.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return tokenizer if backend is None else _BackendDecoder(backend)
-
-
-class _BackendDecoder:
-    def __init__(self, backend: Any) -> None:
-        """backend: a tokenizers.Tokenizer."""
-        self._decode = backend.decode
+    def __init__(self, tokenizer: TextDecoder) -> None:
+        self._decode = tokenizer.decode
         self._decode_one = lru_cache(_KEPT_TOKENS)(self._decode_single)
 
-    def decode(
-        self,
-        token_ids: list[int],
-        /,
-        *,
-        skip_special_tokens: bool,
-        clean_up_tokenization_spaces: bool,
-    ) -> str:
-        """The tokens' text; ValueError where spaces should be cleaned up."""
-        if clean_up_tokenization_spaces:
-            raise ValueError("the pieces of a text cannot be cleaned up one by one")
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """The tokens' text."""
         if len(token_ids) == 1:
             return self._decode_one(token_ids[0], skip_special_tokens)
-        text: str = self._decode(token_ids, skip_special_tokens)
-        return text
+        return self._decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def _decode_single(self, token_id: int, skip_special_tokens: bool) -> str:
-        text: str = self._decode([token_id], skip_special_tokens)
-        return text
+        return self._decode([token_id], skip_special_tokens=skip_special_tokens)

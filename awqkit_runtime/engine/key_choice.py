@@ -1,7 +1,7 @@
 """Which frame 4-bit keys are stored in, and whether a model bears them, tried on its own text.
 
 The model reads the text once with keys and values as they are, and once more for each thing to try,
-with what pages would give back. A mean key, the rotation, factors for the channels: each stays
+through pages. A mean key, the rotation, factors for the channels: each stays
 where it lowers the KL divergence from the first reading, and what did not is tried once more at the
 end. Where too much is left, a warning says so.
 """
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
-from awqkit_runtime.cache.page_codec import dequantize_vectors, quantize_vectors
-from awqkit_runtime.cache.page_format import PageFormat, VectorFormat
+from awqkit_runtime.cache.page_format import PageFormat, pages_for
+from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
+from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.key_statistics import KeyStatistics
 from awqkit_runtime.engine.runner import require_finite
 from awqkit_runtime.engine.sampled_text import SampledText, sample_text
-from awqkit_runtime.layers.attention import AttentionState, DenseAttention
+from awqkit_runtime.layers.attention import AttentionState
 from awqkit_runtime.models.decoder import Decoder
 
 #: KL in nats per token above which an int4 cache is called harmful: what rounding all weights of
@@ -132,7 +133,7 @@ class _Trial:
         return self._divergence(PageFormat.for_policy(config, policy, dtype), PLAIN_FRAME)
 
     def _divergence(self, page_format: PageFormat, frame: KeyFrame) -> float:
-        state = _StoredAttention(self._decoder, self._text, page_format, frame)
+        state = _over_pages(self._decoder, self._text, page_format, frame)
         return _divergence(self._decoder, self._reference, self._read(state))
 
     def _parts(self) -> Iterator[tuple[str, Callable[[KeyFrame], KeyFrame]]]:
@@ -151,26 +152,23 @@ class _Trial:
         return self._decoder.hidden(text.ids.flatten(), text.positions.flatten(), state)
 
 
-class _StoredAttention(DenseAttention):
-    """Attention over what pages of a format would give back."""
-
-    def __init__(
-        self, decoder: Decoder, text: SampledText, page_format: PageFormat, frame: KeyFrame
-    ) -> None:
-        rows, tokens = text.ids.shape
-        super().__init__(decoder.config, batch=rows, length=tokens, device=decoder.device)
-        self._format = page_format
-        self._frame = frame
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k = _stored(self._frame.keys(layer, k), self._format.key)
-        v = _stored(v, self._format.value)
-        return super().attend(layer, self._frame.queries(layer, q), k, v)
-
-
-def _stored(vectors: Tensor, form: VectorFormat) -> Tensor:
-    codes, params = quantize_vectors(vectors, form.bits)
-    return dequantize_vectors(codes.float(), params)
+def _over_pages(
+    decoder: Decoder, text: SampledText, page_format: PageFormat, frame: KeyFrame
+) -> PagedAttention:
+    """What reads the text's rows as the engine would: through pages of this format."""
+    rows, tokens = text.ids.shape
+    width = pages_for(tokens)
+    pool = PagePool(page_format, rows * width, decoder.device, key_frame=frame)
+    spans = [
+        SequenceSpan(
+            start=row * tokens,
+            length=tokens,
+            context=0,
+            pages=tuple(range(row * width, (row + 1) * width)),
+        )
+        for row in range(rows)
+    ]
+    return PagedAttention(pool, spans, config=decoder.config)
 
 
 @torch.inference_mode()

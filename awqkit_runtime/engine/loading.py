@@ -4,79 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.constraint import GrammarCompiler
 from awqkit_runtime.engine.engine import Engine
-from awqkit_runtime.engine.generation_defaults import sampling_defaults
-from awqkit_runtime.engine.grammar import GrammarCompiler
 from awqkit_runtime.engine.key_choice import key_frame_for
 from awqkit_runtime.engine.memory import free_memory, part_of_memory
+from awqkit_runtime.engine.model_text import (
+    ModelText,
+    NoText,
+    read_model_text,
+    read_tokenizer,
+)
 from awqkit_runtime.engine.parallel.loading import load_shared
 from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
-from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.step_memory import LATE_BYTES
 from awqkit_runtime.engine.warm_up import libraries_made_meanwhile
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.footprint import loaded_bytes
 from awqkit_runtime.models.loader import load_decoder, resolve_dtype
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelText:
-    """What turns texts into a model's tokens and back, without its weights."""
-
-    folder: Path
-    #: None where the folder has none; such a model reads and writes token ids.
-    tokenizer: PreTrainedTokenizerFast | None
-    bos_token_id: int | None
-    stop_token_ids: tuple[int, ...]
-    #: For conversations: what the model's generation_config.json asks for.
-    chat_defaults: SamplingParams
-
-    @cached_property
-    def added_tokens(self) -> dict[str, int]:
-        """Ids of tokens that stand for themselves, whatever text is around them."""
-        return {} if self.tokenizer is None else dict(self.tokenizer.get_added_vocab())
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self.tokenizer is not None and bool(self.tokenizer.chat_template)
-
-
-class NoText:
-    """Stands in for the tokenizer of a folder without one."""
-
-    def decode(self, token_ids: list[int], **options: Any) -> str:
-        return ""
-
-
-def read_model_text(checkpoint: Checkpoint) -> ModelText:
-    """The tokenizer and the generation settings of a checkpoint's folder."""
-    from awqkit.checkpoint.stop_tokens import read_generation_config
-    from awqkit.checkpoint.tokenizer import has_tokenizer, load_tokenizer, stop_token_ids
-
-    folder = checkpoint.folder
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    return ModelText(
-        folder=folder,
-        tokenizer=tokenizer,
-        bos_token_id=checkpoint.config.bos_token_id,
-        stop_token_ids=stop_token_ids(folder, checkpoint.config, tokenizer=tokenizer),
-        chat_defaults=sampling_defaults(read_generation_config(folder)),
-    )
 
 
 def plan_engine(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
@@ -119,15 +75,19 @@ def load_engine(
     that cannot be. A warning where 4-bit keys do harm.
     """
     checkpoint = open_checkpoint(path, model_format=config.model_format)
-    plan = plan_engine(checkpoint, config)
-    if announce is not None:
-        announce(plan)
-    config = replace(config, max_prefill_tokens=plan.step_tokens)
-    load = _shared_model if config.tp > 1 else _whole_model
-    with ThreadPoolExecutor(1) as pool:  # Beside the weights, which take longer.
-        reading = pool.submit(read_model_text, checkpoint)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_tokenizer, checkpoint.folder)  # Beside the start of the device.
+        plan = plan_engine(checkpoint, config)
+        if announce is not None:
+            announce(plan)
+        config = replace(config, max_prefill_tokens=plan.step_tokens)
+        load = _shared_model if config.tp > 1 else _whole_model
+        # A damaged tokenizer is told of before anyone waits for weights.
+        completing = pool.submit(
+            read_model_text, checkpoint.folder, checkpoint.config, reading.result()
+        )
         parts = load(checkpoint, config, plan)
-        text = reading.result()
+        text = completing.result()
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
         None

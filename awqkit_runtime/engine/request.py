@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from awqkit_runtime.engine.grammar import Constraint
 from awqkit_runtime.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from awqkit_runtime.engine.constraint import Constraint
 
 #: A request of one priority more is served as if it had arrived so many steps earlier.
 PRIORITY_STEPS = 100

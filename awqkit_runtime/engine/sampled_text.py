@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit.checkpoint.canonical import canonical_shapes
+from awqkit_runtime.cache.decode_attention import DecodeAttention
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.cuda_graphs import CudaGraphs
 from awqkit_runtime.engine.runner import require_finite
+from awqkit_runtime.engine.step_memory import graph_pool_bytes, makes_graphs
+from awqkit_runtime.kernels.paged_decode import prepare_decode
 from awqkit_runtime.models.decoder import Decoder
 
 _ROWS = 16
@@ -56,24 +63,89 @@ def sample_text(decoder: Decoder) -> SampledText:
         if config.bos_token_id is None
         else config.bos_token_id
     )
-    pages = pages_for(tokens)
-    page_format = PageFormat.for_policy(config, 0, decoder.dtype)
-    pool = PagePool(page_format, _ROWS * pages, device)
+    read = _reading_rows(decoder, starts, tokens)
     for done in range(tokens - 1):
-        spans = [
-            SequenceSpan(
-                start=row,
-                length=1,
-                context=done,
-                pages=tuple(range(row * pages, (row + 1) * pages)),
-            )
-            for row in range(_ROWS)
-        ]
-        state = PagedAttention(pool, spans, config=config)
-        hidden = decoder.hidden(ids[:, done], starts + done, state)
-        shares = require_finite(decoder.logits(hidden), decoder).softmax(dim=-1)
+        logits = decoder.logits(read(ids[:, done], done))
+        shares = require_finite(logits, decoder).softmax(dim=-1)
         ids[:, done + 1] = torch.multinomial(shares, 1, generator=generator).squeeze(1)
     return SampledText(ids=ids, starts=starts)
+
+
+#: The next token of each row, int64 [rows], and how many each has → [rows, hidden].
+ReadRows = Callable[[Tensor, int], Tensor]
+
+
+def _reading_rows(decoder: Decoder, starts: Tensor, tokens: int) -> ReadRows:
+    """Reads rows of so many tokens, one after the other, as graphs where the engine would."""
+    config = decoder.config
+    page_format = PageFormat.for_policy(config, 0, decoder.dtype)
+    pages = torch.arange(_ROWS * pages_for(tokens)).view(_ROWS, -1)
+    pool = PagePool(page_format, pages.numel(), decoder.device)
+    if makes_graphs(config, decoder.placement, page_format, EngineConfig()):
+        return _GraphedRows(decoder, pool, starts, pages)
+    return partial(_read_rows, decoder, pool, starts, pages.tolist())
+
+
+def _read_rows(
+    decoder: Decoder,
+    pool: PagePool,
+    starts: Tensor,
+    pages: list[list[int]],
+    token_ids: Tensor,
+    done: int,
+) -> Tensor:
+    spans = [
+        SequenceSpan(start=row, length=1, context=done, pages=tuple(own))
+        for row, own in enumerate(pages)
+    ]
+    state = PagedAttention(pool, spans, config=decoder.config)
+    return decoder.hidden(token_ids, starts + done, state)
+
+
+class _GraphedRows:
+    """ReadRows whose second step is captured, and repeated from then on."""
+
+    def __init__(self, decoder: Decoder, pool: PagePool, starts: Tensor, pages: Tensor) -> None:
+        """starts: int64 [rows], the position of each row's first token. pages: [rows, width]."""
+        self._decoder = decoder
+        self._pool = pool
+        self._starts = starts
+        self._pages = pages.to(starts.device, torch.int32)
+        self._token_ids = torch.zeros_like(starts)
+        self._places = torch.zeros_like(starts)
+        self._hidden: Tensor | None = None
+        self._repeat: Callable[[], None] | None = None
+
+    def __call__(self, token_ids: Tensor, done: int) -> Tensor:
+        self._token_ids.copy_(token_ids)
+        self._places.fill_(done)
+        if self._hidden is None:
+            # As any step, which loads and warms all kernels.
+            self._hidden = self._compute().clone()
+            return self._hidden
+        if self._repeat is None:
+            self._repeat = self._captured()
+        self._repeat()
+        return self._hidden
+
+    def _captured(self) -> Callable[[], None]:
+        decoder = self._decoder
+        prepare_decode(self._pool.format, decoder.config.num_heads, decoder.device)
+        pool_bytes = graph_pool_bytes(decoder.config, decoder.placement, _ROWS)
+        try:
+            graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)
+            return graphs.capture(self._write_hidden)
+        except RuntimeError:
+            # Slower, and the same; the engine tells of it when it makes its own.
+            return self._write_hidden
+
+    def _write_hidden(self) -> None:
+        assert self._hidden is not None
+        self._hidden.copy_(self._compute())
+
+    def _compute(self) -> Tensor:
+        state = DecodeAttention(self._pool, self._pages, self._places, config=self._decoder.config)
+        return self._decoder.hidden(self._token_ids, self._starts + self._places, state)
 
 
 def row_tokens(config: DecoderConfig, device: torch.device, session_len: int) -> int:

@@ -10,6 +10,7 @@ from functools import cache
 from awqkit_runtime.kernels.launch_plan import MULTIPROCESSORS, GpuModel, LaunchPlan
 from awqkit_runtime.kernels.w4_decode_plan import plan_decode, plan_portable
 from awqkit_runtime.kernels.w4_prefill_plan import plan_mma, plan_prefill
+from awqkit_runtime.kernels.w4_stationary_plan import plan_stationary
 
 __all__ = ["MULTIPROCESSORS", "GpuModel", "LaunchPlan", "all_plans", "plan_w4_linear"]
 
@@ -23,8 +24,9 @@ _MANY_TOKENS = (*range(32, 8193, 32), 16384)
 def plan_w4_linear(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
     """How x [m, k] · Wᵀ [k, n] runs on a GPU. m ≥ 1; n a multiple of 8, k of 128."""
     if gpu.arch == _WGMMA:
-        batch, decode = plan_prefill(m, n, k, gpu), plan_decode(m, n, k, gpu)
-        return decode.plan if decode and decode.cycles <= batch.cycles else batch.plan
+        few = (plan_decode(m, n, k, gpu), plan_stationary(m, n, k, gpu))
+        timed = (*(plan for plan in few if plan), plan_prefill(m, n, k, gpu))
+        return min(timed, key=lambda plan: plan.cycles).plan
     return plan_portable(m, n, k, gpu) or plan_mma(m, n, k, gpu)
 
 

@@ -56,9 +56,12 @@ class DenseLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, placement: Placement) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], bias: Tensor | None, placement: Placement
+    ) -> None:
+        """weights: one below the other."""
         super().__init__()
-        self.register_buffer("weight", placement.weight(weight))
+        self.register_buffer("weight", placement.stacked_weight(weights))
         self.register_buffer("bias", _parameter(bias, placement))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +179,7 @@ def _build_joint(run: Sequence[LinearWeights], placement: Placement) -> nn.Modul
     bits = run[0].bits
     if bits is None:
         dense = [linear.weight for linear in run if isinstance(linear.weight, Tensor)]
-        return DenseLinear(dense[0] if len(dense) == 1 else torch.cat(dense), bias, placement)
+        return DenseLinear(dense, bias, placement)
     if bits != WIDE_BITS and placement.uses_cuda_kernels:
         return TiledLinear([_packed(linear) for linear in run], bias, placement)
     weight = _stack([_unpacked(linear) for linear in run])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,17 @@ class Placement:
         return torch.float32 if self.device.type == "cpu" else self.dtype
 
     def weight(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self.device, dtype=self.dtype)
+        return tensor.to(device=self.device, dtype=self.dtype, non_blocking=tensor.is_pinned())
+
+    def stacked_weight(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of all of them, one after the other."""
+        if len(parts) == 1:
+            return self.weight(parts[0])
+        rows = sum(len(part) for part in parts)
+        whole = torch.empty((rows, *parts[0].shape[1:]), dtype=self.dtype, device=self.device)
+        for target, part in zip(whole.split([len(part) for part in parts]), parts, strict=True):
+            target.copy_(part, non_blocking=part.is_pinned())
+        return whole
 
     def parameter(self, tensor: Tensor) -> Tensor:
         """A small vector that meets activations elementwise: a bias, a norm's weight."""

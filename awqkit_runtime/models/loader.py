@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
 from awqkit.checkpoint.canonical import EMBEDDING, LM_HEAD
 from awqkit.decoder import layer_ropes
-from awqkit_runtime.config import DTYPES, parse_dtype, resolve_device
+from awqkit_runtime.config import DTYPES, named_dtype, parse_dtype, resolve_device
 from awqkit_runtime.errors import ConfigError, UnsupportedModelError
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
 from awqkit_runtime.kernels.programs import compile_fixed
@@ -49,8 +49,9 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    placement = ready_placement(config, placed_on, dtype, fusions, head_bits=head_bits(checkpoint))
     with outer_read_meanwhile(checkpoint, placed_on) as outer:
+        bits = head_bits(checkpoint)
+        placement = ready_placement(config, placed_on, dtype, fusions, head_bits=bits)
         layers = [
             DecoderLayer(config, layer, block, placement)
             for layer, block in enumerate(read_layers(checkpoint, placed_on))
@@ -130,7 +131,7 @@ def resolve_dtype(
             f"config.json says that the weights are {config.dtype}; known are "
             f"{', '.join(DTYPES)}. Choose one of them with dtype."
         )
-    named = DTYPES[config.dtype]
+    named = named_dtype(config.dtype)
     return torch.bfloat16 if device.type == "cuda" and named == torch.float16 else named
 
 

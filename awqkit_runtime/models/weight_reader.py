@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, PackedWeight, QuantizedWeight
+from awqkit.checkpoint.canonical import layer_prefix
+from awqkit.checkpoint.safetensors_file import TensorReader
+from awqkit_runtime.models.device_reader import give_pinned_back, reader_for, reading_onto
 
 #: The weights outside the layers; a tied head is absent.
 _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-#: Layers that are read at once for a GPU: copying into fresh memory keeps a core busy for each.
-_AHEAD = 4
+#: Weights that are read ahead for a GPU, several at a time: copying out of the page cache keeps a
+#: core busy for each.
+_AHEAD, _THREADS = 8, 6
+#: From so many bytes on no further one is begun.
+_AHEAD_BYTES = 2**30
 
 Block = dict[str, Tensor | PackedWeight]
 Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
@@ -25,23 +31,35 @@ Outer = dict[str, Tensor | QuantizedWeight | PackedWeight]
 def read_layers(checkpoint: Checkpoint, device: torch.device) -> Iterator[Block]:
     """The tensors of each layer, named relative to it, 4-bit ones packed; in host memory.
 
-    For a GPU several layers are read ahead. On a CPU, where they would take memory twice, none is.
+    For a GPU some are read ahead. On a CPU, where they would take memory twice, none is.
     """
     layers = range(checkpoint.config.num_layers)
     if device.type == "cpu":
         yield from map(checkpoint.packed_block, layers)
         return
-    pool = ThreadPoolExecutor(_AHEAD)
-    reading: deque[Future[Block]] = deque()
+    pool = ThreadPoolExecutor(_THREADS)
     try:
+        weights = _read_ahead(checkpoint, reader_for(device), pool)
         for layer in layers:
-            reading.append(pool.submit(checkpoint.packed_block, layer))
-            if len(reading) == _AHEAD:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
+            yield {name: next(weights) for name in checkpoint.block_names(layer)}
     finally:
         pool.shutdown(cancel_futures=True)
+        give_pinned_back(device)
+
+
+def _read_ahead(
+    checkpoint: Checkpoint, read: TensorReader, pool: ThreadPoolExecutor
+) -> Iterator[Tensor | PackedWeight]:
+    """The weights of all layers, one after the other."""
+    layers = range(checkpoint.config.num_layers)
+    names = deque(layer_prefix(n) + name for n in layers for name in checkpoint.block_names(n))
+    reading: deque[tuple[int, Future[Tensor | PackedWeight]]] = deque()
+    while names or reading:
+        while names and len(reading) < _AHEAD and sum(size for size, _ in reading) < _AHEAD_BYTES:
+            name = names.popleft()
+            future = pool.submit(checkpoint.packed_or_dense, name, read)
+            reading.append((checkpoint.stored_bytes(name), future))
+        yield reading.popleft()[1].result()
 
 
 @contextmanager
@@ -62,13 +80,11 @@ def outer_read_meanwhile(
 def read_outer(checkpoint: Checkpoint, device: torch.device) -> Outer:
     """What lies outside the layers, dense tensors on the device, by canonical name."""
     present = set(checkpoint.names())
-    names = [name for name in _OUTER if name in present]
-    with ThreadPoolExecutor(len(names) if device.type == "cuda" else 1) as pool:
-        read = list(pool.map(lambda name: _read(checkpoint, name, device), names))
-    return dict(zip(names, read, strict=True))
-
-
-def _read(checkpoint: Checkpoint, name: str, device: torch.device) -> Tensor | PackedWeight:
-    if checkpoint.is_quantized(name):
-        return checkpoint.packed(name)
-    return checkpoint.tensor(name).to(device)
+    with reading_onto(device) as read:
+        return {
+            name: checkpoint.packed(name, reader_for(device))
+            if checkpoint.is_quantized(name)
+            else checkpoint.tensor(name, read)
+            for name in _OUTER
+            if name in present
+        }

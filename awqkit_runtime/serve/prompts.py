@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
 from awqkit_runtime.engine.grammar import Grammar, check_grammar
-from awqkit_runtime.engine.loading import ModelText
+from awqkit_runtime.engine.model_text import ModelText
 from awqkit_runtime.errors import RequestError
 from awqkit_runtime.serve.errors import ApiError, invalid
 
@@ -29,7 +29,7 @@ class PromptEncoder:
         self.text = text
         self.session_len = session_len
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
-        vocabulary = {} if text.tokenizer is None else text.tokenizer.get_vocab()
+        vocabulary = {} if text.tokenizer is None else text.tokenizer.vocabulary
         #: Characters; a longer text has too many tokens, which is known without counting them.
         self._longest_text = session_len * _NORMALISED * max(map(len, vocabulary), default=1)
 
@@ -67,7 +67,7 @@ class PromptEncoder:
         """The text of a prompt that came as tokens."""
         if self.text.tokenizer is None:
             return ""
-        return str(self.text.tokenizer.decode(ids, skip_special_tokens=False))
+        return self.text.tokenizer.decode(ids)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

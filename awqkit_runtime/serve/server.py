@@ -13,8 +13,13 @@ from typing import Any
 
 import uvicorn
 
-from awqkit.checkpoint import open_checkpoint
-from awqkit_runtime.engine.loading import ModelText, NoText, read_model_text
+from awqkit.checkpoint import read_decoder_config
+from awqkit_runtime.engine.model_text import (
+    ModelText,
+    NoText,
+    read_model_text,
+    read_tokenizer,
+)
 from awqkit_runtime.errors import ConfigError
 from awqkit_runtime.serve.app import create_app
 from awqkit_runtime.serve.config import ServeConfig
@@ -56,8 +61,7 @@ async def _run(
 ) -> int:
     _allow_connections()
     with _bind(config) as listener:
-        # Takes as long as the engine takes for much of its loading.
-        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "transformers"))
+        imports = asyncio.create_task(asyncio.to_thread(_import_what_texts_need))
         client = await EngineClient.start(model, engine)
         await imports
         try:
@@ -70,13 +74,20 @@ async def _run(
             await client.close()
 
 
+def _import_what_texts_need() -> None:
+    """Beside the engine, which takes longer to load."""
+    for name in ("tokenizers", "awqkit.checkpoint.chat_template"):
+        importlib.import_module(name)
+
+
 def make_service(model: str, client: EngineClient, config: ServeConfig) -> Service:
     """Around an engine that has loaded its model."""
     ready = client.ready
     admission = Admission(
         ready.max_batch_size + config.max_queued_requests, clock=asyncio.get_running_loop().time
     )
-    text = read_model_text(open_checkpoint(ready.folder))
+    folder = Path(ready.folder)
+    text = read_model_text(folder, read_decoder_config(folder), read_tokenizer(folder))
     return Service(
         config=config,
         model_name=config.model_name or Path(model).name or model,
@@ -93,7 +104,7 @@ def _tool_format(text: ModelText, config: ServeConfig) -> ToolFormat | None:
     if text.tokenizer is None or not text.has_chat_template:
         return None
     return find_format(
-        config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.get_vocab()
+        config.tool_call_parser, str(text.tokenizer.chat_template), text.tokenizer.vocabulary
     )
 
 

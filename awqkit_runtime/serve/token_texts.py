@@ -26,10 +26,7 @@ class TokenTexts:
         return twice[len(once) :] if twice.startswith(once) else once
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
     def chat(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], top: int

@@ -76,6 +76,7 @@ ARROWS = {
     "awqkit_runtime.serve": {
         "awqkit.checkpoint",
         "awqkit_runtime.engine",
+        "awqkit_runtime.cuda_start",
         "awqkit_runtime.openmp",
         "awqkit_runtime.notes",
         "awqkit_runtime.errors",

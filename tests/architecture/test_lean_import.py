@@ -12,8 +12,23 @@ HEAVY = ("cupy", "transformers", "datasets", "pyarrow", "triton", "sentencepiece
     "module", ["awqkit", "awqkit.pipeline", "awqkit_runtime", "awqkit_runtime.llm"]
 )
 def test_import_is_lean(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert loaded_with(module, HEAVY) == "[]"
+
+
+@pytest.mark.parametrize(
+    "module", ["awqkit.cli", "awqkit_runtime.cli", "awqkit_runtime.serve.server"]
+)
+def test_who_computes_nothing_loads_no_torch(module: str) -> None:
+    """So that --help is answered, and a server's engine started, at once."""
+    if module == "awqkit_runtime.serve.server":
+        pytest.importorskip("fastapi")
+    assert loaded_with(module, (*HEAVY, "torch", "numpy")) == "[]"
+
+
+def loaded_with(module: str, names: tuple[str, ...]) -> str:
+    """The modules among these names that importing one brings with it, as a list is printed."""
+    code = f"import sys, {module}; print([m for m in {names!r} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert result.stdout.strip() == "[]"
+    return result.stdout.strip()

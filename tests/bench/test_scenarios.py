@@ -14,8 +14,8 @@ from awqkit_runtime.bench.scenarios import (
     SCENARIOS,
     Scenario,
     default_scenarios,
-    work_of,
 )
+from awqkit_runtime.bench.work import pages_of, work_of
 from awqkit_runtime.layers.placement import Placement
 
 CONFIG = DecoderConfig(
@@ -71,7 +71,7 @@ def test_a_quantized_cache_moves_fewer_bytes() -> None:
 
 def test_names_are_unique_and_pages_enough() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
-    assert Scenario(name="test", batch=2, new_tokens=1, context=64).pages == 4
+    assert pages_of(Scenario(name="test", batch=2, new_tokens=1, context=64)) == 4
 
 
 def test_the_table_of_a_gpu_and_the_short_one_of_a_cpu() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from awqkit.checkpoint.tokenizer import TextTokenizer
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -11,10 +11,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_tokenizer(*, adds_bos: bool = False, chat_template: str | None = None) -> Any:
+def byte_tokenizer(*, adds_bos: bool = False, chat_template: str | None = None) -> TextTokenizer:
     """One token per UTF-8 byte, so that tokens can be counted by hand; id 0 is `<s>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<s>", "</s>", *alphabet])}
@@ -25,8 +24,6 @@ def byte_tokenizer(*, adds_bos: bool = False, chat_template: str | None = None) 
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]
         )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=16
-    )
-    fast.chat_template = chat_template
-    return fast
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    return TextTokenizer(backend=tokenizer, named_tokens=named, chat_template=chat_template)

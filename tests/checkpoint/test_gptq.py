@@ -23,6 +23,7 @@ from awqkit.cli import convert
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.checkpoint.folders import Tensors, edit_config, edit_tensors, equal, quantized_weights
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 UP = "model.layers.0.mlp.up_proj."
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
@@ -65,7 +66,7 @@ def gptq_folder(
         packed = gptq_tensors(weights[name], version=version)
         tensors |= {stem + suffix: tensor for suffix, tensor in packed.items()}
     save_file(tensors, folder / "model.safetensors")
-    byte_tokenizer().save_pretrained(folder)
+    write_tokenizer(folder, byte_tokenizer())
     section = CONFIG | {"checkpoint_format": "gptq" if version == 1 else "gptq_v2"} | settings
     return edit_config(folder, quantization_config=section), weights
 

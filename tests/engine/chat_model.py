@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.engine.tokenizers_for_tests import byte_level_tokenizer
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}</s>"
@@ -27,10 +28,10 @@ def write_chat_model(
     seed: int = 0,
 ) -> Path:
     """chat: with a chat template. wishes: generation_config.json."""
-    words = copy.deepcopy(byte_level_tokenizer())
+    words = byte_level_tokenizer()
     write_tiny_model(
         folder,
-        vocab_size=len(words),
+        vocab_size=len(words.vocabulary),
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=None,
@@ -38,7 +39,6 @@ def write_chat_model(
         seed=seed,
     )
     if tokenizer:
-        words.chat_template = TEMPLATE if chat else None
-        words.save_pretrained(folder)
+        write_tokenizer(folder, replace(words, chat_template=TEMPLATE if chat else None))
     (folder / "generation_config.json").write_text(json.dumps(WISHES if wishes is None else wishes))
     return folder

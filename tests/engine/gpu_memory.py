@@ -15,8 +15,9 @@ import torch
 from awqkit_runtime.bench.random_weights import random_decoder
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
-from awqkit_runtime.engine.loading import NoText, free_as_planned
+from awqkit_runtime.engine.loading import free_as_planned
 from awqkit_runtime.engine.memory import free_memory
+from awqkit_runtime.engine.model_text import NoText
 from awqkit_runtime.engine.plan import plan_memory
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.warm_up import libraries_made_meanwhile

@@ -65,7 +65,7 @@ def test_each_part_stays_only_where_it_lowers_the_kl(demo_choice: KeyChoice) -> 
 
 def test_the_demo_model_stays_within_its_targets(demo: Decoder, demo_choice: KeyChoice) -> None:
     text = (DEMO / "evaluation.txt").read_text(encoding="utf-8")
-    ids = torch.tensor(load_tokenizer(DEMO / "model")(text)["input_ids"][:1000])
+    ids = torch.tensor(load_tokenizer(DEMO / "model").encode(text)[:1000])
     reference = PagedReader(demo, quant_policy=0, seqlen=500)
     for policy, target in TARGETS.items():
         frame = demo_choice.best.frame if policy == 4 else PLAIN_FRAME

@@ -1,4 +1,4 @@
-"""Loading of an engine: the tokenizer is read beside the weights, and either may be damaged."""
+"""Loading of an engine: the tokenizer is read before the weights, and either may be damaged."""
 
 from __future__ import annotations
 
@@ -22,21 +22,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chat_model(tmp_path_factory.mktemp("chat"))
 
 
-def test_a_damaged_tokenizer_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_told_before_weights_are_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     damaged = write_chat_model(tmp_path)
     (damaged / "tokenizer.json").write_text('{"version": "1.0"')
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer"):
-        load_engine(damaged, CONFIG)
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("weights were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load_decoder", refuse)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer"):
+            load_engine(damaged, CONFIG)
     engine, text = load_engine(folder, CONFIG)
     assert text.tokenizer is not None and not engine.has_unfinished()
 
 
 @pytest.mark.parametrize("error", [CheckpointError("cut short"), KeyboardInterrupt()])
-def test_what_ends_the_weights_ends_the_loading(
+def test_what_ends_the_plan_ends_the_loading(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """However long the tokenizer takes, nothing of it goes on behind."""
-    read, failed = loading.read_model_text, threading.Event()
+    read, failed = loading.read_tokenizer, threading.Event()
 
     def late(*arguments: Any) -> Any:
         assert failed.wait(60)
@@ -46,8 +54,8 @@ def test_what_ends_the_weights_ends_the_loading(
         failed.set()
         raise error
 
-    monkeypatch.setattr(loading, "read_model_text", late)
-    monkeypatch.setattr(loading, "load_decoder", fail)
+    monkeypatch.setattr(loading, "read_tokenizer", late)
+    monkeypatch.setattr(loading, "plan_engine", fail)
     threads = threading.active_count()
     with pytest.raises(type(error)):
         load_engine(folder, CONFIG)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from awqkit.checkpoint.tokenizer import load_tokenizer
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.models.loader import load_decoder
@@ -93,9 +94,7 @@ def test_nor_do_those_of_other_families(tmp_path: Path, family: str, policy: int
 def test_stories_go_on_exactly_as_published(policy: int | str) -> None:
     folder: Path = shared_folder("models/stories260k")
     expected = json.loads((folder / "expected_greedy.json").read_text())
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     engine = make_engine(
         load_decoder(folder, device="cpu", dtype="float32"),
         tokenizer=tokenizer,

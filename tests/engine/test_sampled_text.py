@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from awqkit.checkpoint import DecoderConfig
+from awqkit_runtime.engine import sampled_text
 from awqkit_runtime.engine.sampled_text import row_starts, row_tokens, sample_text
 from awqkit_runtime.models.loader import load_decoder
+from tests.engine.recorded_graphs import RecordedGraphs
+from tests.engine.tensor_attention import TensorAttention
 from tests.tiny_models import write_tiny_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -58,3 +61,53 @@ def test_the_text_is_the_models_and_the_same_every_time(tmp_path: Path) -> None:
     assert text.ids.shape == (16, 64) and bool((text.ids[:, 0] == 1).all())
     assert len({tuple(row) for row in text.ids.tolist()}) == 16
     assert int(text.positions.max()) == decoder.session_len - 1
+
+
+def test_the_text_is_the_same_where_steps_are_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = load_decoder(write_tiny_model(tmp_path, seed=2), device="cpu")
+    expected = sample_text(decoder)
+    graphs = RecordedGraphs()
+    monkeypatch.setattr(sampled_text, "makes_graphs", lambda *arguments: True)
+    monkeypatch.setattr(sampled_text, "prepare_decode", lambda *arguments: None)
+    monkeypatch.setattr(sampled_text, "CudaGraphs", lambda *arguments, **settings: graphs)
+    monkeypatch.setattr(sampled_text, "DecodeAttention", TensorAttention)
+    assert torch.equal(sample_text(decoder).ids, expected.ids)
+    assert (graphs.captures, graphs.replays) == (1, 62)
+
+
+def test_without_graphs_there_is_the_same_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = load_decoder(write_tiny_model(tmp_path, seed=2), device="cpu")
+    expected = sample_text(decoder)
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("no memory for a graph")
+
+    monkeypatch.setattr(sampled_text, "makes_graphs", lambda *arguments: True)
+    monkeypatch.setattr(sampled_text, "prepare_decode", lambda *arguments: None)
+    monkeypatch.setattr(sampled_text, "CudaGraphs", refuse)
+    monkeypatch.setattr(sampled_text, "DecodeAttention", TensorAttention)
+    assert torch.equal(sample_text(decoder).ids, expected.ids)
+
+
+@pytest.mark.gpu
+def test_graphs_read_what_single_steps_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path, "llama", head_dim=64)
+    decoder = load_decoder(folder, device="cuda", dtype="bfloat16")
+    starts = row_starts(64, decoder.session_len).cuda()
+    graphed = sampled_text._reading_rows(decoder, starts, 64)
+    assert isinstance(graphed, sampled_text._GraphedRows)
+    monkeypatch.setattr(sampled_text, "makes_graphs", lambda *arguments: False)
+    single = sampled_text._reading_rows(decoder, starts, 64)
+    generator = torch.Generator().manual_seed(3)
+    with torch.inference_mode():
+        for done in range(63):
+            tokens = torch.randint(3, 300, (16,), generator=generator).cuda()
+            expected = single(tokens, done)
+            assert (graphed(tokens, done) - expected).norm() <= 0.02 * expected.norm()
+    assert graphed._repeat != graphed._write_hidden

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from awqkit.checkpoint.tokenizer import TextTokenizer, load_tokenizer
 
 TEXT = (
     "The old lighthouse keeper counted 1,234 waves; then he laughed.\n\n\tIt's 5 o'clock -- isn't "
@@ -17,10 +18,9 @@ TEXT = (
 
 
 @functools.cache
-def byte_level_tokenizer() -> Any:
+def byte_level_tokenizer() -> TextTokenizer:
     """GPT-2's kind: merges over bytes, so that a token may end inside a character."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -32,14 +32,14 @@ def byte_level_tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    return TextTokenizer(backend=tokenizer, named_tokens=named, chat_template=None)
 
 
 @functools.cache
-def byte_fallback_tokenizer() -> Any:
+def byte_fallback_tokenizer() -> TextTokenizer:
     """SentencePiece's kind: ▁ for spaces, and one token per byte of unknown characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers
-    from transformers import PreTrainedTokenizerFast
 
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     pieces += [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -65,18 +65,15 @@ def byte_fallback_tokenizer() -> Any:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return TextTokenizer(backend=tokenizer, named_tokens=named, chat_template=None)
 
 
 @functools.cache
-def stories_tokenizer() -> Any:
+def stories_tokenizer() -> TextTokenizer:
     """That of a real SentencePiece model; skips where the folder is absent."""
-    folder = shared_folder("models/stories260k")
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return load_tokenizer(shared_folder("models/stories260k"))
 
 
 def shared_folder(name: str) -> Path:

@@ -26,6 +26,7 @@ from awqkit.run import Run
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.checkpoint.folders import edit_config, edit_tensors
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 3
@@ -46,7 +47,7 @@ def model(tmp_path_factory) -> Path:
         head_dim=34,
         dtype=torch.bfloat16,
     )
-    byte_tokenizer().save_pretrained(folder)
+    write_tokenizer(folder, byte_tokenizer())
     return folder
 
 

@@ -20,6 +20,7 @@ from awqkit.report import Report
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.integration.test_resume import ROOT, digests
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 LAYERS = 2
 SIZES = ["--calib-samples", "17", "--calib-seqlen", "32", "--batch-size", "2"]
@@ -32,7 +33,7 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared") / "model"
     shape = {"num_hidden_layers": LAYERS, "num_experts": 5, "shared_expert_intermediate_size": 128}
     write_tiny_model(folder, "qwen2_moe", dtype=torch.bfloat16, **shape)
-    byte_tokenizer().save_pretrained(folder)
+    write_tokenizer(folder, byte_tokenizer())
     return folder
 
 

@@ -11,6 +11,7 @@ from awqkit import QuantConfig, quantize
 from tests.calibration.calibration_tokenizers import byte_tokenizer
 from tests.integration.test_resume import digests
 from tests.tiny_models import write_tiny_model
+from tests.tokenizer_files import write_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +24,7 @@ CONFIG = QuantConfig(calib_samples=17, calib_seqlen=64, batch_size=2, lm_head="i
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
 def test_two_gpus_give_the_bytes_of_one(tmp_path: Path, family: str) -> None:
     model = write_tiny_model(tmp_path / "model", family, dtype=torch.bfloat16)
-    byte_tokenizer().save_pretrained(model)
+    write_tokenizer(model, byte_tokenizer())
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"The {n}th of the lines is about {n * n}." for n in range(2000)))
     for processes in (1, 2):

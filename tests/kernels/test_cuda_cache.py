@@ -121,9 +121,11 @@ def test_the_key_covers_source_header_macro_flag_and_compiler(
     for path in ("cuda/rms_norm.cu", "cuda/bf16.cuh", "layout.h"):
         altered = {**content, path: content[path] + b" "}
         monkeypatch.setattr(sources, "read_sources", lambda altered=altered: altered)
+        sources.sources_digest.cache_clear()
         changed.append(program_key(program, ("-O3",), "nvrtc 13.0"))
     assert len({key, *changed}) == 1 + len(changed)
     monkeypatch.setattr(sources, "read_sources", lambda: content)
+    sources.sources_digest.cache_clear()
     assert program_key(program, ("-O3",), "nvrtc 13.0") == key
 
 

@@ -54,5 +54,7 @@ def test_eight_tokens_leave_the_decode_kernel() -> None:
     """Measured in the order of a block of a 7B model: one token is fastest there, eight are not."""
     gpu = GPUS[2]
     shapes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
-    one, eight = ({plan_w4_linear(m, n, k, gpu).kernel for n, k in shapes} for m in (1, 8))
-    assert (one, eight) == ({"decode"}, {"batch"})
+    one, four, eight = ([plan_w4_linear(m, n, k, gpu).kernel for n, k in shapes] for m in (1, 4, 8))
+    assert one == ["decode"] * 4
+    assert four[:3] == eight[:3] == ["stationary"] * 3
+    assert eight[3] == "batch"

@@ -14,6 +14,7 @@ from awqkit_runtime.kernels import w4_prefill_choice
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, plan_w4_linear
 from awqkit_runtime.kernels.w4_prefill_plan import plan_prefill
 from awqkit_runtime.kernels.w4_repack import repack
+from awqkit_runtime.kernels.w4_stationary_plan import plan_stationary
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model, prepare, run_plan, w4_tiled_linear
 from awqkit_runtime.kernels.w4_tiles import W4Tiles
 from tests.kernels.cuda_random import random_bf16, random_weight
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.gpu
 #: the output alone costs 1.67e-3; the kernels for few tokens apply scales in FP32, the others
 #: dequantize to BF16.
 _EXACT, _DEQUANTIZED = (2e-3, 2e-3), (2.6e-3, 3.2e-3)
-LIMITS = {"decode": _EXACT, "decode portable": _EXACT, "batch": _EXACT}
+LIMITS = dict.fromkeys(("decode", "decode portable", "stationary", "batch"), _EXACT)
 LIMITS |= {"prefill": _DEQUANTIZED, "mma": _DEQUANTIZED}
 #: The architecture whose kernels run: this device's, and the oldest one's, which run here too.
 ARCHITECTURES = ("here", "sm_80")
@@ -126,6 +127,26 @@ def test_builds_for_eight_tokens_at_odd_shapes(split: int, monkeypatch: pytest.M
             run_plan(plan_prefill(m, n, k, here).plan, x, tiles, None, out)
             error = relative_error(out, x.double() @ dense.T)
             assert error <= LIMITS["batch"][1] * slack(out.numel()), (m, n, k)
+
+
+def test_stationary_inputs_at_odd_shapes() -> None:
+    """So many row tiles that blocks draw some of them, and fewer than there are blocks."""
+    here = gpu_model(torch.device("cuda", torch.cuda.current_device()))
+    if here.arch != "sm_90a":
+        pytest.skip("built for sm_90a only")
+    for n, k in ((8, 2176), (2056, 3072), (16_904, 4096), (30_000, 2560)):
+        weight, tiles = weight_of(n, k, seed=n, bf16_scales=False)
+        dense = weight.dequantize(torch.float64)
+        for m in (2, 5, 8):
+            timed = plan_stationary(m, n, k, here)
+            assert timed is not None
+            x = random_bf16(m, k, seed=m)
+            for _ in range(2):  # The second finds what the first one left of its ticket.
+                with poisoned():
+                    out = x.new_empty((m, n))
+                run_plan(timed.plan, x, tiles, None, out)
+                error = relative_error(out, x.double() @ dense.T)
+                assert error <= LIMITS["stationary"][1] * slack(out.numel()), (m, n, k)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

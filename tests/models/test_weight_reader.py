@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from awqkit.checkpoint import Checkpoint, CheckpointError, open_checkpoint, stored_values
+from awqkit.checkpoint.safetensors_file import TensorReader
+from awqkit_runtime.models import weight_reader
 from awqkit_runtime.models.weight_reader import outer_read_meanwhile, read_layers
 from tests.tiny_models import write_tiny_model
 
@@ -26,6 +28,12 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return open_checkpoint(write_tiny_model(tmp_path, "llama", num_hidden_layers=LAYERS))
 
 
+@pytest.fixture(autouse=True)
+def _values_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of this device have none."""
+    monkeypatch.setattr(stored_values, "_require_finite", lambda *arguments: None)
+
+
 def read(checkpoint: Checkpoint) -> tuple[list[Any], dict[str, Any]]:
     with outer_read_meanwhile(checkpoint, ELSEWHERE) as outer:
         return list(read_layers(checkpoint, ELSEWHERE)), dict(outer())
@@ -36,10 +44,10 @@ def break_reading(
 ) -> None:
     whole = checkpoint.tensor
 
-    def tensor(name: str) -> Tensor:
+    def tensor(name: str, read: TensorReader) -> Tensor:
         if part in name:
             raise error
-        return whole(name)
+        return whole(name, read)
 
     monkeypatch.setattr(checkpoint, "tensor", tensor)
 
@@ -61,6 +69,20 @@ def test_layers_come_in_order_and_whole(checkpoint: Checkpoint) -> None:
         name: checkpoint.shape(name)
         for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
     }
+
+
+def test_little_is_read_ahead_of_what_is_large(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    whole = checkpoint.packed_or_dense
+    monkeypatch.setattr(
+        checkpoint, "packed_or_dense", lambda name, read: begun.append(name) or whole(name, read)
+    )
+    monkeypatch.setattr(weight_reader, "_AHEAD_BYTES", 1)
+    weights = len(checkpoint.block_names(0))
+    for number, _ in enumerate(read_layers(checkpoint, ELSEWHERE), start=1):
+        assert len(begun) == number * weights
 
 
 @pytest.mark.parametrize("part", ["layers.0.", "layers.5.", f"layers.{LAYERS - 1}.", "embed"])
@@ -85,11 +107,11 @@ def test_who_breaks_off_waits_for_what_is_being_read_alone(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, begun = threading.active_count(), []
-    packed_block = checkpoint.packed_block
+    whole = checkpoint.packed_or_dense
     monkeypatch.setattr(
-        checkpoint, "packed_block", lambda layer: begun.append(layer) or packed_block(layer)
+        checkpoint, "packed_or_dense", lambda name, read: begun.append(name) or whole(name, read)
     )
     with pytest.raises(KeyboardInterrupt):
         break_off(checkpoint)
-    assert len(begun) < LAYERS
+    assert len(begun) < sum(len(checkpoint.block_names(layer)) for layer in range(LAYERS))
     assert threading.active_count() == threads

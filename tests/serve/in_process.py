@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from awqkit_runtime.engine.loading import ModelText, NoText
+from awqkit_runtime.engine.model_text import ModelText, NoText
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.serve.app import create_app
 from awqkit_runtime.serve.config import ServeConfig

@@ -14,6 +14,7 @@ from awqkit_runtime.kernels.cuda.sources import (
     program_key,
     read_sources,
     source_folder,
+    sources_digest,
 )
 
 _OPTIONS = ("-std=c++17", "-default-device")
@@ -44,6 +45,7 @@ def cubin(program: Program, arch: str) -> bytes:
 
 def compile_programs(programs: Collection[Program], arch: str) -> None:
     """Put all of them into the cache, several at a time."""
+    sources_digest()  # Once, and not by each thread.
     with ThreadPoolExecutor(_PARALLEL) as pool:
         list(pool.map(lambda program: cubin(program, arch), programs))
 

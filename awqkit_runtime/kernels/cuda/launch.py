@@ -56,7 +56,8 @@ class Kernel:
     def _launch(self, shape: LaunchShape, arguments: Sequence[Argument]) -> None:
         values = [_as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        # As torch.cuda.current_stream, which makes an object of it and takes as long as the launch.
+        stream = torch._C._cuda_getCurrentRawStream(self._device.index)
         with self._lock:  # The configuration of a shape is one for all threads.
             config = self.prepare(shape)
             config.hStream = stream

@@ -48,8 +48,15 @@ def program_key(program: Program, options: tuple[str, ...], compiler: str) -> st
     compiler: its name and version. options: all flags but the folders of headers.
     """
     digest = hashlib.sha256()
-    for part in (program.stem, compiler, *options):
+    for part in (program.stem, compiler, *options, sources_digest()):
         digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def sources_digest() -> str:
+    """Of all sources and headers, hexadecimal."""
+    digest = hashlib.sha256()
     for path, content in read_sources().items():
         digest.update(f"{path}:{len(content)}:".encode() + content)
     return digest.hexdigest()

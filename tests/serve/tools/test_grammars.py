@@ -6,11 +6,14 @@ import copy
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from awqkit_runtime.engine.grammar import Grammar, GrammarCompiler, check_grammar
+from awqkit.checkpoint.tokenizer import TextTokenizer
+from awqkit_runtime.engine.constraint import GrammarCompiler
+from awqkit_runtime.engine.grammar import Grammar, check_grammar
 from awqkit_runtime.errors import RequestError
 from awqkit_runtime.serve.tools.formats import TOOL_FORMATS, ToolFormat
 from awqkit_runtime.serve.tools.grammars import forced_call, free_calls
@@ -37,17 +40,22 @@ MARKERS = {
 }
 
 
-def tokenizer(markers: list[str]) -> Any:
-    made = copy.deepcopy(byte_level_tokenizer())
-    made.add_tokens(["<think>", *markers])
-    return made
+def tokenizer(markers: list[str]) -> TextTokenizer:
+    plain = byte_level_tokenizer()
+    backend = copy.deepcopy(plain.backend)
+    backend.add_tokens(["<think>", *markers])
+    return replace(plain, backend=backend)
 
 
-def answer(words: Any, grammar: Grammar, seed: int, beginning: str = "") -> str:
+def added_tokens(words: TextTokenizer) -> dict[str, int]:
+    return {token.content: index for index, token in words.added_tokens.items()}
+
+
+def answer(words: TextTokenizer, grammar: Grammar, seed: int, beginning: str = "") -> str:
     """Of a model that says anything that it may, and ends as soon as it may."""
     check_grammar(grammar)
     rng = random.Random(seed)
-    constraint = GrammarCompiler(words, len(words), [1]).compile(grammar)
+    constraint = GrammarCompiler(words, len(words.vocabulary), [1]).compile(grammar)
     tokens = words.encode(beginning, add_special_tokens=False) if beginning else []
     for token in tokens:
         assert not constraint.forbidden()[token]
@@ -60,7 +68,7 @@ def answer(words: Any, grammar: Grammar, seed: int, beginning: str = "") -> str:
         tokens += [token] if token != 1 else []
         if token == 1:
             break
-    return str(words.decode(tokens, clean_up_tokenization_spaces=False))
+    return words.decode(tokens)
 
 
 def read(format: ToolFormat, text: str) -> list[str | Call]:
@@ -81,7 +89,7 @@ def check(call: str | Call) -> None:
 def test_a_forced_call_is_one_call_and_nothing_else(name: str, known: bool) -> None:
     """known: the markers are tokens of the tokenizer's own, as in the real models."""
     words = tokenizer(MARKERS[name] if known else [])
-    grammar = forced_call(TOOL_FORMATS[name], [WEATHER, CLOCK], words.get_added_vocab())
+    grammar = forced_call(TOOL_FORMATS[name], [WEATHER, CLOCK], added_tokens(words))
     for seed in range(4):
         [call] = read(TOOL_FORMATS[name], answer(words, grammar, seed))
         check(call)
@@ -90,7 +98,7 @@ def test_a_forced_call_is_one_call_and_nothing_else(name: str, known: bool) -> N
 @pytest.mark.parametrize("name", TOOL_FORMATS)
 def test_calls_of_strict_tools_match_them(name: str) -> None:
     format, words = TOOL_FORMATS[name], tokenizer(MARKERS[name])
-    added = words.get_added_vocab()
+    added = added_tokens(words)
     grammar = free_calls(format, [WEATHER, CLOCK], added, many=True, stop_token_ids=[1])
     beginnings = ["", "Well, <think>a } thought", f"See: {format.opening}"]
     beginnings += ['{"name": "weather'] if format.bare else []
@@ -112,9 +120,9 @@ def test_strict_is_refused_where_it_cannot_be_kept() -> None:
 
 def test_one_call_where_one_is_wanted() -> None:
     format, words = TOOL_FORMATS["qwen"], tokenizer(MARKERS["qwen"])
-    added = words.get_added_vocab()
+    added = added_tokens(words)
     grammar = free_calls(format, [CLOCK], added, many=False, stop_token_ids=[1])
-    constraint = GrammarCompiler(words, len(words), [1]).compile(grammar)
+    constraint = GrammarCompiler(words, len(words.vocabulary), [1]).compile(grammar)
     call = '<tool_call>\n{"name": "clock", "arguments": {}}</tool_call>'
     for token in words.encode(call, add_special_tokens=False):
         assert not constraint.forbidden()[token]

@@ -25,7 +25,7 @@ from awqkit_runtime.serve.worker.messages import (
     encode_frame,
     frame_length,
 )
-from awqkit_runtime.serve.worker.process import _sampling_params
+from awqkit_runtime.serve.worker.worker import _sampling_params
 
 PARAMS = SamplingParams(
     temperature=0.5,
