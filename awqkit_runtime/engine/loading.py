@@ -139,7 +139,7 @@ def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan)
 def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> _LoadedModel:
     """Of one that several processes share."""
     shared = load_shared(checkpoint, config)
-    new_runner = partial(shared.new_runner, quant_policy=config.policy)
+    new_runner = partial(shared.new_runner, config=config)
     return _LoadedModel(decoder=shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
 
 
