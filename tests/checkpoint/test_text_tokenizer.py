@@ -61,6 +61,31 @@ def with_more_tokens(tmp_path: Path) -> Path:
     )
 
 
+def with_roles_for_plain_tokens(tmp_path: Path) -> Path:
+    """tokenizer.json calls a token plain that has a role, and lacks two that have one."""
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = write_fast_folder(
+        tmp_path / "roles", unk_token="<|thought|>", pad_token="<|pad|>", sep_token="<|sep|>"
+    )
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|thought|>", normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def with_tokens_in_both_files(tmp_path: Path) -> Path:
+    """added_tokens.json repeats a token of tokenizer.json, without its flags."""
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = write_fast_folder(tmp_path / "both")
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|turn|>", special=True, lstrip=True, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "added_tokens.json", {"<|turn|>": backend.token_to_id("<|turn|>")})
+    return folder
+
+
 def with_older_files(tmp_path: Path) -> Path:
     folder = write_fast_folder(tmp_path / "older")
     size = len(load_tokenizer(folder).vocabulary)
@@ -106,6 +131,7 @@ def shared(name: str) -> Path:
 
 MAKERS: tuple[Maker, ...] = (
     *(demo_model, plain, with_bos, with_more_tokens, with_older_files),
+    *(with_roles_for_plain_tokens, with_tokens_in_both_files),
     *(converted, internlm2_shaped, internlm2, stories260k),
 )
 every_folder = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
