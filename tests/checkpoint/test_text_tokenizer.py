@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from awqkit.checkpoint.errors import TextError
 from awqkit.checkpoint.tokenizer import (
     TextTokenizer,
     carry_tokenizer,
     load_tokenizer,
+    render_chat,
     transformers_tokenizer,
 )
 from tests.checkpoint.sentencepiece_models import HARD_TEXTS, SHARED, random_texts, train
@@ -206,3 +208,12 @@ def test_what_training_asked_for_is_not_done_to_prompts(tmp_path: Path) -> None:
     backend.enable_padding(length=64, pad_id=1, pad_token="<|end_of_text|>")
     backend.save(str(folder / "tokenizer.json"))
     assert load_tokenizer(folder).encode("the river ran under the old bridge") == expected
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "\ud83d"])
+def test_bytes_that_are_no_character_are_told(text: str) -> None:
+    tokenizer = load_tokenizer(DEMO)
+    with pytest.raises(TextError, match="UTF-8"):
+        tokenizer.encode(text)
+    with pytest.raises(TextError, match="UTF-8"):
+        render_chat(tokenizer, [{"role": "user", "content": text}])
