@@ -12,7 +12,7 @@ from awqkit.checkpoint.sentencepiece_model import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from awqkit.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from awqkit.checkpoint.sentencepiece_tokenizer import Prefixed, build_fast_tokenizer
 from awqkit.checkpoint.text_tokenizer import TextTokenizer
 from awqkit.checkpoint.tokenizer_settings import NAMED_TOKENS, TokenizerSettings, read_settings
 
@@ -78,7 +78,8 @@ def _read_fast(path: Path) -> Tokenizer:
 def _convert(path: Path, settings: TokenizerSettings) -> TextTokenizer:
     model = read_sentencepiece(path)
     added = _reserved_tokens(model, settings) | dict(settings.added)
-    backend = build_fast_tokenizer(model, added)
+    prefixed: Prefixed = "every part" if settings.prefixes_parts else "the first part"
+    backend = build_fast_tokenizer(model, added, prefixed=prefixed)
     named = _model_names(model) | {
         role: text
         for role, text in settings.defaults.named_tokens.items()

@@ -56,6 +56,8 @@ class TokenizerSettings:
     chat_template: str | dict[str, str] | None
     add_bos: bool | None
     add_eos: bool | None
+    #: Of a SentencePiece model: whether the parts between added tokens each begin with its space.
+    prefixes_parts: bool
     #: Keyword arguments of the transformers class.
     options: Mapping[str, Any]
     defaults: TokenizerDefaults
@@ -86,6 +88,8 @@ def read_settings(folder: Path) -> TokenizerSettings:
         chat_template=_chat_template(folder, raw),
         add_bos=_typed(raw, "add_bos_token", (bool,)),
         add_eos=_typed(raw, "add_eos_token", (bool,)),
+        # The name that transformers gave to what SentencePiece does.
+        prefixes_parts=_typed(raw, "legacy", (bool,)) is not False,
         options={
             key: value
             for key, types in _PASSED_ON.items()

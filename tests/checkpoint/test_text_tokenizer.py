@@ -100,6 +100,12 @@ def converted(tmp_path: Path) -> Path:
     return carried(write_sentencepiece_folder(tmp_path / "sp", model=train()), tmp_path)
 
 
+def converted_with_one_prefix(tmp_path: Path) -> Path:
+    model = train(symbols=("<turn>",), remove_extra_whitespaces=False)
+    source = write_sentencepiece_folder(tmp_path / "sp", model=model, legacy=False)
+    return carried(source, tmp_path)
+
+
 def internlm2_shaped(tmp_path: Path) -> Path:
     source = write_sentencepiece_folder(tmp_path / "sp", model=internlm2_shaped_model())
     write_json(source / "config.json", {"model_type": "internlm2"})
@@ -134,7 +140,7 @@ def shared(name: str) -> Path:
 MAKERS: tuple[Maker, ...] = (
     *(demo_model, plain, with_bos, with_more_tokens, with_older_files),
     *(with_roles_for_plain_tokens, with_tokens_in_both_files),
-    *(converted, internlm2_shaped, internlm2, stories260k),
+    *(converted, converted_with_one_prefix, internlm2_shaped, internlm2, stories260k),
 )
 every_folder = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 
