@@ -56,7 +56,7 @@ def load_share(
         layer.attention.o = SummedLinear(layer.attention.o, communicator, part.o_padding)
         layer.mlp.down = SummedLinear(_module(layer.mlp, "down"), communicator)
         layers.append(layer)
-    outer = read_outer(checkpoint, device)
+    outer = read_outer(checkpoint, device, placement.dtype)
     if share.rank:
         outer.pop(LM_HEAD, None)
     length = resolve_session_len(config, session_len)
