@@ -1,0 +1,172 @@
+// x as the warps of w4_chain.cu hold it, operands of mma.sync in registers, and what they make of
+// it: the sums of one row tile and their way through shared memory to y.
+#pragma once
+
+#include "w4_decode_ptx.cuh"
+
+namespace w4_chain {
+
+using namespace w4_decode;
+
+constexpr int kWarps = 16;
+constexpr int kUnitStages = 2;     // stages of a row tile, which are groups of a warp
+constexpr int kGroup = 128;
+constexpr int kCodeBytes = 1024;   // of 16 rows and one group
+constexpr int kScaleBytes = 64;    // of 16 rows and one group
+constexpr int kStageGroups = kWarps;
+constexpr int kPartialBytes = 512;  // a warp's sums of a row tile: 16 rows x 8 tokens
+constexpr int kLanePairs = 2;
+
+// One linear of the chain; slices: blocks that share a row tile along K, each with its inputs.
+struct Linear {
+  const unsigned char* codes;
+  const unsigned char* scales;
+  const u16* x;
+  const u16* bias;
+  u16* y;
+  int n, k, slices;
+};
+
+// Of one block: its slice of a linear's groups, and its row tiles, every `step`-th from `first` on.
+struct Share {
+  int first_group, groups, slice;
+  int first_tile, step, tiles;
+
+  __device__ __forceinline__ explicit Share(const Linear& linear) {
+    const int all = linear.k / kGroup, grid = gridDim.x;
+    slice = blockIdx.x % linear.slices;
+    first_group = all * slice / linear.slices;
+    groups = all * (slice + 1) / linear.slices - first_group;
+    first_tile = blockIdx.x / linear.slices;
+    step = (grid - slice + linear.slices - 1) / linear.slices;
+    tiles = (linear.n + 15) / 16;
+  }
+};
+
+__device__ __forceinline__ u32 raise(u32 pair) {
+  u32 d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(pair), "r"(0x5f805f80u), "r"(0x80008000u));
+  return d;
+}
+
+// Lane c of four holds row c of a 4 x 4 matrix, and then column c.
+__device__ __forceinline__ void transpose(u32 (&v)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = lane & bit;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const u32 got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[i + bit], bit);
+      if (upper)
+        v[i] = got;
+      else
+        v[i + bit] = got;
+    }
+  }
+}
+
+// A code, masked out of a word, is the bits of a subnormal BF16 number, code * 2^-133, or sixteen
+// times that where it stands four bits higher. The tensor cores take it as it is; x is raised by 2^64,
+// so that products are no subnormals of FP32. Zero points meet the sum of a group's inputs:
+// s * (sum of code * x - z * sum of x).
+class StationaryX {
+ public:
+  // first: the warp's first group; the others follow kStageGroups apart, up to `end`.
+  __device__ __forceinline__ void load(const Linear& p, int m, int first, int end, int lane) {
+    const int token = lane / 4, column = lane % 4;
+#pragma unroll
+    for (int j = 0; j < kUnitStages; ++j)
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const int group = first + j * kStageGroups;
+        const bool there = group < end && token < m;
+        const u16* source =
+            p.x + static_cast<size_t>(token) * p.k + group * kGroup + 32 * q + 8 * column;
+        const uint4 v = there ? __ldcg(reinterpret_cast<const uint4*>(source)) : uint4{};
+        x_[j][q][0] = v.x, x_[j][q][1] = v.y, x_[j][q][2] = v.z, x_[j][q][3] = v.w;
+      }
+    const u32 ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+#pragma unroll
+    for (int j = 0; j < kUnitStages; ++j) {
+      float sums[4] = {};
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        transpose(x_[j][q], lane);
+        mma(sums, ones, x_[j][q][0], x_[j][q][1]);
+        mma(sums, ones, x_[j][q][2], x_[j][q][3]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x_[j][q][i] = raise(x_[j][q][i]);
+      }
+      sums_[j][0] = sums[0], sums_[j][1] = sums[1];
+    }
+  }
+
+  // total += the products with group j of a row tile; words: the lane's codes.
+  __device__ __forceinline__ void add_group(float (&total)[4], int j, const uint4 (&words)[2],
+                                            uint2 params) const {
+    const u32 word[8] = {words[0].x, words[0].y, words[0].z, words[0].w,
+                         words[1].x, words[1].y, words[1].z, words[1].w};
+    float sum[2][4] = {};
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      const u32 upper = word[step] >> 8;
+      const u32 a[4] = {word[step] & 0x000f000fu, word[step] & 0x00f000f0u, upper & 0x000f000fu,
+                        upper & 0x00f000f0u};
+      mma(sum[step % 2], a, x_[j][step / 2][2 * (step % 2)], x_[j][step / 2][2 * (step % 2) + 1]);
+    }
+    const u32 param[2] = {params.x, params.y};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float scale = half_bits_to_float(param[row]);
+      const float minus_zero = 128.0f - __uint_as_float(param[row] & 0xffff0000u);
+      const float raised = scale * (row ? 0x1p65f : 0x1p69f), offset = scale * minus_zero;
+#pragma unroll
+      for (int i = 2 * row; i < 2 * row + 2; ++i)
+        total[i] += raised * (sum[0][i] + sum[1][i]) + offset * sums_[j][i % 2];
+    }
+  }
+
+ private:
+  u32 x_[kUnitStages][4][4];
+  float sums_[kUnitStages][2];  // of a group's inputs, for tokens 2c and 2c + 1
+};
+
+// Where a warp's sum lies, in floats: such that no two lanes of a warp, nor of the sixteen pairs that
+// half a warp reads, meet in a bank.
+__device__ __forceinline__ int partial_index(int token, int row) {
+  const int c = token / 2;
+  return (2 * c + (token % 2 ^ c / 2)) * 16 + (row ^ c % 2 * 8);
+}
+
+__device__ __forceinline__ void store_partial(u32 target, const float (&total)[4], int lane) {
+  const int r = lane / 4, c = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    store_shared_4(target + 4 * partial_index(2 * c + i % 2, r + 8 * (i / 2)), total[i]);
+}
+
+// The sum over the warps, always in the same order, for one pair of neighbouring rows.
+__device__ __forceinline__ float2 add_partials(u32 partials, int pair) {
+  const u32 at = partials + 4 * partial_index(pair / 8, pair % 8 * 2);
+  float2 all = {0.f, 0.f};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const float2 part = load_shared_float2(at + w * kPartialBytes);
+    all.x += part.x;
+    all.y += part.y;
+  }
+  return all;
+}
+
+__device__ __forceinline__ void store_pair(const Linear& p, int m, int tile, int pair, float2 value) {
+  const int token = pair / 8, row = 16 * tile + 2 * (pair % 8);
+  if (token >= m || row >= p.n) return;
+  if (p.bias != nullptr) {
+    value.x += bf16_bits_to_float(p.bias[row]);
+    value.y += bf16_bits_to_float(p.bias[row + 1]);
+  }
+  *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
+}
+
+}  // namespace w4_chain
