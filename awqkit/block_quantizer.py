@@ -90,10 +90,11 @@ def quantize_block(
         after, integers = quantize_half(job, task, block, hidden)
         stored.update(integers)
         with job.timed("passing rows on"):
+            pass_on = partial(advance, batch_size=job.batch_size, device=job.device)
             for rows in job.share.parts(hidden):
-                advance(task.run(job, layer, after), rows, batch_size=job.batch_size)
+                pass_on(task.run(job, layer, after), rows)
             for rows in () if original is None else job.share.parts(original):
-                advance(task.run(job, layer, weights), rows, batch_size=job.batch_size)
+                pass_on(task.run(job, layer, weights), rows)
         return after
 
     of_attention = tuple(site for site in sites if site.name in attention)

@@ -156,6 +156,7 @@ def _join_switch_values(args: list[str]) -> list[str]:
     "conversion is an error that says so.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.version_option(package_name="awqkit")
 @paragraph_errors
 def convert(
     model: str,
@@ -199,12 +200,15 @@ def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdigit() or int(text) < 1:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number of samples.")
+        raise click.BadParameter(
+            f"{text!r} is neither auto nor a number of samples.", param_hint="'--batch-size'"
+        )
     return int(text)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path")
+@click.version_option(package_name="awqkit")
 @paragraph_errors
 def inspect(path: str) -> None:
     """Say what the checkpoint at PATH is: format, shapes, sizes, and its report's figures."""

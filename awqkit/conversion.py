@@ -198,7 +198,8 @@ def show_report(report: Report, html: Path | None) -> None:
             f"instead: {len(report.starved)} ({_shortened(report.starved)}). "
             "More --calib-samples reach more experts."
         )
-    console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
+    if report.seconds:  # None where an earlier run had done it all.
+        console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
     console.print(f"Written {report.output}", soft_wrap=True)
     console.print(f"Report  {html or Path(report.output) / REPORT_NAME}", soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from awqkit.background import Background
 from awqkit.calibration.dataset import CalibrationRows, token_digest
-from awqkit.calibration.rows import is_local_file, make_rows
+from awqkit.calibration.rows import SELF, is_local_file, make_rows
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors
 from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
@@ -25,6 +26,7 @@ from awqkit.run import NamedWeight, Run, compute_dtype
 from awqkit.run_identity import require_same, run_identity, source_digests
 from awqkit.stopwatch import Stopwatch
 from awqkit.version import VERSION
+from awqkit.warm_up import warming_up
 
 WRITER = "writer."
 
@@ -53,7 +55,11 @@ def convert(
     config, device = task.config, task.devices[0]
     clock = Stopwatch(device)
     begin_peak(device)
-    with clock.timed("calibration text"):
+    samples_itself = task.dataset == SELF  # which takes the GPU
+    with (
+        clock.timed("calibration text"),
+        nullcontext() if samples_itself else warming_up(config, device),
+    ):
         rows = _rows(task, checkpoint, folder, journal, progress)
     ranks.broadcast(True, source=0)  # the journal has the rows
     run = Run(

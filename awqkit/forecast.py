@@ -83,11 +83,12 @@ def forecast(
     for stage, took in timed.end.items():
         seconds[stage] = seconds.get(stage, 0.0) + took * more.of_end(stage)
     writing = timed.writing * decoder.num_layers
+    meanwhile = (text or 0.0) if device.type == "cuda" and calib_dataset != SELF else 0.0
     # A GPU's blocks are written beside the work on the next one.
     seconds |= {
         "writing": writing if device.type == "cpu" else 0.0,
         "reading back": writing,
-        "starting": once,
+        "starting": max(0.0, once - meanwhile),
     }
     return Forecast(
         seconds={"calibration text": text or 0.0, **seconds},

@@ -38,7 +38,13 @@ def half_moments(
     half = task.run(job, task.layer, block)
     names = {reader.name for reader in inputs}
     with job.timed("moments"):
-        capture = partial(capture_moments, half, batch_size=job.batch_size, ranks=job.ranks)
+        capture = partial(
+            capture_moments,
+            half,
+            batch_size=job.batch_size,
+            device=job.device,
+            ranks=job.ranks,
+        )
         rows, references = job.share.split(hidden), _references(job, task, unrounded, drifting)
         # Those that judge first, so that wide ones are out of the way of the others.
         judged = {
@@ -65,7 +71,9 @@ def _references(
     """
     is_added = not job.config.post_norms
     dense = {
-        reader.name: site.kind in ADDED and is_added
+        reader.name: unrounded[f"{reader.linears[0]}.weight"].to(job.compute_dtype)
+        if site.kind in ADDED and is_added
+        else None
         for site in sites
         for reader in site.inputs
         if reader.name == site.kind
@@ -74,7 +82,6 @@ def _references(
         return None, None
     half = task.run(job, task.layer, unrounded)
     searched, judged = (
-        Reference(half=half, hidden=part, device=job.device, sites=dense)
-        for part in job.share.split(task.original)
+        Reference(half=half, hidden=part, sites=dense) for part in job.share.split(task.original)
     )
     return searched, judged

@@ -28,6 +28,10 @@ from awqkit.site_error import SiteError, nearest_error
 from awqkit.site_picture import Sketch, channel_profile
 from awqkit.site_scale import site_scale
 
+#: Of the first row, the tokens on which a fold is proven, in float32; experts take the whole row,
+#: so that many of them see a token.
+PROOF_TOKENS = 512
+
 Integers = dict[str, Tensor | QuantizedWeight]
 
 
@@ -41,15 +45,16 @@ def quantize_half(
     """
     search = _HalfSearch(job, task, block, hidden)
     search.scale()
+    has_experts = job.config.experts_of(task.layer) is not None
     if job.ranks.rank == 0:  # which always holds a row
         with job.timed("scales"):
             prove_fold(
                 partial(task.run, replace(job, compute_dtype=torch.float32), task.layer),
                 before=block,
                 after=search.block,
-                rows=hidden[:1].to(job.device),
+                rows=hidden[:1, : None if has_experts else PROOF_TOKENS].to(job.device),
                 layer=task.layer,
-                has_experts=job.config.experts_of(task.layer) is not None,
+                has_experts=has_experts,
             )
     return search.round()
 
@@ -163,8 +168,9 @@ class _HalfSearch:
         errors, sketches = [], []
         parts = stacked.split([p.stop - p.start for p in row_parts(*stacked.shape)])
         for part, piece in zip(parts, rounded.split(list(map(len, parts))), strict=True):
-            errors.append(SiteError.of(piece.weight().sub_(part), part, rows))
-            sketches.append(Sketch.of(part, piece.grid, rows))
+            sketch = Sketch.of(part, piece.grid, rows)
+            errors.append(sketch.scaled.with_noise(piece.weight().sub_(part), rows))
+            sketches.append(sketch)
         return _RoundedInput(
             linears=rounded, error=reduce(add, errors), sketch=reduce(add, sketches)
         )

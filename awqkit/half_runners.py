@@ -18,8 +18,9 @@ def run_attention(job: BlockJob, layer: int, block: Block) -> Half:
     weights = _cast(job, block, but_not="mlp.")
 
     def half(x: Tensor, observe: Observer) -> Tensor:
-        x, rotary = x.to(job.device, non_blocking=True), job.rotary.of(layer)
-        return attention_half(weights, job.config, layer, x, rotary, observe=observe)
+        x = x.to(job.device, non_blocking=True)
+        cos, sin = (table[: x.shape[1]] for table in job.rotary.of(layer))
+        return attention_half(weights, job.config, layer, x, (cos, sin), observe=observe)
 
     return half
 

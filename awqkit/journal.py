@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 JOURNAL_FILE = "journal.json"
 #: The largest share of the time that saving may take.
-SAVING_SHARE = 0.05
+SAVING_SHARE = 0.03
 #: What a save is expected to write in a second, before one was measured.
 EXPECTED_BYTES_PER_SECOND = 1e9
 

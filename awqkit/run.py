@@ -19,7 +19,7 @@ from awqkit.block_quantizer import (
     require_searched,
 )
 from awqkit.calibration.dataset import CalibrationRows
-from awqkit.checkpoint import Checkpoint, QuantizedWeight
+from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
@@ -72,8 +72,8 @@ class Run:
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
         self._streams = Streams(
             rows,
-            embed=partial(self._embed, self._vocabulary.running_embedding),
-            embed_original=partial(self._embed, self._vocabulary.embedding),
+            embed=partial(_embedded, decoder, device, self._vocabulary.running_embedding),
+            embed_original=partial(_embedded, decoder, device, self._vocabulary.embedding),
             with_original=config.quality != "fast",
             batch_size=config.rows_at_once,
             device=device,
@@ -91,7 +91,7 @@ class Run:
             batch_size=config.rows_at_once,
             ranks=ranks,
             share=self._streams.share,
-            on_site=self._site_done,
+            on_site=partial(_site_done, self.sites, progress),
             timed=stopwatch.timed,
         )
         self._blocks = BlockReader(checkpoint, device)
@@ -213,23 +213,25 @@ class Run:
     def go_on_from(self, state: Progressed) -> None:
         """Take the place of a run that had come to `state`."""
         self.blocks = state.blocks
-        self.sites = [from_document(SiteResult, site) for site in state.document["sites"]]
+        self.sites[:] = [from_document(SiteResult, site) for site in state.document["sites"]]
         self._stopwatch.add(state.document["seconds"])
         self._streams.go_on_from(state.tensors)
         self._waiting = from_tensors(state.tensors)
 
-    def _embed(
-        self,
-        embedding: Callable[[], Tensor | QuantizedWeight],
-        tokens: Tensor,
-        beside: Tensor | None,
-    ) -> Tensor:
-        config, dtype = self._checkpoint.config, compute_dtype(self._device)
-        return embedded(tokens, embedding(), config, dtype, self._device, beside=beside)
 
-    def _site_done(self, result: SiteResult) -> None:
-        self.sites.append(result)
-        self._progress.site_done(result)
+def _embedded(
+    config: DecoderConfig,
+    device: torch.device,
+    embedding: Callable[[], Tensor | QuantizedWeight],
+    tokens: Tensor,
+    beside: Tensor | None,
+) -> Tensor:
+    return embedded(tokens, embedding(), config, compute_dtype(device), device, beside=beside)
+
+
+def _site_done(sites: list[SiteResult], progress: Progress, result: SiteResult) -> None:
+    sites.append(result)
+    progress.site_done(result)
 
 
 def _on_host(weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:

@@ -26,6 +26,10 @@ class SiteError:
         gram = rows.judge.gram
         return cls(float(output_error(delta, gram)), float(output_error(weight, gram)))
 
+    def with_noise(self, delta: Tensor, rows: Rows) -> SiteError:
+        """The same outputs, off by what another error of the weight does to them."""
+        return SiteError(float(output_error(delta, rows.judge.gram)), self.energy)
+
     def __add__(self, other: SiteError) -> SiteError:
         return SiteError(self.noise + other.noise, self.energy + other.energy)
 

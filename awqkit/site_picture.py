@@ -56,6 +56,7 @@ class Sketch:
     def of(cls, weight: Tensor, grid: GroupGrid, rows: Rows) -> Sketch:
         """weight: float32 [out, in], already scaled, as are the rows' inputs; grid: as stored."""
         plain = round_to_nearest(weight, min_max_grid(weight)).sub_(weight)
+        scaled = SiteError.of(plain, weight, rows)
         ranged = round_to_nearest(weight, grid).sub_(weight)
         grouped = in_groups(weight)
         largest = grouped.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny)
@@ -66,8 +67,8 @@ class Sketch:
         relative = grouped / largest.unsqueeze(-1)
         ends = torch.stack([(low / largest).clamp(-1, 0).sum(), (high / largest).clamp(0, 1).sum()])
         return cls(
-            scaled=SiteError.of(plain, weight, rows),
-            ranged=SiteError.of(ranged, weight, rows),
+            scaled=scaled,
+            ranged=scaled.with_noise(ranged, rows),
             counts=torch.histc(relative, BINS, -1, 1).cpu().long(),
             ends=ends.cpu().double(),
             groups=largest.numel(),

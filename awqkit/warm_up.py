@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from awqkit.background import Background
 from awqkit.block_job import BlockJob
 from awqkit.block_quantizer import quantize_block
 from awqkit.checkpoint import DecoderConfig
@@ -16,6 +20,27 @@ from awqkit.run import compute_dtype
 from awqkit.stopwatch import Stopwatch
 
 
+@contextmanager
+def warming_up(config: QuantConfig, device: torch.device) -> Iterator[None]:
+    """Warm a GPU up beside the context, whose end waits for it; a CPU has nothing to compile."""
+    if device.type != "cuda":
+        yield
+        return
+
+    def on_its_gpu() -> None:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # a new thread takes the first GPU for its own
+        warm_up(config, device)
+
+    background = Background(device)
+    try:
+        background.run(on_its_gpu)
+        yield
+        background.wait()
+    finally:
+        background.close()
+
+
 def warm_up(config: QuantConfig, device: torch.device) -> None:
     """Quantize the smallest of blocks: what is loaded and compiled once is not a block's time."""
     decoder = DecoderConfig(
@@ -24,7 +49,8 @@ def warm_up(config: QuantConfig, device: torch.device) -> None:
         num_heads=2,
         num_kv_heads=2,
         head_dim=64,
-        intermediate_size=256,
+        # On a GPU as many rows of gate and up as take the kernels of large weights.
+        intermediate_size=2560 if device.type == "cuda" else 256,
         vocab_size=8,
         max_position_embeddings=16,
         norm_eps=1e-5,

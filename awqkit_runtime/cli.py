@@ -16,6 +16,7 @@ from awqkit_runtime.commands.webui import webui
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="awqkit")
 def main() -> None:
     """Run chat models: 4-bit checkpoints of awqkit, and plain ones."""
 

@@ -147,7 +147,7 @@ class EngineConfig:
         if self.tp > 1 and self.deterministic:
             raise ConfigError(
                 f"tp is {self.tp}, but a deterministic engine runs on one device. Use tp=1, or "
-                "deterministic=False."
+                "one that is not deterministic."
             )
         for name in ("session_len", "max_batch_size", "max_prefill_tokens"):
             if getattr(self, name) is not None:

@@ -102,8 +102,9 @@ class RemoteModel:
                 f"{self.base_url} wants an API key, or does not know this one: --api-key gives one."
             ) from error
         except openai.NotFoundError as error:
+            reason = _reason(error).rstrip(".")
             raise ServerError(
-                f"{self.base_url} answered 404: {_reason(error)}. Is this the address of an "
+                f"{self.base_url} answered 404: {reason}. Is this the address of an "
                 "OpenAI-compatible server, and the model one that it serves?"
             ) from error
         except openai.APIStatusError as error:

@@ -81,7 +81,9 @@ def measure(
     following = follow(chunks[0], in_flight)
     launches = [_host_milliseconds(lambda: runner.launch(following, in_flight)) for _ in range(5)]
     fills = [
-        _host_milliseconds(lambda: runner._inputs.fill(rows, following, in_flight))
+        _host_milliseconds(
+            lambda: runner._inputs.bring(runner._inputs.plan(rows, following, in_flight))
+        )
         for _ in range(5)
     ]
     replays = [_host_milliseconds(graph) for _ in range(5)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 import torch
 from torch import Tensor
 
+from awqkit.calibration.row_copies import Returns, on_device
 from awqkit.decoder import Observer
 from awqkit.errors import CalibrationError
 from awqkit.ranks.ranks import Ranks
@@ -32,14 +34,13 @@ class Reference:
     """The unquantized model beside the one whose moments are gathered.
 
     half, hidden: the same part of the same block, unquantized, and the rows that enter it.
-    device: where halves run.
-    sites: where drift is gathered, and whether the linears' outputs are added to the rows there.
+    sites: where drift is gathered, and the weight [out, in] of the linear there, in the dtype of
+    the rows, if its outputs are added to them; else None.
     """
 
     half: Half
     hidden: Tensor
-    device: torch.device
-    sites: Mapping[str, bool]
+    sites: Mapping[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Shown:
     """What a site's linears read of a batch: x [tokens, in].
 
     drift: what the unquantized model's read here besides, likewise.  lost: what the rows
-    [tokens, out] lack that the outputs are added to. Either is None where it is not gathered.
+    [tokens, out] lack once the outputs were added to them. None where the other is gathered.
     """
 
     site: str
@@ -109,13 +110,14 @@ class _Sums:
         return Moments(
             gram=self.gram.div_(self.tokens),
             magnitude=self.magnitude / self.tokens,
-            drift=None
-            if self.inputs is None
-            else Drift(
-                inputs=self.inputs.div_(self.tokens),
-                sums=None if self.sums is None else self.sums.div_(self.tokens),
-            ),
+            drift=self._drift(),
         )
+
+    def _drift(self) -> Drift | None:
+        if self.inputs is None and self.sums is None:
+            return None
+        means = (p if p is None else p.div_(self.tokens) for p in (self.inputs, self.sums))
+        return Drift(*means)
 
     def _exchange(self, total: Tensor, strips: Iterable[tuple[slice, slice]]) -> None:
         """Complete total by what the other processes have summed."""
@@ -137,28 +139,30 @@ def capture_moments(
     sites: Collection[str],
     *,
     batch_size: int,
+    device: torch.device,
     ranks: Ranks,
     reference: Reference | None = None,
 ) -> dict[str, Moments]:
     """Moments of each named site over hidden [rows, T, hidden], batch_size rows at a time.
 
-    hidden: those of this process, and the reference's likewise. A site that saw no token in any
-    process is absent: the linears of an expert that nothing was routed to.
+    hidden: those of this process, and the reference's likewise.  device: where halves run. A site
+    that saw no token in any process is absent: the linears of an expert that nothing was routed to.
     """
     sums = {site: _Sums(ranks) for site in sorted(sites)}
 
     def add(shown: _Shown) -> None:
         sums[shown.site].add(shown)
 
-    starts = range(0, len(hidden), batch_size)
-    rounds: int = ranks.broadcast(len(starts), source=0)  # the first holds the most
-    for number in range(rounds):
+    batches = on_device(hidden, batch_size, device)
+    beside = () if reference is None else on_device(reference.hidden, batch_size, device)
+    both = zip_longest(batches, beside)
+    own = -(-len(hidden) // batch_size)
+    for _ in range(ranks.broadcast(own, source=0)):  # the first holds the most
         shown: list[_Shown] = []
-        for start in starts[number : number + 1]:
-            part = slice(start, start + batch_size)
+        for batch, its_original in islice(both, 1):
             # Alone, what is shown goes into the sums at once, and its memory with it.
             tell = add if ranks.count == 1 else shown.append
-            _show_batch(half, hidden[part], part, sites, reference, tell)
+            _show_batch(half, batch, its_original, sites, reference, tell)
         for source in range(ranks.count if ranks.count > 1 else 0):
             for each in ranks.broadcast(shown, source):
                 add(each)
@@ -168,14 +172,14 @@ def capture_moments(
 def _show_batch(
     half: Half,
     batch: Tensor,
-    part: slice,
+    beside: Tensor | None,
     sites: Collection[str],
     reference: Reference | None,
     tell: Callable[[_Shown], None],
 ) -> None:
-    """Tell of one batch, which is this part of the process's rows, at each of the sites."""
+    """Tell of one batch at each of the sites. beside: the same rows of the reference."""
     original: dict[str, Tensor] = {}
-    lost: Tensor | None = None
+    lost = torch.zeros(())
 
     def remember(site: str, x: Tensor) -> None:
         if reference is not None and site in sites and site in reference.sites:
@@ -188,12 +192,13 @@ def _show_batch(
         if reference is None or site not in original:
             tell(_Shown(site, x))
         else:
-            drift = original.pop(site) - x
-            tell(_Shown(site, x, drift, lost if reference.sites[site] else None))
+            drift, weight = original.pop(site) - x, reference.sites[site]
+            if weight is None:
+                tell(_Shown(site, x, drift=drift))
+            else:
+                tell(_Shown(site, x, lost=torch.addmm(lost, drift, weight.T)))
 
-    if reference is not None:
-        beside = reference.hidden[part].to(reference.device)
-        batch = batch.to(reference.device)
+    if reference is not None and beside is not None:
         _show(reference.half, beside, remember, reference.sites.keys() & set(sites))
         lost = (beside - batch).flatten(0, -2)
     _show(half, batch, observe, sites)
@@ -217,10 +222,13 @@ def _show(half: Half, batch: Tensor, observe: Observer, sites: Collection[str]) 
         half(batch, watch)
 
 
-def advance(half: Half, hidden: Tensor, *, batch_size: int) -> None:
-    """Replace hidden [rows, T, hidden] by the half's output, in place."""
-    for batch in hidden.split(batch_size):
-        batch.copy_(half(batch, _ignore))
+def advance(half: Half, hidden: Tensor, *, batch_size: int, device: torch.device) -> None:
+    """Replace hidden [rows, T, hidden] by the half's output, in place. device: where it runs."""
+    returns = Returns(device)
+    batches = zip(hidden.split(batch_size), on_device(hidden, batch_size, device), strict=False)
+    for place, batch in batches:
+        returns.put(place, half(batch, _ignore))
+    returns.wait()
 
 
 def _ignore(site: str, x: Tensor) -> None:

@@ -16,11 +16,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 #: Outputs whose moments with each other are gathered, at most; those of wide linears in blocks.
 MOST_ROWS = 1024
 #: Tokens that pass at once, at least one row.
 STEP_TOKENS = 4096
+
+#: cuDNN's way back through attention is not among them: it is compiled anew in every process, for
+#: seconds, and saves less than one.
+ATTENTIONS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 #: By a linear's name: the diagonal blocks of its outputs' second moments, float32, up to a factor.
 OutputMoments = Mapping[str, tuple[Tensor, ...]]
@@ -55,7 +60,7 @@ def output_moments(
         for name in linears
     }
     for batch in entering.split(max(1, STEP_TOKENS // entering.shape[1])):
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(ATTENTIONS):
             x = batch.detach().to(device).requires_grad_()
             out = run(watched, x)
             noise = torch.randn(out.shape, generator=generator, dtype=out.dtype, device=device)
@@ -75,9 +80,16 @@ def added(total: OutputMoments, more: OutputMoments) -> dict[str, tuple[Tensor, 
 
 def _of_gradient(gradient: Tensor) -> tuple[Tensor, ...]:
     """gradient: by a linear's outputs, [..., tokens, out]."""
-    flat = gradient.flatten(0, -2).float()
-    parts = flat.tensor_split(row_blocks(flat.shape[1]), dim=1)
-    return tuple(part.T @ part for part in parts)
+    flat = gradient.flatten(0, -2)
+    return tuple(map(_gram, flat.tensor_split(row_blocks(flat.shape[1]), dim=1)))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """xᵀ x [out, out] in float32 of [tokens, out]; on a GPU 16 bits are multiplied as they are."""
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x.T, x, out_dtype=torch.float32)
+    x = x.float()
+    return x.T @ x
 
 
 def row_blocks(rows: int) -> int:

@@ -23,7 +23,8 @@ from awqkit.errors import CalibrationError
 SELF = "self"
 PTB = "ptb"
 PTB_REPOSITORIES = ("ptb-text-only/ptb_text_only", "ptb_text_only")
-KNOWN_NAMES = (*NAMED_DATASETS, PTB, SELF)
+#: What --calib-dataset takes besides files and hub ids.
+KNOWN_NAMES = (*NAMED_DATASETS, SELF)
 
 # A local file is shuffled as a whole up to here (about 32 MB of English); a stream within a buffer
 # that takes seconds to fill.
@@ -178,7 +179,7 @@ def _dead_ptb() -> CalibrationError:
         "loader script, whose source of the text is dead and which is never run here. Get the "
         "plain file ptb.train.txt of the Penn Treebank (it is part of Mikolov's simple-examples "
         "archive) and give it as --calib-dataset path/to/ptb.train.txt, or take another set: "
-        f"{', '.join(name for name in KNOWN_NAMES if name != PTB)}."
+        f"{', '.join(KNOWN_NAMES)}."
     )
 
 

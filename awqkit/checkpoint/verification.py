@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.errors import CheckpointError, OutputError
 from awqkit.checkpoint.fingerprint import fingerprint
+from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import Checkpoint, open_checkpoint
 
@@ -24,17 +27,33 @@ def verify_written(
     """
     try:
         written = open_checkpoint(folder)
-        for name in expected:
-            if fingerprint(_read(written, name, device)) != expected[name]:
+        for name, weight in _read_ahead(written, expected):
+            if fingerprint(_on_device(weight, device)) != expected[name]:
                 raise _differs(out, f"{name} reads otherwise than it was written")
     except CheckpointError as error:
         raise _differs(out, str(error)) from error
 
 
-def _read(written: Checkpoint, name: str, device: torch.device) -> Tensor | QuantizedWeight:
-    if written.is_quantized(name):
-        return written.packed(name).to(device).unpack()
-    return written.tensor(name).to(device)
+def _read_ahead(
+    written: Checkpoint, names: Iterable[str]
+) -> Iterator[tuple[str, Tensor | PackedWeight]]:
+    """The weights by name, the next one read while this one is compared."""
+
+    def read(name: str) -> tuple[str, Tensor | PackedWeight]:
+        return name, written.packed(name) if written.is_quantized(name) else written.tensor(name)
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[Future[tuple[str, Tensor | PackedWeight]]] = deque()
+        for name in names:
+            ahead.append(thread.submit(read, name))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _on_device(weight: Tensor | PackedWeight, device: torch.device) -> Tensor | QuantizedWeight:
+    return weight.to(device).unpack() if isinstance(weight, PackedWeight) else weight.to(device)
 
 
 def _differs(out: Path, what: str) -> OutputError:

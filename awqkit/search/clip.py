@@ -37,15 +37,19 @@ def search_clip(weight: Tensor, gram: Tensor) -> GroupGrid:
 
 def _search_rows(weight: Tensor, gram: Tensor) -> Ranges:
     ranges = Ranges.full(weight, share=FIRST_SHARE)
-    choose = choose_range
     if weight.is_cuda and has_triton():
-        from awqkit.search.clip_kernel import choose_range as choose
+        from awqkit.search.clip_kernel import choose_ranges
+
+        choose_ranges(weight, gram, ranges, SWEEPS)
+        return ranges
     for count, step in SWEEPS:
         for group in range(len(ranges.low)):
             part = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
             columns = gram[:, part]
             pull = product(ranges.error, columns)
-            choose(weight[:, part], ranges, group, columns[part], pull, count=count, step=step)
+            choose_range(
+                weight[:, part], ranges, group, columns[part], pull, count=count, step=step
+            )
     return ranges
 
 

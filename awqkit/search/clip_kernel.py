@@ -1,67 +1,90 @@
-"""One step of the search for clipped ranges on a GPU: all candidates of a group in one pass."""
+"""The search for clipped ranges on a GPU: some groups in turn, all candidates of each in one pass.
+
+Errors are kept as the inputs see them, in units that 16 bits hold: see equilibrium.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE
+from awqkit.search.column_blocks import column_blocks
+from awqkit.search.equilibrium import Equilibrated, power_above
 from awqkit.search.grid_kernel import grid_for_range, rounding_error
+from awqkit.search.products import half_product
 from awqkit.search.ranges import LEAST_SHARE, MOST_SHARE, Ranges
 
-#: Rows of a weight that one program searches, and its warps.
+#: Rows of a weight that one program searches and its warps; and of a weight of fewer rows than
+#: FEW_ROWS, so that there are programs enough.
 ROWS_AT_ONCE, WARPS = 64, 8
+FEW_ROWS, FEW_AT_ONCE, FEW_WARPS = 5120, 32, 8
 
 
-def choose_range(
-    weight: Tensor,
-    ranges: Ranges,
-    group: int,
-    own: Tensor,
-    pull: Tensor,
-    *,
-    count: int,
-    step: float,
+def choose_ranges(
+    weight: Tensor, gram: Tensor, ranges: Ranges, sweeps: Sequence[tuple[int, float]]
 ) -> None:
-    """The same as clip.choose_range, whose arguments are described there.
+    """All sweeps of clip.search_clip over a weight, by products of 16 bits; in place.
 
-    Products take TF32 factors; the chosen scales and zero points are exact.
+    ranges: those to begin with, whose `error` is not kept up.
     """
-    error = ranges.error[:, group * GROUP_SIZE : (group + 1) * GROUP_SIZE]
-    rows = weight.shape[0]
-    _choose_range[(triton.cdiv(rows, ROWS_AT_ONCE),)](
-        weight,
-        error,
-        pull,
-        own,
-        ranges.low[group],
-        ranges.high[group],
-        ranges.low_share[group],
-        ranges.high_share[group],
-        ranges.scale[group],
-        ranges.zero[group],
-        rows,
-        weight.stride(0),
-        error.stride(0),
-        pull.stride(0),
-        own.stride(0),
-        step,
-        COUNT=count,
-        ROWS=ROWS_AT_ONCE,
-        COLUMNS=GROUP_SIZE,
-        LEAST_SHARE=LEAST_SHARE,
-        MOST_SHARE=MOST_SHARE,
-        num_warps=WARPS,
-    )
+    inputs = Equilibrated.of(gram)
+    unit = power_above((weight.abs().amax(0) * inputs.root).max())
+    factor = inputs.root / unit
+    error = (ranges.error * factor).half()
+    rows, columns = weight.shape
+    blocks = list(column_blocks(columns))
+    width = blocks[0].stop
+    pull = torch.empty(rows, width, device=weight.device)
+    change = torch.empty(rows, width, dtype=torch.float16, device=weight.device)
+    are_few = rows < FEW_ROWS
+    at_once = FEW_AT_ONCE if are_few else ROWS_AT_ONCE
+    for count, step in sweeps:
+        for block in blocks:
+            size = block.stop - block.start
+            half_product(error, inputs.matrix[:, block], out=pull[:, :size])
+            _choose_ranges[(triton.cdiv(rows, at_once),)](
+                weight,
+                factor,
+                error,
+                pull,
+                change,
+                inputs.matrix,
+                ranges.low,
+                ranges.high,
+                ranges.low_share,
+                ranges.high_share,
+                ranges.scale,
+                ranges.zero,
+                rows,
+                columns,
+                weight.stride(0),
+                width,
+                block.start // GROUP_SIZE,
+                size // GROUP_SIZE,
+                step,
+                COUNT=count,
+                ROWS=at_once,
+                GROUP=GROUP_SIZE,
+                LEAST_SHARE=LEAST_SHARE,
+                MOST_SHARE=MOST_SHARE,
+                num_warps=FEW_WARPS if are_few else WARPS,
+                num_stages=2,
+            )
 
 
-@triton.jit
-def _choose_range(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["rows", "first", "groups"])
+def _choose_ranges(  # type: ignore[no-untyped-def]
     weight_at,
+    factor_at,
     error_at,
     pull_at,
-    own_at,
+    change_at,
+    matrix_at,
     low_at,
     high_at,
     low_share_at,
@@ -69,55 +92,72 @@ def _choose_range(  # type: ignore[no-untyped-def]
     scale_at,
     zero_at,
     rows,
+    columns,
     weight_stride,
-    error_stride,
-    pull_stride,
-    own_stride,
+    width,
+    first,
+    groups,
     step,
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
     LEAST_SHARE: tl.constexpr,
     MOST_SHARE: tl.constexpr,
 ):
+    """So many groups from the first one on, each in sight of what those before have become."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)[None, :]
+    column = tl.arange(0, GROUP)
     inside = row < rows
     tile = inside[:, None]
     wide = row.to(tl.int64)[:, None]
-    weight = tl.load(weight_at + wide * weight_stride + column, mask=tile, other=0.0)
-    error = tl.load(error_at + wide * error_stride + column, mask=tile, other=0.0)
-    pull = tl.load(pull_at + wide * pull_stride + column, mask=tile, other=0.0)
-    own = tl.load(own_at + tl.arange(0, COLUMNS)[:, None] * own_stride + column)
-    low = tl.load(low_at + row, mask=inside, other=0.0)
-    high = tl.load(high_at + row, mask=inside, other=0.0)
-    first_low_share = tl.load(low_share_at + row, mask=inside, other=1.0)
-    first_high_share = tl.load(high_share_at + row, mask=inside, other=1.0)
-    others = 2.0 * (pull - tl.dot(error, own, input_precision="tf32"))
+    for index in range(groups):
+        group = first + index
+        here = group * GROUP + column
+        beside = wide * width + index * GROUP + column[None, :]
+        at = wide * columns + here[None, :]
+        weight = tl.load(weight_at + wide * weight_stride + here[None, :], mask=tile, other=0.0)
+        factor = tl.load(factor_at + here)[None, :]
+        pull = tl.load(pull_at + beside, mask=tile, other=0.0)
+        for earlier in range(index):
+            change_there = change_at + wide * width + earlier * GROUP + column[None, :]
+            theirs = ((first + earlier) * GROUP + column).to(tl.int64)[:, None] * columns
+            change = tl.load(change_there, mask=tile, other=0.0)
+            pull = tl.dot(change, tl.load(matrix_at + theirs + here[None, :]), acc=pull)
+        own = tl.load(matrix_at + here.to(tl.int64)[:, None] * columns + here[None, :])
+        before = tl.load(error_at + at, mask=tile, other=0.0)
+        others = 2.0 * (pull - tl.dot(before, own))
 
-    least = tl.full((ROWS,), float("inf"), tl.float32)
-    best_low_share, best_high_share = first_low_share, first_high_share
-    best_scale = tl.full((ROWS,), 1.0, tl.float32)
-    best_zero = tl.zeros((ROWS,), tl.float32)
-    for candidate in range(COUNT * COUNT):
-        low_share = first_low_share + (candidate // COUNT - (COUNT - 1) / 2) * step
-        low_share = tl.minimum(tl.maximum(low_share, LEAST_SHARE), MOST_SHARE)
-        high_share = first_high_share + (candidate % COUNT - (COUNT - 1) / 2) * step
-        high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
-        scale, zero = grid_for_range(low * low_share, high * high_share)
-        delta = rounding_error(weight, scale, zero)
-        added = (tl.dot(delta, own, input_precision="tf32") + others) * delta
-        added = tl.sum(added, axis=1)
-        better = added < least
-        least = tl.where(better, added, least)
-        best_low_share = tl.where(better, low_share, best_low_share)
-        best_high_share = tl.where(better, high_share, best_high_share)
-        best_scale = tl.where(better, scale, best_scale)
-        best_zero = tl.where(better, zero, best_zero)
+        vector = group.to(tl.int64) * rows + row
+        low = tl.load(low_at + vector, mask=inside, other=0.0)
+        high = tl.load(high_at + vector, mask=inside, other=0.0)
+        first_low_share = tl.load(low_share_at + vector, mask=inside, other=1.0)
+        first_high_share = tl.load(high_share_at + vector, mask=inside, other=1.0)
+        least = tl.full((ROWS,), float("inf"), tl.float32)
+        best_low_share, best_high_share = first_low_share, first_high_share
+        best_scale = tl.full((ROWS,), 1.0, tl.float32)
+        best_zero = tl.zeros((ROWS,), tl.float32)
+        for candidate in range(COUNT * COUNT):
+            low_share = first_low_share + (candidate // COUNT - (COUNT - 1) / 2) * step
+            low_share = tl.minimum(tl.maximum(low_share, LEAST_SHARE), MOST_SHARE)
+            high_share = first_high_share + (candidate % COUNT - (COUNT - 1) / 2) * step
+            high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
+            scale, zero = grid_for_range(low * low_share, high * high_share)
+            delta = rounding_error(weight, scale, zero) * factor
+            added = (tl.dot(delta.to(tl.float16), own) + others) * delta
+            added = tl.sum(added, axis=1)
+            better = added < least
+            least = tl.where(better, added, least)
+            best_low_share = tl.where(better, low_share, best_low_share)
+            best_high_share = tl.where(better, high_share, best_high_share)
+            best_scale = tl.where(better, scale, best_scale)
+            best_zero = tl.where(better, zero, best_zero)
 
-    error = rounding_error(weight, best_scale, best_zero)
-    tl.store(error_at + wide * error_stride + column, error, mask=tile)
-    tl.store(low_share_at + row, best_low_share, mask=inside)
-    tl.store(high_share_at + row, best_high_share, mask=inside)
-    tl.store(scale_at + row, best_scale, mask=inside)
-    tl.store(zero_at + row, best_zero, mask=inside)
+        after = (rounding_error(weight, best_scale, best_zero) * factor).to(tl.float16)
+        before = tl.load(error_at + at, mask=tile, other=0.0)  # again, instead of keeping it
+        tl.store(change_at + beside, after - before, mask=tile)
+        tl.store(error_at + at, after, mask=tile)
+        tl.store(low_share_at + vector, best_low_share, mask=inside)
+        tl.store(high_share_at + vector, best_high_share, mask=inside)
+        tl.store(scale_at + vector, best_scale, mask=inside)
+        tl.store(zero_at + vector, best_zero, mask=inside)
+        tl.debug_barrier()  # what was written is read by other threads of this program

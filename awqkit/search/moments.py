@@ -13,6 +13,8 @@ from awqkit.search.products import product
 #: Strips of rows into which sums are cut, so that little of a Gram matrix's lower half is computed,
 #: and so that each may be computed elsewhere.
 STRIPS = 8
+#: Columns of a Gram matrix that an error is summed over at once, from the first row to theirs.
+FORM_COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,17 @@ class Drift:
     """How far a partly quantized model has come from the unquantized one, seen with its inputs x.
 
     inputs: mean of (x* − x) xᵀ over the tokens, [in, in], x* what the unquantized model reads here.
-    sums: mean of (h* − h) xᵀ, [out, in], where h is what the linear's output is added to, or None
-    where it is not added to anything. Both float32.
+    sums: mean of l xᵀ, [out, in], l what the outputs lack besides.  Both float32, and None where
+    the other says all: of a linear whose output is added to h, l is W (x* − x) + h* − h, which is
+    narrower than what it reads.
     """
 
-    inputs: Tensor
+    inputs: Tensor | None
     sums: Tensor | None
 
     def on_host(self) -> Drift:
-        return Drift(self.inputs.cpu(), None if self.sums is None else self.sums.cpu())
+        inputs, sums = (p if p is None else p.cpu() for p in (self.inputs, self.sums))
+        return Drift(inputs, sums)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,28 @@ def output_error(delta: Tensor, gram: Tensor) -> Tensor:
 
     delta: the weight's error [out, in]. Exact for a linear, at a cost free of the token count.
     """
-    return product(delta, gram).mul_(delta).sum()
+    return row_errors(delta, gram).sum()
+
+
+def row_errors(delta: Tensor, gram: Tensor) -> Tensor:
+    """The same of each output by itself, [out]."""
+    return halved_form(delta, gram, delta)
+
+
+def halved_form(delta: Tensor, gram: Tensor, other: Tensor) -> Tensor:
+    """Sums by rows [out] of which the total is tr(other · gram · Δᵀ), if otherᵀ Δ is symmetric.
+
+    Of the symmetric gram its upper half alone is multiplied, and counts twice; other: [out, in].
+    """
+    if delta.device != gram.device:
+        return product(delta, gram).mul_(other).sum(1)
+    total = torch.zeros(len(delta), device=delta.device)
+    for start in range(0, len(gram), FORM_COLUMNS):
+        columns = slice(start, start + FORM_COLUMNS)
+        reach = product(delta[:, :start], gram[:start, columns])
+        reach = product(delta[:, columns], gram[columns, columns], onto=reach, beta=2.0)
+        total += reach.mul_(other[:, columns]).sum(1)
+    return total
 
 
 def divided_by(moments: Moments, scale: Tensor) -> Moments:
@@ -127,9 +152,13 @@ def divided_by(moments: Moments, scale: Tensor) -> Moments:
     return Moments(
         gram=(moments.gram / scale).div_(scale.unsqueeze(1)),
         magnitude=magnitude,
-        drift=drift
-        and Drift(
-            inputs=(drift.inputs / scale).div_(scale.unsqueeze(1)),
-            sums=None if drift.sums is None else drift.sums / scale,
-        ),
+        drift=drift and _divided_drift(drift, scale),
+    )
+
+
+def _divided_drift(drift: Drift, scale: Tensor) -> Drift:
+    inputs, sums = drift.inputs, drift.sums
+    return Drift(
+        inputs=None if inputs is None else (inputs / scale).div_(scale.unsqueeze(1)),
+        sums=None if sums is None else sums / scale,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -14,18 +14,39 @@ from torch import Tensor
 ROWS_AT_ONCE = 4096
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(
+    a: Tensor, b: Tensor, *, onto: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
     """a @ b, float32, on the device of a; b may wait on the host.
+
+    onto: becomes beta · onto + alpha · a @ b, in place, where it is given.
 
     On a GPU the factors are rounded to TF32 (eleven bits), sums are not: output errors come out
     within some 1e-5 of themselves, at a seventh of the time.
     """
     if a.device != b.device:
-        return _streamed(a, b)
-    if not a.is_cuda:
-        return a @ b
-    with _tf32():
-        return a @ b
+        streamed = _streamed(a, b)
+        return streamed if onto is None else onto.mul_(beta).add_(streamed, alpha=alpha)
+    with _tf32() if a.is_cuda else nullcontext():
+        return a @ b if onto is None else onto.addmm_(a, b, beta=beta, alpha=alpha)
+
+
+def half_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    """a @ b of float16 factors on a GPU into out, float16 or float32; sums are float32.
+
+    One product, or a batch of them.
+    Of factors near 1 it is as exact as TF32 is, and twice as fast.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        multiply = torch.mm if a.dim() == 2 else torch.bmm
+        if out.dtype == torch.float32:
+            return multiply(a, b, out_dtype=torch.float32, out=out)
+        return multiply(a, b, out=out)
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _streamed(a: Tensor, b: Tensor) -> Tensor:

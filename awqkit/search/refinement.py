@@ -10,6 +10,9 @@ from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid, in_groups, levels, storable
+from awqkit.search.column_blocks import column_blocks, groups_of
+from awqkit.search.equilibrium import Equilibrated
+from awqkit.search.moments import row_errors
 from awqkit.search.products import has_triton, product
 from awqkit.search.rounding import damping_of
 
@@ -25,25 +28,36 @@ def refine(
     target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor
 ) -> tuple[Tensor, GroupGrid]:
     """Better codes [out, in] and grid for the target [out, in]; gram: H; all float32."""
+    pull = product(target, gram)
+    halved = Equilibrated.of(gram) if gram.is_cuda and has_triton() else None
     for _ in range(ROUNDS):
-        grid = fit_scales(target, codes, grid, gram)
+        grid = fit_scales(target, codes, grid, gram, pull, halved)
         codes = descend(target, codes, grid, gram)
     return codes, grid
 
 
-def fit_scales(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> GroupGrid:
+def fit_scales(
+    target: Tensor,
+    codes: Tensor,
+    grid: GroupGrid,
+    gram: Tensor,
+    pull: Tensor,
+    halved: Equilibrated | None = None,
+) -> GroupGrid:
     """Scales of least output error for these codes, all groups of a row at once.
 
-    With C_g the steps (code − zero) of group g, zero elsewhere, a row solves the normal equations
+    pull: target · H.  halved: H of 16 bits, where a GPU's kernel takes it.  With C_g the steps
+    (code − zero) of group g, zero elsewhere, a row solves the normal equations
     Σ_h (C_g · H · C_hᵀ) s_h = C_g · H · targetᵀ. A row that this does not help keeps its scales.
     """
     steps = in_groups(codes) - grid.zero.unsqueeze(-1)
-    rows, groups, _ = steps.shape
-    normal = torch.empty(rows, groups, groups, device=target.device)
-    for group in range(groups):
-        reach = product(steps[:, group], gram[group * GROUP_SIZE : (group + 1) * GROUP_SIZE])
-        normal[:, group] = (in_groups(reach) * steps).sum(-1)
-    wanted = (in_groups(product(target, gram)) * steps).sum(-1)
+    if halved is None:
+        normal = normal_equations(steps, gram)
+    else:
+        from awqkit.search.normal_kernel import normal_equations as on_gpu
+
+        normal = on_gpu(steps, halved)
+    wanted = (in_groups(pull) * steps).sum(-1)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp(min=1e-20)
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -52,11 +66,25 @@ def fit_scales(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> 
     sound = (change > 1 / LARGEST_CHANGE) & (change < LARGEST_CHANGE) & (failed == 0).unsqueeze(1)
     fitted = storable(torch.where(sound, fitted, grid.scale))
     before, after = (
-        _row_errors(levels(in_groups(codes), tried).flatten(-2) - target, gram)
+        row_errors(levels(in_groups(codes), tried).flatten(-2) - target, gram)
         for tried in (grid, GroupGrid(fitted, grid.zero))
     )
     better = (after < before).unsqueeze(1)
     return GroupGrid(torch.where(better, fitted, grid.scale), grid.zero)
+
+
+def normal_equations(steps: Tensor, gram: Tensor) -> Tensor:
+    """C_g · H · C_hᵀ of each row, [out, groups, groups], where h ≥ g; above the diagonal 0.
+
+    steps: [out, groups, GROUP_SIZE].  gram: H.
+    """
+    rows, groups, _ = steps.shape
+    normal = torch.zeros(rows, groups, groups, device=steps.device)
+    for group in range(groups):
+        start, end = group * GROUP_SIZE, (group + 1) * GROUP_SIZE
+        reach = product(steps[:, group], gram[start:end, start:])
+        normal[:, group:, group] = in_groups(reach).mul_(steps[:, group:]).sum(-1)
+    return normal
 
 
 def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Tensor:
@@ -70,14 +98,19 @@ def descend(target: Tensor, codes: Tensor, grid: GroupGrid, gram: Tensor) -> Ten
     move = move_codes
     if target.is_cuda and has_triton():
         from awqkit.search.refinement_kernel import move_codes as move
-    for group in range(grid.scale.shape[1]):
-        part = slice(group * GROUP_SIZE, (group + 1) * GROUP_SIZE)
-        slope = product(error, gram[:, part]).add_(error[:, part], alpha=damping)
-        own = gram[part, part].clone()
-        own.diagonal().add_(damping)
-        moved = move(codes[:, part], slope, grid.scale[:, group], own)
-        error[:, part] += (moved - codes[:, part]) * grid.scale[:, group].unsqueeze(1)
-        codes[:, part] = moved
+    for block in column_blocks(len(gram)):
+        slope = product(error, gram[:, block]).add_(error[:, block], alpha=damping)
+        for part in groups_of(block):
+            inside = slice(part.start - block.start, part.stop - block.start)
+            scale = grid.scale[:, part.start // GROUP_SIZE]
+            own = gram[part, part].clone()
+            own.diagonal().add_(damping)
+            moved = move(codes[:, part], slope[:, inside], scale, own)
+            change = (moved - codes[:, part]).mul_(scale.unsqueeze(1))
+            error[:, part] += change
+            codes[:, part] = moved
+            later = slice(part.stop, block.stop)
+            product(change, gram[part, later], onto=slope[:, inside.stop :])
     return codes
 
 
@@ -95,7 +128,3 @@ def move_codes(codes: Tensor, slope: Tensor, scale: Tensor, own: Tensor) -> Tens
         slope += torch.outer(change, own[column])
         codes[:, column] = moved
     return codes
-
-
-def _row_errors(delta: Tensor, gram: Tensor) -> Tensor:
-    return (product(delta, gram) * delta).sum(-1)

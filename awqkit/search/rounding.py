@@ -17,6 +17,7 @@ from torch import Tensor
 
 from awqkit.checkpoint.layout import GROUP_SIZE, MAX_CODE
 from awqkit.search.affine import GroupGrid
+from awqkit.search.column_blocks import column_blocks, groups_of
 from awqkit.search.factor import cholesky
 from awqkit.search.products import has_triton, product
 from awqkit.search.row_parts import row_parts
@@ -47,15 +48,21 @@ def round_second_order(
     round_block = round_columns
     if target.is_cuda and has_triton():
         from awqkit.search.rounding_kernel import round_columns as round_block
-    for end in range(target.shape[1], 0, -GROUP_SIZE):
-        part = slice(end - GROUP_SIZE, end)
-        value = ordered[:, part] + product(error[:, end:], feedback[end:, part])
-        grid = choose_range(value, cost[part])
-        codes[:, part], error[:, part] = round_block(
-            value, ordered[:, part], grid, feedback[part, part]
-        )
-        group = order[part.start] // GROUP_SIZE
-        scale[:, group], zero[:, group] = grid.scale.flatten(), grid.zero.flatten()
+    places = (order[::GROUP_SIZE] // GROUP_SIZE).tolist()
+    for block in reversed(list(column_blocks(target.shape[1]))):
+        values = ordered[:, block].clone()
+        product(error[:, block.stop :], feedback[block.stop :, block], onto=values)
+        for part in reversed(list(groups_of(block))):
+            inside = slice(part.start - block.start, part.stop - block.start)
+            grid = choose_range(values[:, inside], cost[part])
+            codes[:, part], left = round_block(
+                values[:, inside], ordered[:, part], grid, feedback[part, part]
+            )
+            error[:, part] = left
+            earlier = slice(block.start, part.start)
+            product(left, feedback[part, earlier], onto=values[:, : inside.start])
+            group = places[part.start // GROUP_SIZE]
+            scale[:, group], zero[:, group] = grid.scale.flatten(), grid.zero.flatten()
     return codes[:, order.argsort()], GroupGrid(scale, zero)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from awqkit.search.affine import in_groups, min_max_grid, round_to_nearest
 from awqkit.search.moments import Moments, output_error
+from awqkit.search.products import has_triton
 
 IDENTITY = "identity"
 #: Powers of the activations' magnitude. They are tried in steps of two, and then between the best
@@ -46,10 +48,11 @@ def rank_scales(
     """
     activation = tie(moments.magnitude)
     magnitude = tie(weight_magnitude(weights))
+    loss_of = _losses(weights, moments.gram)
 
     def tried(description: str, wanted: Tensor) -> ScaleChoice:
         scale = realise(wanted)
-        return ScaleChoice(scale, rounding_loss(weights, moments.gram, scale), description)
+        return ScaleChoice(scale, loss_of(scale), description)
 
     choices = [tried(IDENTITY, torch.ones_like(activation))]
     for family in (
@@ -62,6 +65,15 @@ def rank_scales(
         found |= {RATIOS[index]: tried(*family(RATIOS[index])) for index in beside}
         choices += found.values()
     return sorted(choices, key=lambda choice: choice.loss)
+
+
+def _losses(weights: Sequence[Tensor], gram: Tensor) -> Callable[[Tensor], float]:
+    """`rounding_loss` by the scale."""
+    if not (gram.is_cuda and has_triton()):
+        return partial(rounding_loss, weights, gram)
+    from awqkit.search.scale_kernel import RoundingLosses
+
+    return RoundingLosses(weights, gram).of
 
 
 def rounding_loss(weights: Sequence[Tensor], gram: Tensor, scale: Tensor) -> float:

@@ -167,18 +167,20 @@ def _serving(
 
     The rows of a block of outputs stay as they are unless the judging rows prefer the other.
     """
+    if not outputs:
+        return rounded
+    moved = descend_jointly(target, rounded.codes, rounded.grid, search.gram, outputs, seed=seed)
     codes, start, helped = rounded.codes.clone(), 0, False
     for moments in outputs:
         part = slice(start, start + len(moments))
         grid = GroupGrid(rounded.grid.scale[part], rounded.grid.zero[part])
-        before, seen = codes[part], judge.rows(part)
-        after = descend_jointly(target[part], before, grid, search.gram, moments, seed=seed)
-        errors = [
-            seen.error(levels(in_groups(tried), grid).flatten(-2), moments)
-            for tried in (before, after)
-        ]
-        if errors[1] < errors[0]:
-            codes[part], helped = after, True
+        seen = judge.rows(part)
+        before, after = (
+            seen.error(levels(in_groups(tried[part]), grid).flatten(-2), moments)
+            for tried in (rounded.codes, moved)
+        )
+        if after < before:
+            codes[part], helped = moved[part], True
         start = part.stop
     kept = (*rounded.kept, "joint") if helped else rounded.kept
     return RoundedLinear(codes, rounded.grid, kept)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from awqkit.search.factor import cholesky, solve
-from awqkit.search.moments import Moments
+from awqkit.search.moments import Moments, halved_form
 from awqkit.search.products import product
 from awqkit.search.rounding import DAMPING, damping_of
 
@@ -38,7 +39,9 @@ class Aim:
         drift = moments.drift
         if drift is None:
             return cls(weight=weight, moments=moments, pull=None)
-        pull = product(weight, drift.inputs)
+        pull = torch.zeros_like(weight)
+        if drift.inputs is not None:
+            pull += product(weight, drift.inputs)
         if drift.sums is not None:
             pull += drift.sums.to(pull.device)
         return cls(weight=weight, moments=moments, pull=pull)
@@ -55,7 +58,7 @@ class Aim:
         """
         delta = rounded - self.weight
         weighed = delta if outputs is None else product(outputs, delta)
-        error = (product(delta, self.moments.gram) * weighed).sum()
+        error = halved_form(delta, self.moments.gram, weighed).sum()
         if self.pull is not None:
             error = error - 2 * (weighed * self.pull).sum()
         return float(error)

@@ -47,7 +47,7 @@ class Subject:
         """A new engine around the decoder, with an empty cache."""
         new_runner = None
         if self.shared is not None:
-            new_runner = partial(self.shared.new_runner, quant_policy=config.policy)
+            new_runner = partial(self.shared.new_runner, config=config)
         return Engine(
             self.decoder,
             (self.text and self.text.tokenizer) or NoText(),
@@ -64,10 +64,10 @@ class Subject:
         The pool gets random keys and values on every rank.
         """
         fill_with_noise(pool)
+        config = EngineConfig(quant_policy=quant_policy, max_batch_size=max_rows)
         if self.shared is None:
-            config = EngineConfig(quant_policy=quant_policy, max_batch_size=max_rows)
             return runner_for(self.decoder, pool, config)
-        return self.shared.new_runner(self.decoder, pool, quant_policy=quant_policy, noise=True)
+        return self.shared.new_runner(self.decoder, pool, config=config, noise=True)
 
 
 def load_subject(

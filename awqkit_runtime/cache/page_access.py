@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -13,101 +11,77 @@ from awqkit_runtime.cache.page_codec import (
     quantize_vectors,
     unpack_codes,
 )
-from awqkit_runtime.cache.page_format import (
-    PAGE_TOKENS,
-    PARAM_DTYPE,
-    PARAMS_PER_VECTOR,
-    LayerPages,
-    PageFormat,
-)
-
-#: The scale and the minimum of a vector, moved as one number.
-_PAIR = torch.int32
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, PARAM_DTYPE, PARAMS_PER_VECTOR
+from awqkit_runtime.cache.page_rows import PARAM_PAIR, LayerRows, PageRows, TokenRows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VectorRows:
-    """Where the vectors of tokens lie, counted over pages, heads and tokens."""
-
-    #: Of the keys, and of the values: int64 [kv_heads · N], head by head.
-    vectors: Tensor
-    #: Of the parameters of both, int64 [2 · kv_heads · N]; None where pages are dense.
-    params: Tensor | None
-
-
-def vector_rows(format: PageFormat, slots: Tensor) -> VectorRows:
-    """The same for every layer. slots: int64 [N]."""
-    heads = format.num_kv_heads
-    return VectorRows(
-        vectors=_rows(slots, heads), params=_rows(slots, 2 * heads) if format.quantized else None
-    )
-
-
-def write_vectors(pages: LayerPages, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """Store k and v [T, kv_heads, head_dim], in any float dtype, at slots, int64 [T]."""
-    places = (slots // PAGE_TOKENS, slots % PAGE_TOKENS)
-    if pages.params is None:
-        _put(pages.keys, places, k.to(pages.keys.dtype))
-        _put(pages.values, places, v.to(pages.values.dtype))
+def write_vectors(layer: LayerRows, k: Tensor, v: Tensor, rows: TokenRows) -> None:
+    """Store k and v [N, kv_heads, head_dim], in any float dtype."""
+    parts = [x.transpose(0, 1) for x in (k, v)]
+    vectors = [torch.cat(parts)] if len(layer.stores) == 1 else parts
+    if layer.params is None or rows.params is None:
+        for store, part in zip(layer.stores, vectors, strict=True):
+            store.index_copy_(0, rows.vectors, part.flatten(0, 1).to(store.dtype))
         return
-    k_codes, v_codes, params = _quantized(k, v, pages.format)
-    _put(pages.keys, places, pack_codes(k_codes, pages.format.k_bits))
-    _put(pages.values, places, pack_codes(v_codes, pages.format.v_bits))
-    _put(pages.params.view(_PAIR), places, params.view(_PAIR))
+    found = []
+    for store, part, bits in zip(layer.stores, vectors, _bits(layer), strict=True):
+        codes, params = quantize_vectors(part.flatten(0, 1), bits)
+        store.index_copy_(0, rows.vectors, pack_codes(codes, bits))
+        found.append(params)
+    layer.params.index_copy_(0, rows.params, _joined(found).view(PARAM_PAIR).view(-1))
 
 
-def read_vectors(pages: LayerPages, rows: VectorRows) -> tuple[Tensor, Tensor]:
-    """k and v [N, kv_heads, head_dim] of some tokens; those of one head lie in one piece.
+def read_vectors(layer: LayerRows, rows: TokenRows | PageRows) -> tuple[Tensor, Tensor]:
+    """k and v [N, kv_heads, head_dim] of N tokens; those of one head lie in one piece.
 
     float32 from quantized pages and on a CPU, else the model's dtype.
     """
-    form = pages.format
-    count = rows.vectors.shape[0]
-    shape = (2, count, form.head_dim)
-    dtype = torch.float32 if form.quantized else form.dtype
+    form = layer.format
+    stored = [_selected(store, rows.vectors, rows) for store in layer.stores]
     # Keys and values in one allocation, which is given back and taken again more cheaply than two.
-    vectors = torch.empty(shape, dtype=dtype, device=rows.vectors.device)
-    if pages.params is None or rows.params is None:
-        torch.index_select(_by_rows(pages.keys), 0, rows.vectors, out=vectors[0])
-        torch.index_select(_by_rows(pages.values), 0, rows.vectors, out=vectors[1])
+    if layer.params is None or rows.params is None:
+        vectors = _joined(stored)
         if vectors.device.type == "cpu":
-            # What attention computes in there, in one allocation for the same reason.
-            vectors = vectors.float()
+            vectors = vectors.float()  # What attention computes in there.
+        vectors = vectors.contiguous().view(-1, form.head_dim)
+        _hide(vectors, rows)
     else:
-        unpack_codes(_by_rows(pages.keys).index_select(0, rows.vectors), form.k_bits, vectors[0])
-        unpack_codes(_by_rows(pages.values).index_select(0, rows.vectors), form.v_bits, vectors[1])
-        # Of one dimension, which is the fast case of single numbers.
-        pairs = pages.params.view(_PAIR).view(-1).index_select(0, rows.params)
-        params = pairs.view(PARAM_DTYPE).view(*vectors.shape[:-1], PARAMS_PER_VECTOR)
-        dequantize_vectors(vectors, params)
-    k, v = vectors.unflatten(1, (form.num_kv_heads, count // form.num_kv_heads)).transpose(1, 2)
+        params = _selected(layer.params, rows.params, rows).contiguous()
+        _hide(params.view(-1), rows)  # 0 · code + 0, whatever the code.
+        vectors = _dequantized(stored, params, layer)
+    k, v = vectors.view(2, form.num_kv_heads, -1, form.head_dim).transpose(1, 2)
     return k, v
 
 
-def _quantized(k: Tensor, v: Tensor, format: PageFormat) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of k, codes of v, parameters of both as one run of heads."""
-    if format.k_bits == format.v_bits:
-        codes, params = quantize_vectors(torch.cat((k, v), dim=1), format.k_bits)
-        k_codes, v_codes = codes.chunk(2, dim=1)
-        return k_codes, v_codes, params
-    k_codes, k_params = quantize_vectors(k, format.k_bits)
-    v_codes, v_params = quantize_vectors(v, format.v_bits)
-    return k_codes, v_codes, torch.cat((k_params, v_params), dim=1)
+def _selected(stored: Tensor, which: Tensor, rows: TokenRows | PageRows) -> Tensor:
+    """The rows of stored, [rows] or [rows, n], that `which` names: one by one, or in runs of which
+    each sequence's wanted ones are taken, [sequences and heads, tokens] or [the same, n].
+    """
+    if isinstance(rows, TokenRows):
+        return stored.index_select(0, which)
+    runs = stored.view(stored.shape[0] // PAGE_TOKENS, -1)
+    return runs.index_select(0, which).view(-1, rows.tokens, *stored.shape[1:])[:, rows.wanted]
 
 
-def _put(stored: Tensor, places: tuple[Tensor, Tensor], vectors: Tensor) -> None:
-    """vectors [T, heads, n] into stored [pages, heads, PAGE_TOKENS, n] at (page, offset)."""
-    stored.transpose(1, 2).index_put_(places, vectors)
+def _dequantized(stored: list[Tensor], params: Tensor, layer: LayerRows) -> Tensor:
+    vectors = torch.empty((*params.shape, layer.format.head_dim), device=params.device)
+    parts = vectors.chunk(len(stored))
+    for codes, bits, part in zip(stored, _bits(layer), parts, strict=True):
+        unpack_codes(codes, bits, part)
+    pairs = params.view(PARAM_DTYPE).view(*params.shape, PARAMS_PER_VECTOR)
+    return dequantize_vectors(vectors, pairs)
 
 
-def _by_rows(stored: Tensor) -> Tensor:
-    """[pages, heads, PAGE_TOKENS, n] as one row after another."""
-    return stored.view(-1, stored.shape[-1])
+def _hide(found: Tensor, rows: TokenRows | PageRows) -> None:
+    if isinstance(rows, PageRows) and rows.hidden is not None:
+        found.index_fill_(0, rows.hidden, 0)
 
 
-def _rows(slots: Tensor, heads: int) -> Tensor:
-    """Of the vectors of all heads, counted over pages, heads and tokens: int64 [heads · N]."""
-    pages_before = slots // PAGE_TOKENS
-    first = torch.add(slots, pages_before, alpha=(heads - 1) * PAGE_TOKENS)
-    steps = torch.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, device=slots.device)
-    return (first + steps.unsqueeze(1)).flatten()
+def _bits(layer: LayerRows) -> tuple[int, ...]:
+    """Of the codes in each store."""
+    return (layer.format.k_bits, layer.format.v_bits)[: len(layer.stores)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Nothing is copied where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.kernel_step import KernelStep, runs_in_kernels
-from awqkit_runtime.cache.page_access import VectorRows
-from awqkit_runtime.cache.page_format import PAGE_TOKENS
+from awqkit_runtime.cache.key_places import PageKeys, TokenKeys, key_places
+from awqkit_runtime.cache.page_rows import PageRows, TokenRows
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
 from awqkit_runtime.cache.sequence_span import SequenceSpan
@@ -38,8 +38,7 @@ class _Group:
 
     #: Of q, [batch · T].
     rows: Tensor
-    #: Of the keys, [batch · S]; shorter sequences repeat a slot of theirs, which no query sees.
-    slots: Tensor
+    keys: TokenKeys | PageKeys
     batch: int
     blocks: tuple[AttentionBlock, ...]
 
@@ -48,8 +47,8 @@ class _Group:
 class _TorchPlan:
     """What torch's operations need of a step."""
 
-    #: Of the new tokens, int64 [T].
-    slots: Tensor
+    #: Of the new tokens.
+    new: TokenRows
     #: By window.
     groups: dict[int | None, tuple[_Group, ...]]
 
@@ -65,7 +64,7 @@ class PagedAttention:
         self._spans = sorted(spans, key=lambda span: span.start)
         if [span.start for span in self._spans] != _starts(self._spans):
             raise ValueError("the spans of a step must cover its rows without gaps or overlaps")
-        self._kept_rows: tuple[_Group, VectorRows] | None = None
+        self._kept_rows: tuple[_Group, TokenRows | PageRows] | None = None
 
     @property
     def attend_projected(self) -> AttendProjected | None:
@@ -74,7 +73,7 @@ class PagedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
         plan = self._in_torch
-        self._pool.append(layer, k, v, plan.slots)
+        self._pool.append_rows(layer, k, v, plan.new)
         q = self._pool.queries(layer, q)
         groups = plan.groups[self._config.window(layer)]
         if len(groups) == 1:
@@ -98,7 +97,7 @@ class PagedAttention:
         windows = {self._config.window(layer) for layer in range(self._config.num_layers)}
         device = self._pool.device
         return _TorchPlan(
-            slots=torch.tensor(slots, device=device),
+            new=self._pool.rows(torch.tensor(slots, device=device)),
             groups={
                 window: tuple(_plan_group(batch, window, device) for batch in batches)
                 for window in windows
@@ -117,12 +116,17 @@ class PagedAttention:
             softcap=self._config.attention_softcap,
         ).flatten(0, 1)
 
-    def _rows_of(self, group: _Group) -> VectorRows:
+    def _rows_of(self, group: _Group) -> TokenRows | PageRows:
         """Those of one group are kept: most steps have no other, and ask again in every layer."""
         if self._kept_rows is None or self._kept_rows[0] is not group:
             self._kept_rows = None  # Never those of two groups at once.
-            self._kept_rows = group, self._pool.rows(group.slots)
+            self._kept_rows = group, self._find_rows(group.keys)
         return self._kept_rows[1]
+
+    def _find_rows(self, keys: TokenKeys | PageKeys) -> TokenRows | PageRows:
+        if isinstance(keys, PageKeys):
+            return self._pool.page_rows(keys.pages, keys.wanted, keys.hidden)
+        return self._pool.rows(keys.slots)
 
 
 def _starts(spans: Sequence[SequenceSpan]) -> list[int]:
@@ -161,21 +165,9 @@ def _plan_group(spans: Sequence[SequenceSpan], window: int | None, device: torch
     starts = torch.tensor([span.start for span in spans])
     return _Group(
         rows=(starts.unsqueeze(1) + torch.arange(length)).flatten().to(device),
-        slots=_key_slots(spans, key_start).to(device),
+        keys=key_places(spans, key_start, device),
         batch=len(spans),
         blocks=plan_attention(
             contexts, key_start, num_queries=length, window=window, device=device
         ),
     )
-
-
-def _key_slots(spans: Sequence[SequenceSpan], key_start: Sequence[int]) -> Tensor:
-    """Slots of each span's keys from key_start on, padded with its last one: int64 [batch · S]."""
-    width = max(len(span.pages) for span in spans)
-    table = torch.tensor([span.pages + (0,) * (width - len(span.pages)) for span in spans])
-    totals = torch.tensor([span.total for span in spans]).unsqueeze(1)
-    first = torch.tensor(key_start).unsqueeze(1)
-    positions = first + torch.arange(int((totals - first).max()))
-    positions = torch.minimum(positions, totals - 1)
-    pages = table.gather(1, positions // PAGE_TOKENS)
-    return (pages * PAGE_TOKENS + positions % PAGE_TOKENS).flatten()

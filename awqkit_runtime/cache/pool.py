@@ -1,4 +1,4 @@
-"""The pages themselves: one allocation each for the keys and the values of every layer."""
+"""The pages themselves: one allocation of keys and values, or two where their widths differ."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
-from awqkit_runtime.cache.page_access import (
-    VectorRows,
-    read_vectors,
-    vector_rows,
-    write_vectors,
-)
+from awqkit_runtime.cache.page_access import read_vectors, write_vectors
 from awqkit_runtime.cache.page_format import (
     PAGE_TOKENS,
     PARAM_DTYPE,
@@ -19,6 +14,14 @@ from awqkit_runtime.cache.page_format import (
     LayerPages,
     PageFormat,
     VectorFormat,
+)
+from awqkit_runtime.cache.page_rows import (
+    PageRows,
+    TokenRows,
+    layer_rows,
+    page_rows,
+    row_starts,
+    token_rows,
 )
 
 
@@ -42,17 +45,11 @@ class PagePool:
         self.key_frame = key_frame
         self.num_pages = num_pages
         self.device = torch.device(device)
-        keys, values = (self._vectors(vector) for vector in (format.key, format.value))
-        params = self._params() if format.quantized else None
-        self._layers = tuple(
-            LayerPages(
-                format=format,
-                keys=keys[layer],
-                values=values[layer],
-                params=None if params is None else params[layer],
-            )
-            for layer in range(format.num_layers)
-        )
+        stores = list(zip(*self._stores(), strict=True))
+        params = self._params() if format.quantized else [None] * format.num_layers
+        self._layers = tuple(map(self._layer_pages, stores, params))
+        self._layer_rows = tuple(layer_rows(format, *x) for x in zip(stores, params, strict=True))
+        self._row_starts = row_starts(self._layer_rows[0])
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +61,11 @@ class PagePool:
 
     def append(self, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store k and v [T, kv_heads, head_dim] (keys after rotary) at slots, int64 [T]."""
-        write_vectors(self._layers[layer], self.key_frame.keys(layer, k), v, slots)
+        self.append_rows(layer, k, v, self.rows(slots))
+
+    def append_rows(self, layer: int, k: Tensor, v: Tensor, rows: TokenRows) -> None:
+        """As append(), where rows() has been asked already."""
+        write_vectors(self._layer_rows[layer], self.key_frame.keys(layer, k), v, rows)
 
     def queries(self, layer: int, q: Tensor) -> Tensor:
         """q [T, heads, head_dim] after rotary → as queries of the keys that gather() gives."""
@@ -78,22 +79,45 @@ class PagePool:
         """
         return self.gather_rows(layer, self.rows(slots))
 
-    def rows(self, slots: Tensor) -> VectorRows:
+    def rows(self, slots: Tensor) -> TokenRows:
         """Where every layer has the tokens at slots, int64 [N]."""
-        return vector_rows(self.format, slots)
+        return token_rows(self.format, self._row_starts, slots)
 
-    def gather_rows(self, layer: int, rows: VectorRows) -> tuple[Tensor, Tensor]:
-        """As gather(), where rows() has been asked already."""
-        return read_vectors(self._layers[layer], rows)
+    def page_rows(self, pages: Tensor, wanted: slice, hidden: Tensor | None) -> PageRows:
+        """Where every layer has the wanted tokens of sequences' pages, int64 [batch, P].
 
-    def _vectors(self, vector: VectorFormat) -> Tensor:
+        wanted: of the P · PAGE_TOKENS tokens of each sequence. hidden: those of the wanted ones,
+        int64, counted through all sequences, for which zeros are read.
+        """
+        return page_rows(self.format, self._row_starts, pages, wanted, hidden)
+
+    def gather_rows(self, layer: int, rows: TokenRows | PageRows) -> tuple[Tensor, Tensor]:
+        """As gather(), where rows() or page_rows() has been asked already."""
+        return read_vectors(self._layer_rows[layer], rows)
+
+    def _layer_pages(self, stores: tuple[Tensor, ...], params: Tensor | None) -> LayerPages:
+        keys, values = stores if len(stores) == 2 else stores[0].chunk(2)
+        return LayerPages(format=self.format, keys=keys, values=values, params=params)
+
+    def _stores(self) -> tuple[Tensor, ...]:
+        """Of all layers, [layers, pages, kv_heads, PAGE_TOKENS, …]: keys, values.
+
+        In one, the values' pages behind the keys', where both are of one width: torch on a CPU
+        takes as long to begin an operation as to move a small model's vectors.
+        """
+        key, value = self.format.key, self.format.value
+        if key == value:
+            return (self._store(key, 2 * self.num_pages),)
+        return self._store(key, self.num_pages), self._store(value, self.num_pages)
+
+    def _store(self, vector: VectorFormat, pages: int) -> Tensor:
         form = self.format
         elements, dtype = (
             (vector.element_bytes, torch.uint8)
             if vector.quantized
             else (vector.head_dim, vector.dtype)
         )
-        shape = (form.num_layers, self.num_pages, form.num_kv_heads, PAGE_TOKENS, elements)
+        shape = (form.num_layers, pages, form.num_kv_heads, PAGE_TOKENS, elements)
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _params(self) -> Tensor:

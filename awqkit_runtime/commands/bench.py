@@ -18,7 +18,7 @@ from awqkit_runtime.errors import OutputError
 _NAMES = [scenario.name for scenario in SCENARIOS]
 
 
-@click.command()
+@click.command(short_help="Time steps: decoding, prompts, a quantized cache.")
 @click.argument("model", required=False)
 @click.option(
     "--scenario",

@@ -36,7 +36,7 @@ def show_table(speed: Speed, rows: list[Result | Skipped]) -> None:
 
     from awqkit_runtime.bench.runs import Skipped
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))  # Fits into 80 columns.
     table.add_column("scenario", no_wrap=True)
     for column in ("limit, ms", "ms", "reached", "tokens/s"):
         table.add_column(column, justify="right")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DEFAULT_SEQLEN = 2048
 
 
-@click.command()
+@click.command(short_help="Measure the perplexity of a text under MODEL.")
 @click.argument("model")
 @click.option("--text", required=True, metavar="FILE", help="A text in UTF-8.")
 @click.option(

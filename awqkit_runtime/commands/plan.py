@@ -16,7 +16,7 @@ from awqkit_runtime.config import EngineConfig
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 
 
-@click.command()
+@click.command(short_help="Show where the memory goes when MODEL is served.")
 @click.argument("model", required=False)
 @click.option(
     "--memory",

@@ -29,7 +29,7 @@ SERVER_PORT = 6006
 _LOOK_SECONDS = 1.0
 
 
-@click.command()
+@click.command(short_help="Open a chat page for the server at URL, or for MODEL.")
 @click.argument("server", metavar="URL|MODEL")
 @click.option(
     "--server-name",

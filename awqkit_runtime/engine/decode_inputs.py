@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from awqkit_runtime.engine.host_arrays import host_buffer, to_device
@@ -14,6 +16,20 @@ from awqkit_runtime.engine.runner import known_tokens, rows_followed
 from awqkit_runtime.engine.scheduler import Chunk
 
 _UNUSED = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodeNumbers:
+    """What the host brings to one step of decodes."""
+
+    #: int64 [3, rows]: known token ids, where each row's token lies, positions.
+    numbers: NDArray[numpy.int64]
+    #: By row, where they changed: the pages of its sequence.
+    pages: dict[int, list[int]]
+
+    @property
+    def rows(self) -> int:
+        return self.numbers.shape[1]
 
 
 class DecodeInputs:
@@ -35,32 +51,46 @@ class DecodeInputs:
         #: The step whose tokens `outcome` holds.
         self._held: LaunchedStep | None = None
 
-    def fill(self, rows: int, chunks: Sequence[Chunk], previous: LaunchedStep | None) -> None:
-        """Enqueues what the next step of so many rows reads: chunks of one token each.
+    def plan(
+        self, rows: int, chunks: Sequence[Chunk], previous: LaunchedStep | None
+    ) -> DecodeNumbers:
+        """What the next step of so many rows must be brought: chunks of one token each.
 
-        One copy from the host, and another where a sequence got a page or a row another sequence.
+        Tokens of the step before that lie elsewhere are copied to where its rows find them.
         """
         count = len(chunks)
         followed = numpy.array(rows_followed(chunks, previous), dtype=numpy.int64)
-        numbers = host_buffer((3, rows), torch.int64, self._numbers.device)
-        known, places, positions = numbers.numpy()
+        numbers = numpy.empty((3, rows), dtype=numpy.int64)
+        known, places, positions = numbers
         known[:] = [*_known(chunks), *[0] * (rows - count)]
         places[:] = numpy.arange(rows)
         places[:count][followed >= 0] = self._chosen_at + 2 * followed[followed >= 0]
         positions[:count] = [chunk.start for chunk in chunks]
         positions[count:] = _UNUSED
-        self._numbers[: 3 * rows].copy_(numbers.view(-1), non_blocking=True)
         if previous is not None and previous is not self._held and (followed >= 0).any():
-            self.outcome[: len(previous.requests), 0].copy_(previous.token_ids)
+            self.put_tokens(previous.token_ids)
             self._held = previous
-        self._write_pages([chunk.request.pages for chunk in chunks])
+        return DecodeNumbers(
+            numbers=numbers, pages=self._changed([chunk.request.pages for chunk in chunks])
+        )
+
+    def bring(self, step: DecodeNumbers) -> None:
+        """Enqueues one copy from the host, and another where a row's pages changed."""
+        staged = host_buffer(step.numbers.shape, torch.int64, self._numbers.device)
+        staged.numpy()[:] = step.numbers
+        self._numbers[: staged.numel()].copy_(staged.view(-1), non_blocking=True)
+        self._write_pages(step.pages)
+
+    def put_tokens(self, token_ids: Tensor) -> None:
+        """int64 [n], of a step: where the rows of the next one find them."""
+        self.outcome[: len(token_ids), 0].copy_(token_ids)
 
     def hold(self, step: LaunchedStep) -> None:
         """outcome holds this step's tokens from now on."""
         self._held = step
 
     def token_ids(self, rows: int) -> Tensor:
-        """int64 [rows], computed from what fill() brought."""
+        """int64 [rows], computed from what bring() brought."""
         return self._numbers.index_select(0, self._numbers_of(rows)[1])
 
     def positions(self, rows: int) -> Tensor:
@@ -75,24 +105,27 @@ class DecodeInputs:
         """Known token ids, where each row's token lies, positions: [3, rows], contiguous."""
         return self._numbers[: 3 * rows].view(3, rows)
 
-    def _write_pages(self, pages: Sequence[list[int]]) -> None:
-        """Only of rows that changed: the tables of long sessions are large."""
+    def _changed(self, pages: Sequence[list[int]]) -> dict[int, list[int]]:
+        """Of rows whose pages are other ones than the device has: the tables of long sessions are
+        large."""
         pairs = zip(pages, self._written, strict=False)
-        changed = [row for row, (found, written) in enumerate(pairs) if found != written]
-        if not changed:
+        return {row: list(new) for row, (new, old) in enumerate(pairs) if new != old}
+
+    def _write_pages(self, pages: Mapping[int, list[int]]) -> None:
+        if not pages:
             return
-        for row in changed:
+        for row in pages:
             self._written[row] = []  # Nobody's pages, until they are under way: Ctrl-C may come.
-        used = max(len(pages[row]) for row in changed)
-        table = numpy.zeros((len(changed), used), dtype=numpy.int32)
-        for line, row in enumerate(changed):
-            table[line, : len(pages[row])] = pages[row]
+        used = max(map(len, pages.values()))
+        table = numpy.zeros((len(pages), used), dtype=numpy.int32)
+        for line, found in enumerate(pages.values()):
+            table[line, : len(found)] = found
         rows, lines = to_device(
-            [numpy.array(changed, dtype=numpy.int64), table], self._page_table.device
+            [numpy.array([*pages], dtype=numpy.int64), table], self._page_table.device
         )
         self._page_table[:, :used].index_copy_(0, rows, lines)
-        for row in changed:
-            self._written[row] = list(pages[row])
+        for row, found in pages.items():
+            self._written[row] = found
 
 
 def _known(chunks: Sequence[Chunk]) -> list[int]:

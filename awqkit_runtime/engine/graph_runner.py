@@ -26,10 +26,14 @@ from awqkit_runtime.cache.decode_attention import DecodeAttention
 from awqkit_runtime.cache.page_format import pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.cuda_graphs import GraphCapture
-from awqkit_runtime.engine.decode_inputs import DecodeInputs
+from awqkit_runtime.engine.decode_inputs import DecodeInputs, DecodeNumbers
 from awqkit_runtime.engine.graph_sizes import graph_sizes
-from awqkit_runtime.engine.greedy_choice import choose_likeliest, takes_likeliest
-from awqkit_runtime.engine.launched_step import LaunchedStep, Outcome, sampled_step
+from awqkit_runtime.engine.greedy_choice import (
+    ChooseLikeliest,
+    choose_likeliest,
+    takes_likeliest,
+)
+from awqkit_runtime.engine.launched_step import LaunchedStep, Outcome
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.scheduler import Chunk
@@ -39,12 +43,19 @@ class GraphRunner(Runner):
     """A Runner whose steps of decodes are graphs; steps with prompts run as in any Runner."""
 
     def __init__(
-        self, decoder: DecoderModel, pool: PagePool, graphs: GraphCapture, *, max_rows: int
+        self,
+        decoder: DecoderModel,
+        pool: PagePool,
+        graphs: GraphCapture,
+        *,
+        max_rows: int,
+        choose: ChooseLikeliest = choose_likeliest,
     ) -> None:
         """max_rows: sequences that run at once. The decoder must compute without a look at
-        numbers on the host."""
+        numbers on the host, as must what chooses."""
         super().__init__(decoder, pool)
         self._graphs = graphs
+        self._choose = choose
         self._sizes = graph_sizes(max_rows)
         self._inputs = DecodeInputs(max_rows, pages_for(decoder.session_len), decoder.device)
         #: [max_rows, hidden]: what steps compute.
@@ -61,14 +72,30 @@ class GraphRunner(Runner):
             return super().launch(chunks, previous)
         requests = tuple([chunk.request for chunk in chunks])
         rows = self._sizes[bisect_left(self._sizes, len(chunks))]
-        self._inputs.fill(rows, chunks, previous)
-        if self._take_likeliest(requests):
-            self._run(self._greedy_steps, self._choose_rows, rows)
+        greedy = self._take_likeliest(requests)
+        self.decode(self._inputs.plan(rows, chunks, previous), greedy=greedy)
+        if greedy:
             return self._chosen_step(requests)
-        self._run(self._steps, self._compute_rows, rows)
         assert self._hidden is not None
-        logits = self.decoder.logits(self._hidden[: len(chunks)])
-        return sampled_step(logits, chunks, dtype=self.decoder.dtype)
+        return self._sampled(self.decoder.logits(self._hidden[: len(chunks)]), chunks)
+
+    @torch.inference_mode()
+    def decode(self, step: DecodeNumbers, *, greedy: bool) -> None:
+        """Enqueues a step, to its tokens or to what the head reads."""
+        self._inputs.bring(step)
+        if greedy:
+            self._run(self._greedy_steps, self._choose_rows, step.rows)
+        else:
+            self._run(self._steps, self._compute_rows, step.rows)
+
+    @property
+    def chosen_tokens(self) -> Tensor:
+        """int64 [max_rows]: of the last greedy step."""
+        return self._inputs.outcome[:, 0]
+
+    def take_tokens(self, token_ids: Tensor) -> None:
+        """int64 [n], of a step: for the rows of the next one."""
+        self._inputs.put_tokens(token_ids)
 
     def _fits(self, chunks: Sequence[Chunk]) -> bool:
         return len(chunks) <= self._sizes[-1] and all(
@@ -83,12 +110,14 @@ class GraphRunner(Runner):
 
     def _chosen_step(self, requests: tuple[Request, ...]) -> LaunchedStep:
         outcome = self._inputs.outcome[: len(requests)]
-        step = LaunchedStep(
-            requests=requests,
-            token_ids=outcome[:, 0],
-            outcome=Outcome(outcome),
-            logprobs=None,
-            dtype=self.decoder.dtype,
+        step = self._delivered(
+            LaunchedStep(
+                requests=requests,
+                token_ids=outcome[:, 0],
+                outcome=Outcome(outcome),
+                logprobs=None,
+                dtype=self.decoder.dtype,
+            )
         )
         self._inputs.hold(step)
         return step
@@ -123,7 +152,7 @@ class GraphRunner(Runner):
     def _choose_rows(self, rows: int) -> None:
         """What a graph repeats, to the tokens."""
         outcome = self._inputs.outcome[:rows]
-        choose_likeliest(self.decoder, self._hidden_rows(rows), outcome)
+        self._choose(self.decoder, self._hidden_rows(rows), outcome)
 
     def _compute_rows(self, rows: int) -> None:
         """What a graph repeats, to what the head reads."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,9 @@ from awqkit_runtime.engine.logit_adjustments import needs_known_tokens
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.runner import DecoderModel
 from awqkit_runtime.kernels.greedy import greedy_
+
+#: As choose_likeliest.
+ChooseLikeliest = Callable[[DecoderModel, Tensor, Tensor], None]
 
 
 def takes_likeliest(request: Request) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from awqkit.checkpoint import Checkpoint, DecoderConfig, open_checkpoint
+from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
 from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.constraint import GrammarCompiler
 from awqkit_runtime.engine.engine import Engine
@@ -27,6 +28,8 @@ from awqkit_runtime.engine.model_text import (
 from awqkit_runtime.engine.parallel.loading import load_shared
 from awqkit_runtime.engine.parallel.shares import shard_config
 from awqkit_runtime.engine.plan import MemoryPlan, plan_memory
+from awqkit_runtime.engine.runner import DecoderModel, Runner
+from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.engine.step_memory import LATE_BYTES
 from awqkit_runtime.engine.warm_up import libraries_made_meanwhile
 from awqkit_runtime.kernels.cuda.availability import cuda_kernels_usable
@@ -86,7 +89,7 @@ def load_engine(
         completing = pool.submit(
             read_model_text, checkpoint.folder, checkpoint.config, reading.result()
         )
-        parts = load(checkpoint, config, plan)
+        model = load(checkpoint, config, plan)
         text = completing.result()
     tokenizer, stops = text.tokenizer, text.stop_token_ids
     grammars = (
@@ -95,17 +98,30 @@ def load_engine(
         else GrammarCompiler(tokenizer, checkpoint.config.vocab_size, stops)
     )
     engine = Engine(
-        tokenizer=tokenizer or NoText(),
-        config=config,
+        model.decoder,
+        tokenizer or NoText(),
+        config,
         stop_token_ids=stops,
         grammars=grammars,
-        **parts,
+        key_frame=model.key_frame,
+        new_runner=model.new_runner,
+        free_bytes=model.free_bytes,
     )
     return engine, text
 
 
-def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
-    """What an Engine needs of a model that one process computes, by the names of its arguments."""
+@dataclass(frozen=True, kw_only=True)
+class _LoadedModel:
+    """What an Engine needs of a model; of each the Engine's documentation says more."""
+
+    decoder: DecoderModel
+    key_frame: KeyFrame = PLAIN_FRAME
+    new_runner: Callable[[DecoderModel, PagePool], Runner | SteadyRunner] | None = None
+    free_bytes: int | None
+
+
+def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> _LoadedModel:
+    """Of a model that one process computes."""
     placement = _placement(checkpoint.config, config)
     with libraries_made_meanwhile(placement, checkpoint.config.head_dim):
         decoder = load_decoder(
@@ -113,19 +129,18 @@ def _whole_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan)
         )
     page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
     key_frame = key_frame_for(decoder, page_format)
-    free_bytes = free_as_planned(plan, decoder.device)
-    return {"decoder": decoder, "key_frame": key_frame, "free_bytes": free_bytes}
+    return _LoadedModel(
+        decoder=decoder,
+        key_frame=key_frame,
+        free_bytes=free_as_planned(plan, decoder.device),
+    )
 
 
-def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> dict[str, Any]:
-    """The same of a model that several share."""
+def _shared_model(checkpoint: Checkpoint, config: EngineConfig, plan: MemoryPlan) -> _LoadedModel:
+    """Of one that several processes share."""
     shared = load_shared(checkpoint, config)
-    new_runner = partial(shared.new_runner, quant_policy=config.policy)
-    return {
-        "decoder": shared.decoder,
-        "new_runner": new_runner,
-        "free_bytes": shared.free_bytes,
-    }
+    new_runner = partial(shared.new_runner, config=config)
+    return _LoadedModel(decoder=shared.decoder, new_runner=new_runner, free_bytes=shared.free_bytes)
 
 
 def free_as_planned(plan: MemoryPlan, device: torch.device) -> int | None:

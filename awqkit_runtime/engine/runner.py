@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import ClassVar, Protocol
 
@@ -51,6 +51,8 @@ class StepInputs:
     token_ids: list[int]
     positions: list[int]
     spans: list[SequenceSpan]
+    #: Of tokens that the step before samples: their place in token_ids, and their row in that step.
+    followed: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Runner:
@@ -76,25 +78,31 @@ class Runner:
 
         previous: the step before, of which chunks that follow take their token.
         """
-        inputs = step_inputs(chunks)
-        arrays = [numpy.array(numbers) for numbers in (inputs.token_ids, inputs.positions)]
-        token_ids, positions = to_device(arrays, self.decoder.device)
-        token_ids = take_sampled(token_ids, chunks, previous)
-        hidden = self._compute(token_ids, positions, inputs.spans)
-        return sampled_step(self._logits(hidden, chunks), chunks, dtype=self.decoder.dtype)
+        inputs = step_inputs(chunks, previous)
+        hidden = self.hidden(inputs, None if previous is None else previous.token_ids)
+        return self._sampled(self._logits(hidden, chunks), chunks)
 
     @torch.inference_mode()
-    def hidden(self, inputs: StepInputs) -> Tensor:
-        """Of every token of the step, [tokens, hidden]."""
+    def hidden(self, inputs: StepInputs, sampled: Tensor | None = None) -> Tensor:
+        """Of every token of the step, [tokens, hidden].
+
+        sampled: int64 [rows], the tokens of the step before, where some of these are followed.
+        """
         arrays = [numpy.array(numbers) for numbers in (inputs.token_ids, inputs.positions)]
         token_ids, positions = to_device(arrays, self.decoder.device)
-        return self._compute(token_ids, positions, inputs.spans)
-
-    def _compute(
-        self, token_ids: Tensor, positions: Tensor, spans: Sequence[SequenceSpan]
-    ) -> Tensor:
-        state = PagedAttention(self.pool, spans, config=self.decoder.config)
+        if inputs.followed:
+            assert sampled is not None
+            token_ids = _with_sampled(token_ids, inputs.followed, sampled)
+        state = PagedAttention(self.pool, inputs.spans, config=self.decoder.config)
         return self.decoder.hidden(token_ids, positions, state)
+
+    def _sampled(self, logits: Tensor, chunks: Sequence[Chunk]) -> LaunchedStep:
+        """The step whose logits these are."""
+        return self._delivered(sampled_step(logits, chunks, dtype=self.decoder.dtype))
+
+    def _delivered(self, step: LaunchedStep) -> LaunchedStep:
+        """What is given away of a step."""
+        return step
 
     def _logits(self, hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         ends = accumulate(chunk.length for chunk in chunks)
@@ -106,9 +114,9 @@ class Runner:
         return self.decoder.logits(hidden)
 
 
-def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
-    """What the decoder gets for these chunks."""
-    ends = accumulate(chunk.length for chunk in chunks)
+def step_inputs(chunks: Sequence[Chunk], previous: LaunchedStep | None = None) -> StepInputs:
+    """What the decoder gets for these chunks, behind the step in flight."""
+    ends = list(accumulate(chunk.length for chunk in chunks))
     return StepInputs(
         token_ids=[token for chunk in chunks for token in known_tokens(chunk)],
         positions=[position for c in chunks for position in range(c.start, c.start + c.length)],
@@ -120,6 +128,11 @@ def step_inputs(chunks: Sequence[Chunk]) -> StepInputs:
                 pages=tuple(chunk.request.pages),
             )
             for chunk, end in zip(chunks, ends, strict=True)
+        ],
+        followed=[
+            (end - 1, row)
+            for end, row in zip(ends, rows_followed(chunks, previous), strict=True)
+            if row >= 0
         ],
     )
 
@@ -151,18 +164,13 @@ def _follow_all(chunks: Sequence[Chunk], previous: LaunchedStep) -> bool:
     return requests == previous.requests and all(chunk.follows for chunk in chunks)
 
 
-def take_sampled(
-    token_ids: Tensor, chunks: Sequence[Chunk], previous: LaunchedStep | None
+def _with_sampled(
+    token_ids: Tensor, followed: Sequence[tuple[int, int]], sampled: Tensor
 ) -> Tensor:
-    """token_ids [tokens] with those in place that the step before samples."""
-    followed = rows_followed(chunks, previous)
-    if previous is None or max(followed, default=-1) < 0:
-        return token_ids
-    ends = accumulate(chunk.length for chunk in chunks)
-    pairs = [(end - 1, row) for end, row in zip(ends, followed, strict=True) if row >= 0]
-    arrays = [numpy.array(numbers) for numbers in zip(*pairs, strict=True)]
-    places, sources = to_device(arrays, token_ids.device)
-    return token_ids.index_copy(0, places, previous.token_ids.index_select(0, sources))
+    """token_ids [tokens] with those of the step before in place."""
+    arrays = [numpy.array(numbers) for numbers in zip(*followed, strict=True)]
+    places, rows = to_device(arrays, token_ids.device)
+    return token_ids.index_copy(0, places, sampled.index_select(0, rows))
 
 
 def require_finite(logits: Tensor, decoder: DecoderModel) -> Tensor:

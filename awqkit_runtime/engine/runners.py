@@ -28,8 +28,8 @@ def new_runner(
     decoder: DecoderModel, pool: PagePool, *, config: EngineConfig
 ) -> Runner | SteadyRunner:
     """The engine's. On a GPU all memory that steps take is set aside now."""
-    if decoder.device.type == "cuda":
-        set_aside(_steps(cast("Decoder", decoder), config).workspace.total, decoder.device)
+    if size := workspace_for_steps(decoder, config):
+        set_aside(size, decoder.device)
     return runner_for(decoder, pool, config)
 
 
@@ -51,6 +51,13 @@ def reserved_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
     return reserved(_steps(cast("Decoder", decoder), config), decoder.device)
 
 
+def workspace_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
+    """Those of them that the largest step takes for a while; 0 on a CPU."""
+    if decoder.device.type != "cuda":
+        return 0
+    return _steps(cast("Decoder", decoder), config).workspace.total
+
+
 def _steps(decoder: Decoder, config: EngineConfig) -> StepMemory:
     return step_memory(decoder.config, decoder.placement, config, session_len=decoder.session_len)
 
@@ -59,8 +66,13 @@ def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runne
     model, placement = decoder.config, decoder.placement
     if not makes_graphs(model, placement, pool.format, config):
         return Runner(decoder, pool)
-    prepare_decode(pool.format, model.num_heads, decoder.device)
     max_rows = config.batch_size_for(decoder.device)
+    return GraphRunner(decoder, pool, graphs_for(decoder, pool, max_rows), max_rows=max_rows)
+
+
+def graphs_for(decoder: Decoder, pool: PagePool, max_rows: int) -> CudaGraphs:
+    """Of decodes of so many sequences at most; their kernels are compiled now."""
+    model, placement = decoder.config, decoder.placement
+    prepare_decode(pool.format, model.num_heads, decoder.device)
     pool_bytes = graph_pool_bytes(model, placement, max_rows)
-    graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)
-    return GraphRunner(decoder, pool, graphs, max_rows=max_rows)
+    return CudaGraphs(decoder.device, pool_bytes=pool_bytes)

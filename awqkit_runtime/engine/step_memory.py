@@ -15,6 +15,7 @@ from awqkit.decoder import layer_ropes
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_sizes import graph_sizes
+from awqkit_runtime.engine.parallel.peers import can_meet
 from awqkit_runtime.engine.workspace import Workspace, decode_activations, workspace
 from awqkit_runtime.kernels.paged_decode import can_decode
 from awqkit_runtime.kernels.rotary import can_rotate
@@ -87,8 +88,8 @@ def makes_graphs(
 ) -> bool:
     """Whether decode steps run as graphs.
 
-    They do where kernels compute all of attention and the host decides nothing on the way, as it
-    does for experts and for what several ranks share.
+    They do where kernels compute all of attention, and the sums over ranks where there are several,
+    and the host decides nothing on the way, as it does for experts.
     """
     turned = [int(config.head_dim * rope.partial_rotary_factor) for rope in layer_ropes(config)]
     return (
@@ -96,7 +97,7 @@ def makes_graphs(
         and placement.fusions.rotary
         and config.experts is None
         and not engine.deterministic
-        and engine.tp == 1
+        and (engine.tp == 1 or can_meet(config.hidden_size, placement.device, engine.tp))
         and all(can_rotate(rotary_dim, config.head_dim) for rotary_dim in turned)
         and can_append(page_format)
         and can_decode(page_format, config.num_heads)

@@ -80,6 +80,7 @@ def run_paged_decode(
         *(rows, q.stride(0), page_table.stride(0), kv_heads, heads // kv_heads, plan.teams),
         window or 0,
         *score_scale(scale, softcap),
+        plan.even_blocks(rows, kv_heads),
     )
     kernel(plan.program, plan.entry, q.device).launch(plan.shape, arguments)
     return out

@@ -23,6 +23,8 @@ _TILE_HEADS, _TILE_TOKENS = 8, 16
 _SCHEDULE_BYTES = 7 * 2**10
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
+#: Of so many blocks one may be left without work for the sake of an even share.
+_IDLE_BLOCKS = 32
 #: Registers of one tile of keys and values up to which a step takes two of them.
 _SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
 
@@ -98,6 +100,10 @@ class PagedDecodePlan:
     def entry(self) -> str:
         return "paged_decode_kernel"
 
+    def even_blocks(self, rows: int, kv_heads: int) -> int:
+        """The kernel's argument: blocks that take part where so many rows are equally long."""
+        return even_blocks(self.shape.grid[0], rows * kv_heads * self.teams)
+
 
 def can_decode(format: PageFormat, num_heads: int) -> bool:
     """Whether the kernel takes pages of this format for so many query heads."""
@@ -145,6 +151,23 @@ def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> P
         warps=warps,
         blocks=blocks,
     )
+
+
+def even_blocks(grid: int, segments: int) -> int:
+    """How many of a grid's blocks share so many equally long segments evenly.
+
+    Each takes the same number of segments, or each segment the same number of blocks. All of the
+    grid where that is impossible, or would leave more than a few without work.
+
+    >>> even_blocks(264, 128), even_blocks(264, 512), even_blocks(264, 300)
+    (256, 256, 264)
+    """
+    if segments <= grid:
+        blocks = grid // segments * segments
+    else:
+        of_a_block = ceil_div(segments, grid)
+        blocks = segments // of_a_block if segments % of_a_block == 0 else grid
+    return blocks if blocks >= grid - grid // _IDLE_BLOCKS else grid
 
 
 def all_instances() -> list[PagedDecodeInstance]:

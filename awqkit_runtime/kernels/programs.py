@@ -8,6 +8,8 @@ from awqkit_runtime.kernels import (
     decode_places,
     greedy,
     page_gather,
+    rank_choice,
+    rank_sum,
     rms_norm,
     rotary,
     rotary_append,
@@ -36,6 +38,8 @@ FIXED = (
     greedy.PROGRAM,
     top_p.PROGRAM,
 )
+#: Those of several GPUs that share a model.
+OF_RANKS = (rank_sum.PROGRAM, rank_choice.PROGRAM)
 #: Those that depend on the size of its heads alone.
 _OF_HEADS = (rotary_append.PROGRAMS, page_gather.PROGRAMS)
 
@@ -46,7 +50,7 @@ def all_programs(arch: str) -> list[Program]:
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
     of_heads = (program for programs in _OF_HEADS for program in programs.values())
     decodes = (instance.program for instance in all_instances())
-    programs = {*FIXED, *of_heads, *decodes, *(plan.program for plan in plans)}
+    programs = {*FIXED, *OF_RANKS, *of_heads, *decodes, *(plan.program for plan in plans)}
     return sorted(programs, key=lambda program: program.name)
 
 

@@ -43,7 +43,11 @@ def _launch(
     rows, n = x.shape
     if not rows:
         return
-    threads = min(-(-n // (_VECTOR * 32)) * 32, _LARGEST_BLOCK)
-    shape = LaunchShape(grid=(rows, 1, 1), block=(threads, 1, 1), overlap=True)
     arguments = (x, delta, weight, total, out, n, float(eps), int(unit_offset))
-    kernel(PROGRAM, "rms_norm", x.device).launch(shape, arguments)
+    kernel(PROGRAM, "rms_norm", x.device).launch(norm_shape(rows, n), arguments)
+
+
+def norm_shape(rows: int, n: int) -> LaunchShape:
+    """Of a kernel that norms each row of n numbers in a block."""
+    threads = min(-(-n // (_VECTOR * 32)) * 32, _LARGEST_BLOCK)
+    return LaunchShape(grid=(rows, 1, 1), block=(threads, 1, 1), overlap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor, nn
 
 from awqkit.decoder import rms_norm
@@ -10,6 +12,13 @@ from awqkit_runtime.layers.placement import Placement
 
 #: The kernel reads so many numbers at once.
 _KERNEL_MULTIPLE = 8
+
+
+class AddingNorm(Protocol):
+    """What a residual stream passes: it gets what the layer before gave, and is normed."""
+
+    def after_add(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm; x, delta [T, n]. Without a delta x itself."""
 
 
 class RMSNorm(nn.Module):

@@ -24,7 +24,7 @@ from awqkit_runtime.layers.embedding import build_ends
 from awqkit_runtime.layers.experts import SharedExpert, SparseMLP
 from awqkit_runtime.layers.linear import LinearWeights, build_linear
 from awqkit_runtime.layers.mlp import GatedMLP
-from awqkit_runtime.layers.norm import RMSNorm
+from awqkit_runtime.layers.norm import AddingNorm, RMSNorm
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.layers.rotary import RotaryAngles
 
@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
             _norm(block, f"self_attn.{name}_norm", config, placement) if config.qk_norm else None
             for name in "qk"
         )
-        self.input_norm = _norm(block, "input_layernorm", config, placement)
+        self.input_norm: AddingNorm = _norm(block, "input_layernorm", config, placement)
         self.attention = Attention(
             config,
             layer,
@@ -56,7 +56,7 @@ class DecoderLayer(nn.Module):
             placement,
         )
         self.attention_output_norm = _post_norm(block, ATTENTION_OUTPUT_NORM, config, placement)
-        self.mlp_norm = _norm(block, "post_attention_layernorm", config, placement)
+        self.mlp_norm: AddingNorm = _norm(block, "post_attention_layernorm", config, placement)
         self.mlp = _mlp(block, layer, config, placement)
         self.mlp_output_norm = _post_norm(block, MLP_OUTPUT_NORM, config, placement)
 
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         self.embedding, self.head = build_ends(outer[EMBEDDING], outer.get(LM_HEAD), placement)
         self.rotary = RotaryAngles(config, session_len=session_len, device=placement.device)
         self.layers = nn.ModuleList(layers)
-        self.norm = _norm(outer, "model.norm", config, placement)
+        self.norm: AddingNorm = _norm(outer, "model.norm", config, placement)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,10 @@ from awqkit_runtime.webui.statistics import AnswerClock, CacheWatch
 if TYPE_CHECKING:
     import gradio
 
+#: For the sidebar, which Gradio lays over the whole page on screens of at most this width.
+_OPEN_ON_WIDE_SCREENS = """
+() => ({__type__: "update", open: window.matchMedia("(width > 768px)").matches})
+"""
 #: Longest answer that the page's slider offers, in tokens.
 MAX_ANSWER_TOKENS = 4096
 
@@ -23,8 +27,9 @@ def chat_page(remote: RemoteModel) -> gradio.Blocks:
     import gradio as gr
 
     with gr.Blocks(title=remote.name, analytics_enabled=False, fill_height=True) as page:
-        with gr.Sidebar():
+        with gr.Sidebar(open=False, elem_id="settings") as sidebar:
             settings = _settings()
+        page.load(None, outputs=sidebar, js=_OPEN_ON_WIDE_SCREENS)
         gr.Markdown(f"### {remote.name}\n{remote.base_url}")
         statistics = gr.Markdown("", elem_id="statistics", render=False)
         gr.ChatInterface(

@@ -4,7 +4,8 @@
 //
 // lengths [rows] counts the keys that a row sees, its own included; rows of length 0 get zeros. Of
 // page_table [rows, ...] only the pages that hold visible keys are read. window: a row sees its last
-// `window` keys; 0: all. factor, cap: ScoreScale.
+// `window` keys; 0: all. factor, cap: ScoreScale. even_blocks: how many blocks of the grid take part
+// where rows are equally long and give all of them work.
 //
 // Programmatic launch: lengths, page_table and all keys and values but those of each row's newest token
 // are read while predecessors still run. So a launch without overlap must lie between whatever writes
@@ -138,7 +139,8 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         const unsigned char* values, const unsigned int* params,
                         const int* page_table, const int* lengths, unsigned short* out,
                         float4* workspace, int* arrivals, int rows, int q_stride, int table_stride,
-                        int kv_heads, int group, int teams, int window, float factor, float cap) {
+                        int kv_heads, int group, int teams, int window, float factor, float cap,
+                        int even_blocks) {
   using namespace paged_decode;
   SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_quads);
   awqkit::let_successor_start();
@@ -153,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         ScoreScale{factor, cap},
                         q_stride,
                         table_stride};
-  const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, window);
+  const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
   if (schedule.has_work())

@@ -56,7 +56,7 @@ class Schedule {
  public:
   // All threads of the block, once.
   __device__ __forceinline__ Schedule(ScheduleMemory& memory, const int* lengths, int rows,
-                                      int heads, int window)
+                                      int heads, int even_blocks, int window)
       : memory_(memory), lengths_(lengths), rows_(rows), heads_(heads), window_(window),
         chunk_((rows + kThreads - 1) / kThreads) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -76,7 +76,7 @@ class Schedule {
       total += memory.warp_sums[i];
     }
     memory.begins[threadIdx.x] = before - units;
-    if (threadIdx.x == 0) share(total);
+    if (threadIdx.x == 0) share(total, even_blocks);
     __syncthreads();
     if (warp < 2 && has_work()) {
       const int unit = boundary(blockIdx.x + warp);
@@ -135,9 +135,12 @@ class Schedule {
 
  private:
   // No more blocks than there are units: else some that share a segment would have nothing of it.
-  __device__ __forceinline__ void share(int total) {
-    const int least = (total + kLeastUnits - 1) / kLeastUnits;
-    const int blocks = min(static_cast<int>(gridDim.x), max(min(rows_ * heads_, total), least));
+  // Of rows that are equally long (or whose sum is as if they were) the grid knows how many blocks
+  // share them evenly: boundaries then lie at the segments' ends, or cut all of them alike.
+  __device__ __forceinline__ void share(int total, int even_blocks) {
+    const int least = (total + kLeastUnits - 1) / kLeastUnits, grid = gridDim.x;
+    int blocks = min(grid, max(min(rows_ * heads_, total), least));
+    if (blocks == grid && total == rows_ * row_units(0)) blocks = even_blocks;
     memory_.total = total;
     memory_.blocks = blocks;
     memory_.snap = (total > blocks * kLeastUnits ? 1 : 2) * (kPageTokens / kTokens);

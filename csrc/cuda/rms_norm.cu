@@ -9,28 +9,9 @@
 // read the rest again.
 // Launch: grid (rows), block (a multiple of 32 up to 1024), no dynamic shared memory.
 // n is a multiple of 8; all pointers are 16-byte aligned.
-#include "bf16.cuh"
+#include "rms_norm.cuh"
 
 using namespace awqkit;
-
-__device__ float sum_of_block(float value) {
-  __shared__ float partial[32];
-  value = sum_of_warp(value);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f;
-  return sum_of_warp(value);
-}
-
-__device__ Octet normalised(const Octet& x, const Octet& weight, float scale, bool unit_offset) {
-  Octet out;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    out.value[i] = unit_offset ? x.value[i] * scale * (1.0f + weight.value[i])
-                               : rounded(x.value[i] * scale) * weight.value[i];
-  }
-  return out;
-}
 
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm(const u16* x, const u16* delta, const u16* weight, u16* sum, u16* out, int n,

@@ -8,8 +8,15 @@ from torch import Tensor
 
 from awqkit_runtime.cache import decode_attention, kernel_step, page_kernels, prompt_attention
 from awqkit_runtime.cache.key_frame import KeyFrame
-from awqkit_runtime.cache.page_access import read_vectors, vector_rows, write_vectors
+from awqkit_runtime.cache.page_access import read_vectors, write_vectors
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages
+from awqkit_runtime.cache.page_rows import (
+    LayerRows,
+    TokenRows,
+    layer_rows,
+    row_starts,
+    token_rows,
+)
 from awqkit_runtime.kernels import reference
 from awqkit_runtime.kernels.rotary import HeadNorms
 from awqkit_runtime.kernels.rotary_append import LayerFrame
@@ -55,7 +62,8 @@ def rotary_append_(
     if not form.quantized:
         k.copy_(laid)
     stored = slots >= 0
-    write_vectors(pages, laid[stored], v[stored], slots[stored])
+    layer, rows = _rows(pages, slots[stored])
+    write_vectors(layer, laid[stored], v[stored], rows)
 
 
 def decode_places(page_table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,10 +75,15 @@ def decode_places(page_table: Tensor, positions: Tensor) -> tuple[Tensor, Tensor
 def page_gather_(pages: LayerPages, page_ids: Tensor, first: int, k: Tensor, v: Tensor) -> None:
     positions = torch.arange(first, first + len(k))
     slots = page_ids.long()[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-    for out, found in zip(
-        (k, v), read_vectors(pages, vector_rows(pages.format, slots)), strict=True
-    ):
+    for out, found in zip((k, v), read_vectors(*_rows(pages, slots)), strict=True):
         out.copy_(found)
+
+
+def _rows(pages: LayerPages, slots: Tensor) -> tuple[LayerRows, TokenRows]:
+    """Of pages that nothing is known of but what kernels see."""
+    form = pages.format
+    layer = layer_rows(form, (pages.keys, pages.values), pages.params)
+    return layer, token_rows(form, row_starts(layer), slots)
 
 
 def paged_decode(

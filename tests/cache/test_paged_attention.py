@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from awqkit_runtime.cache import key_places
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
@@ -37,10 +38,11 @@ class Sequence:
 
 def make_pool(policy: int | str) -> PagePool:
     pool = PagePool(PageFormat.for_policy(CONFIG, policy, torch.float32), PAGES, "cpu")
-    if policy == 0:  # What an earlier owner left in a page must never be read.
-        for layer in range(CONFIG.num_layers):
-            pool.layer(layer).keys.fill_(torch.nan)
-            pool.layer(layer).values.fill_(torch.nan)
+    for layer in map(pool.layer, range(CONFIG.num_layers)):
+        # What an earlier owner left in a page must never be read.
+        stores = (layer.keys, layer.values) if layer.params is None else (layer.params,)
+        for store in stores:
+            store.fill_(torch.nan)
     return pool
 
 
@@ -133,6 +135,22 @@ def test_chunks_and_batches_do_not_change_results(policy: int | str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_whole_pages_give_the_bits_of_single_tokens(
+    monkeypatch: pytest.MonkeyPatch, policy: int | str
+) -> None:
+    outs = []
+    for fewest in (1, 1 << 30):
+        monkeypatch.setattr(key_places, "_WHOLE_PAGES_FROM", fewest)
+        monkeypatch.setattr(key_places, "_WHOLE_PAGES_SHARE", 1 << 30)
+        rng = random.Random(10)
+        sequences = make_sequences([150, 151, 40, 260, 261, 130], rng)
+        run_randomly(make_pool(policy), sequences, rng)
+        outs.append([sequence.out for sequence in sequences])
+    for pages, tokens in zip(*outs, strict=True):
+        assert torch.equal(pages, tokens)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_shared_prefix_is_read_from_the_same_pages(policy: int | str) -> None:
     rng = random.Random(8)
     pool = make_pool(policy)
@@ -176,7 +194,7 @@ def test_layers_share_what_says_where_their_keys_are(
     q, kv = torch.ones(3, config.num_heads, 16), torch.ones(3, config.num_kv_heads, 16)
     for layer in range(config.num_layers):
         state.attend(layer, q, kv, kv)
-    assert len(found) == 1
+    assert len(found) == 2  # Of the new tokens, and of all.
 
 
 def test_impossible_spans_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -172,3 +173,24 @@ def test_silent_channels_and_zero_weights_have_an_outcome(tmp_path) -> None:
         dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
         assert dense.isfinite().all(), name
     assert report.evaluation is not None and report.evaluation.quantized.kl < 1
+
+
+@pytest.mark.parametrize("quality", ["fast", "balanced"])
+def test_the_rows_go_when_a_conversion_ends(tmp_path, quality: str) -> None:
+    """Gigabytes that only a search for cycles would free are in the way of what comes next."""
+    source = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    gc.collect()
+    gc.disable()
+    try:
+        before = set(map(id, _tensors()))
+        quantize(
+            source, tmp_path / "out", small(quality=quality), calib_dataset="self", device="cpu"
+        )
+        left = [tensor for tensor in _tensors() if id(tensor) not in before]
+    finally:
+        gc.enable()
+    assert not [tensor.shape for tensor in left if tensor.dim() == 3]
+
+
+def _tensors() -> list[torch.Tensor]:
+    return [found for found in gc.get_objects() if type(found) is torch.Tensor]

@@ -100,7 +100,11 @@ def test_minima_and_means_far_from_zero(bits: tuple[int, int]) -> None:
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(
     "lengths",
-    [[128], [1], [129] * 8, [15000], [8000] * 16, [128] * 256, [33] * 300],
+    [
+        *([128], [1], [129] * 8, [15000], [8000] * 16, [128] * 256, [33] * 300),
+        # As many tokens as if all were as long as the first.
+        [4000] * 14 + [2000, 6000],
+    ],
     ids=lambda lengths: f"{len(lengths)}x{lengths[0]}",
 )
 def test_batches(lengths: Sequence[int], bits: tuple[int, int]) -> None:

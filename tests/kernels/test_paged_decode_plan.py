@@ -15,6 +15,7 @@ from awqkit_runtime.kernels.paged_decode_plan import (
     WIDTHS,
     all_instances,
     can_decode,
+    even_blocks,
     instance_for,
     plan_paged_decode,
     score_scale,
@@ -81,6 +82,26 @@ def test_every_instance_that_a_plan_asks_for_is_compiled_ahead() -> None:
     }
     assert asked == set(all_instances())
     assert len({instance.program for instance in asked}) == len(asked)
+
+
+def test_equally_long_segments_get_equally_many_blocks_or_blocks_equally_many_segments() -> None:
+    assert [even_blocks(264, segments) for segments in (8, 128, 512, 2048)] == [264, 256, 256, 256]
+    assert [even_blocks(132, segments) for segments in (8, 128, 2048)] == [128, 128, 128]
+    # Too many blocks would have nothing to do.
+    assert [even_blocks(264, segments) for segments in (100, 192, 265, 300)] == [264] * 4
+    for grid in (1, 2, 7, 132, 264, 296):
+        for segments in range(1, 3000):
+            blocks = even_blocks(grid, segments)
+            assert grid - grid // 32 <= blocks <= grid
+            assert blocks == grid or segments % blocks == 0 or blocks % segments == 0
+
+
+def test_a_plan_counts_every_team_of_heads_as_a_segment() -> None:
+    gpu = GpuModel(arch="sm_90a", multiprocessors=132)
+    plan = plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, gpu)
+    assert (plan.teams, plan.shape.grid[0]) == (2, 132)
+    assert plan.even_blocks(rows=8, kv_heads=8) == 128
+    assert plan.even_blocks(rows=9, kv_heads=8) == 132
 
 
 def test_a_record_holds_maxima_sums_and_outputs_of_every_lane() -> None:

@@ -35,6 +35,30 @@ def test_solve_takes_the_lower_triangle_alone() -> None:
     torch.testing.assert_close(solve(found, wanted) @ matrix, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("step", [1, 16, 30, 50])
+def test_blocks_solve_as_the_whole_does(step: int) -> None:
+    torch.manual_seed(step)
+    matrix, wanted = positive(50), torch.randn(7, 50)
+    found = factor._in_place(matrix.clone(), 16)
+    kept = wanted.clone()
+    solved = factor._solved_in_blocks(found, wanted, step)
+    torch.testing.assert_close(solved @ matrix, wanted, rtol=1e-3, atol=1e-3)
+    assert torch.equal(wanted, kept)
+
+
+@pytest.mark.gpu
+def test_a_gpu_solves_what_is_damped_as_a_cpu_does() -> None:
+    torch.manual_seed(4)
+    x = torch.randn(4000, 40) @ torch.randn(40, 2500) + 0.3 * torch.randn(4000, 2500)
+    matrix = x.T @ x / 4000
+    matrix.diagonal().add_(0.01 * matrix.diagonal().mean())
+    true = torch.randn(60, 2500) / 50
+    wanted = true @ matrix
+    found = solve(torch.linalg.cholesky(matrix).cuda(), wanted.cuda()).cpu()
+    error = found - true
+    assert ((error @ matrix) * error).sum() < 1e-3 * ((true @ matrix) * true).sum()
+
+
 @pytest.mark.gpu
 def test_a_wide_matrix_is_factorised_where_it_lies(monkeypatch) -> None:
     torch.manual_seed(2)
@@ -43,9 +67,10 @@ def test_a_wide_matrix_is_factorised_where_it_lies(monkeypatch) -> None:
     x = torch.randn(size, size, device="cuda")
     matrix = (x @ x.T / size).add_(torch.eye(size, device="cuda"))
     del x
-    expected = torch.linalg.cholesky(matrix)
+    expected = matrix.clone()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     found = cholesky(matrix)
     assert torch.cuda.max_memory_allocated() - before < 0.9 * matrix.nbytes
-    torch.testing.assert_close(found.tril(), expected, rtol=1e-3, atol=1e-3)
+    lower = found.tril()
+    torch.testing.assert_close(lower @ lower.T, expected, rtol=1e-3, atol=2e-3)

@@ -24,7 +24,7 @@ def test_errors_of_different_outputs_cancel() -> None:
     codes = nearest_codes(in_groups(weight), grid).flatten(-2)
     codes, grid = refine(weight, codes, grid, gram)
     before = objective(weight, codes, grid, gram, outputs)
-    moved = descend_jointly(weight, codes, grid, gram, outputs, seed=0)
+    moved = descend_jointly(weight, codes, grid, gram, [outputs], seed=0)
     assert torch.equal(moved, moved.round()) and moved.min() >= 0 and moved.max() <= 15
     assert objective(weight, moved, grid, gram, outputs) < 0.7 * before
 
@@ -34,7 +34,7 @@ def test_independent_outputs_of_a_rounded_row_hardly_move() -> None:
     codes = nearest_codes(in_groups(weight), grid).flatten(-2)
     for _ in range(6):
         codes, grid = refine(weight, codes, grid, gram)
-    moved = descend_jointly(weight, codes, grid, gram, torch.eye(48), seed=0)
+    moved = descend_jointly(weight, codes, grid, gram, [torch.eye(48)], seed=0)
     assert (moved != codes).float().mean() < 0.02
 
 
@@ -42,5 +42,5 @@ def test_the_weight_given_and_silent_outputs_stay_finite() -> None:
     weight, grid, gram, _ = problem(2)
     codes = nearest_codes(in_groups(weight), grid).flatten(-2)
     before = codes.clone()
-    moved = descend_jointly(weight, codes, grid, gram, torch.zeros(48, 48), seed=0)
+    moved = descend_jointly(weight, codes, grid, gram, [torch.zeros(48, 48)], seed=0)
     assert torch.equal(codes, before) and moved.isfinite().all()

@@ -22,7 +22,7 @@ def error_of(weight, codes, grid, gram) -> float:
 def test_every_step_lowers_the_error() -> None:
     weight, codes, grid, gram = problem(0)
     start = error_of(weight, codes, grid, gram)
-    fitted = fit_scales(weight, codes, grid, gram)
+    fitted = fit_scales(weight, codes, grid, gram, weight @ gram)
     after_fit = error_of(weight, codes, fitted, gram)
     after_moves = error_of(weight, descend(weight, codes, fitted, gram), fitted, gram)
     both = error_of(weight, *refine(weight, codes, grid, gram), gram)
@@ -33,7 +33,7 @@ def test_no_row_gets_worse_scales() -> None:
     weight, codes, grid, gram = problem(1, rows=200)
     delta = [
         levels(in_groups(codes), g).flatten(-2) - weight
-        for g in (grid, fit_scales(weight, codes, grid, gram))
+        for g in (grid, fit_scales(weight, codes, grid, gram, weight @ gram))
     ]
     before, after = (((d @ gram) * d).sum(-1) for d in delta)
     assert (after <= before).all()
@@ -48,7 +48,8 @@ def test_fitted_scales_solve_the_least_squares_problem() -> None:
     steps = (in_groups(codes) - grid.zero.unsqueeze(-1))[0]
     columns = torch.stack([x[:, :128] @ steps[0], x[:, 128:] @ steps[1]], dim=1)
     expected = torch.linalg.lstsq(columns, x @ weight.T).solution.flatten()
-    fitted = fit_scales(weight, codes, grid, x.T @ x / len(x))
+    gram = x.T @ x / len(x)
+    fitted = fit_scales(weight, codes, grid, gram, weight @ gram)
     assert torch.allclose(fitted.scale[0], expected, rtol=2**-8)
 
 

@@ -59,10 +59,14 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page = browser.new_page()
     page.foreign = []
     page.on("request", lambda request: _note_foreign(page, request.url))
-    until(lambda: _opens(page, address), seconds=180)
-    page.wait_for_selector(MESSAGE)
+    show(page, address)
     yield page
     page.close()
+
+
+def show(page: Any, address: str) -> None:
+    until(lambda: _opens(page, address), seconds=180)
+    page.wait_for_selector(MESSAGE)
 
 
 def _opens(page: Any, address: str) -> bool:
@@ -130,6 +134,29 @@ def test_settings_reach_the_server(page: Any, script: Script) -> None:
     request = script.requests[0]
     assert request["messages"][0] == {"role": "system", "content": "Be brief"}
     assert (request["temperature"], request["top_k"], request["max_tokens"]) == (0, 7, 33)
+
+
+@pytest.mark.parametrize(
+    ("size", "opens"), [((1280, 800), True), ((390, 844), False)], ids=["desk", "phone"]
+)
+def test_settings_begin_beside_the_conversation_and_never_over_it(
+    browser: Any, address: str, size: tuple[int, int], opens: bool
+) -> None:
+    page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)))
+    show(page, address)
+    settled = "open" if opens else "closed"
+    until(lambda: settings(page) == settled)
+    page.wait_for_timeout(500)  # In which it would open.
+    assert settings(page) == settled
+    page.click("button[aria-label='Toggle Sidebar']")
+    until(lambda: settings(page) != settled)
+    page.close()
+
+
+def settings(page: Any) -> str:
+    """Whether they are within the screen."""
+    box = page.locator("#settings").bounding_box()
+    return "open" if box["x"] >= 0 else "closed" if box["x"] + box["width"] <= 0 else "moving"
 
 
 def test_stop_ends_the_servers_work(page: Any, script: Script) -> None:

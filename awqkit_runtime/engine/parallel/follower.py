@@ -1,7 +1,4 @@
-"""A rank other than 0: loads its share of the model, then computes the steps that rank 0 names.
-
-Run as `python -m awqkit_runtime.engine.parallel.follower`, told what to do on standard input.
-"""
+"""A rank other than 0: loads its share of the model, then computes the steps that rank 0 names."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import awqkit_runtime.openmp  # noqa: F401  isort: skip  (before torch)
 
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -19,8 +15,6 @@ import torch
 import torch.distributed as dist
 
 from awqkit.checkpoint import open_checkpoint
-from awqkit_runtime.cache.page_format import PageFormat
-from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.engine.memory import free_memory
 from awqkit_runtime.engine.parallel.communicator import (
     LOOPBACK,
@@ -29,26 +23,32 @@ from awqkit_runtime.engine.parallel.communicator import (
     arrival_key,
 )
 from awqkit_runtime.engine.parallel.decoder import load_share
-from awqkit_runtime.engine.parallel.messages import Assignment, NewCache, read_assignment, receive
-from awqkit_runtime.engine.parallel.noise import fill_with_noise
+from awqkit_runtime.engine.parallel.following import FollowingRunner, following_runner
+from awqkit_runtime.engine.parallel.messages import (
+    Assignment,
+    Message,
+    NewCache,
+    read_assignment,
+    receive,
+)
 from awqkit_runtime.engine.parallel.shares import Share
-from awqkit_runtime.engine.runner import Runner, StepInputs
 from awqkit_runtime.errors import AwqkitError
 from awqkit_runtime.models.decoder import Decoder
 
 _SECONDS_TO_LISTEN = 1.0
 
-Messages = queue.SimpleQueue[NewCache | StepInputs]
+Messages = queue.SimpleQueue[Message]
 
 
 def main() -> int:
     """Works until rank 0 closes the input, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's affair.
     assignment = read_assignment(sys.stdin.buffer)
     messages: Messages = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
     try:
-        _follow(_load(assignment), messages)
+        share = Share(rank=assignment.rank, ranks=assignment.ranks)
+        communicator = _connect(assignment, share)
+        _follow(_load(assignment, share, communicator), communicator, share, messages)
     except AwqkitError as error:
         print(f"Rank {assignment.rank}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -66,13 +66,15 @@ def _listen(stream: BinaryIO, messages: Messages) -> None:
     os._exit(0)
 
 
-def _load(assignment: Assignment) -> Decoder:
+def _connect(assignment: Assignment, share: Share) -> Communicator:
     torch.set_num_threads(assignment.threads)
-    share = Share(rank=assignment.rank, ranks=assignment.ranks)
-    device = torch.device(assignment.device)
     store = dist.TCPStore(LOOPBACK, assignment.port, timeout=PATIENCE)
     store.set(arrival_key(share.rank), "")
-    communicator = Communicator(store, share, device)
+    return Communicator(store, share, torch.device(assignment.device))
+
+
+def _load(assignment: Assignment, share: Share, communicator: Communicator) -> Decoder:
+    device = torch.device(assignment.device)
     decoder = load_share(
         open_checkpoint(assignment.model, model_format=assignment.model_format),
         share,
@@ -80,29 +82,18 @@ def _load(assignment: Assignment) -> Decoder:
         device=device,
         dtype=assignment.dtype,
         session_len=assignment.session_len,
+        max_rows=assignment.max_rows,
     )
     communicator.least(free_memory(device))
     return decoder
 
 
-def _follow(decoder: Decoder, messages: Messages) -> None:
-    runner: Runner | None = None
+def _follow(decoder: Decoder, communicator: Communicator, share: Share, messages: Messages) -> None:
+    runner: FollowingRunner | None = None
     while True:
         message = messages.get()
         if isinstance(message, NewCache):
             runner = None  # The last cache's memory is free before the next one's is taken.
-            runner = Runner(decoder, _new_pool(decoder, message))
+            runner = following_runner(decoder, communicator, share, message)
         elif runner is not None:
-            runner.hidden(message)
-
-
-def _new_pool(decoder: Decoder, message: NewCache) -> PagePool:
-    page_format = PageFormat.for_policy(decoder.config, message.quant_policy, decoder.dtype)
-    pool = PagePool(page_format, message.num_pages, decoder.device)
-    if message.noise:
-        fill_with_noise(pool)
-    return pool
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            runner.follow(message)

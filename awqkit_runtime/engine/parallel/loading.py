@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from awqkit.checkpoint import Checkpoint
 from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.config import EngineConfig, QuantPolicy
-from awqkit_runtime.engine.memory import free_memory, part_of_memory
+from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.memory import free_memory, part_of_memory, set_aside
 from awqkit_runtime.engine.parallel.decoder import load_share
-from awqkit_runtime.engine.parallel.runner import LeadingRunner
+from awqkit_runtime.engine.parallel.following import shared_choice
+from awqkit_runtime.engine.parallel.messages import NewCache
+from awqkit_runtime.engine.parallel.runner import LeadingGraphRunner, LeadingRunner
 from awqkit_runtime.engine.parallel.shares import Share, require_shares
 from awqkit_runtime.engine.parallel.team import Team, require_devices
 from awqkit_runtime.engine.runner import DecoderModel
+from awqkit_runtime.engine.runners import graphs_for, workspace_for_steps
+from awqkit_runtime.engine.step_memory import makes_graphs
 from awqkit_runtime.models.decoder import Decoder
 
 
@@ -29,15 +34,44 @@ class SharedModel:
     free_bytes: int
 
     def new_runner(
-        self,
-        decoder: DecoderModel,
-        pool: PagePool,
-        *,
-        quant_policy: QuantPolicy,
-        noise: bool = False,
+        self, decoder: DecoderModel, pool: PagePool, *, config: EngineConfig, noise: bool = False
     ) -> LeadingRunner:
-        """A runner for this cache, of which every rank now has its part."""
-        return LeadingRunner(decoder, pool, self.team, quant_policy=quant_policy, noise=noise)
+        """A runner for this cache, of which every rank now has its part.
+
+        noise: the other ranks get random numbers into theirs.
+        """
+        whole = cast(Decoder, decoder)
+        rows = self._graph_rows(whole, pool, config)
+        workspace = workspace_for_steps(decoder, config)
+        self.team.tell(
+            NewCache(
+                num_pages=pool.num_pages,
+                quant_policy=config.policy,
+                noise=noise,
+                graph_rows=rows,
+                workspace=workspace,
+            )
+        )
+        if workspace:
+            set_aside(workspace, decoder.device)
+        peers = self.team.communicator.peers
+        if not rows or peers is None:
+            return LeadingRunner(decoder, pool, self.team)
+        share = Share(rank=0, ranks=self.team.ranks)
+        return LeadingGraphRunner(
+            *(decoder, pool, self.team, graphs_for(whole, pool, rows)),
+            max_rows=rows,
+            choose=shared_choice(whole, share, peers),
+        )
+
+    def _graph_rows(self, decoder: Decoder, pool: PagePool, config: EngineConfig) -> int:
+        """Sequences of the largest graph; 0 where there are none."""
+        peers = self.team.communicator.peers
+        rows = config.batch_size_for(decoder.device)
+        if peers is None or rows > peers.sums.rows:
+            return 0
+        config = replace(config, tp=self.team.ranks)
+        return rows if makes_graphs(decoder.config, decoder.placement, pool.format, config) else 0
 
 
 def load_shared(checkpoint: Checkpoint, config: EngineConfig) -> SharedModel:
@@ -58,6 +92,7 @@ def load_shared(checkpoint: Checkpoint, config: EngineConfig) -> SharedModel:
             device=device,
             dtype=config.dtype,
             session_len=config.session_len,
+            max_rows=config.batch_size_for(device),
         )
         free_bytes = team.communicator.least(part_of_memory(free_memory(device), device, config.tp))
     except RuntimeError as error:

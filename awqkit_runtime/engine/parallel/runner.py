@@ -1,4 +1,8 @@
-"""Rank 0's runner: tells the other ranks of each step before it computes its own share of it."""
+"""Rank 0's runners: they tell the other ranks of each step before they compute their share of it.
+
+Steps are launched ahead as by any runner. The tokens of a step stay on the devices: all ranks
+choose them together in a graph, or rank 0 samples them and gives them away.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
-from typing import ClassVar
 
 from torch import Tensor
 
 from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.config import QuantPolicy
-from awqkit_runtime.engine.parallel.messages import NewCache
+from awqkit_runtime.engine.cuda_graphs import GraphCapture
+from awqkit_runtime.engine.decode_inputs import DecodeNumbers
+from awqkit_runtime.engine.graph_runner import GraphRunner
+from awqkit_runtime.engine.greedy_choice import ChooseLikeliest
+from awqkit_runtime.engine.launched_step import LaunchedStep, Outcome
+from awqkit_runtime.engine.parallel.messages import DecodeStep, SampledTokens
 from awqkit_runtime.engine.parallel.team import Team
 from awqkit_runtime.engine.runner import DecoderModel, Runner, StepInputs
 from awqkit_runtime.engine.scheduler import Chunk
@@ -22,33 +30,90 @@ from awqkit_runtime.engine.scheduler import Chunk
 class LeadingRunner(Runner):
     """A Runner whose steps all ranks compute. RankError when one of them is gone."""
 
-    can_follow: ClassVar[bool] = False
+    def __init__(self, decoder: DecoderModel, pool: PagePool, team: Team) -> None:
+        """The other ranks must have been told of the cache."""
+        Runner.__init__(self, decoder, pool)
+        self._team = team
+
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        with _as_one(self._team):
+            return super().run(chunks)
+
+    def launch(self, chunks: Sequence[Chunk], previous: LaunchedStep | None = None) -> LaunchedStep:
+        with _as_one(self._team):
+            return super().launch(chunks, previous)
+
+    def hidden(self, inputs: StepInputs, sampled: Tensor | None = None) -> Tensor:
+        self._team.tell(inputs)
+        return super().hidden(inputs, sampled)
+
+    def _sampled(self, logits: Tensor, chunks: Sequence[Chunk]) -> LaunchedStep:
+        step = super()._sampled(logits, chunks)
+        if step.requests:
+            self._team.tell(SampledTokens(count=len(step.requests)))
+            self._team.communicator.sum_(step.token_ids)  # The others add zeros.
+        return step
+
+    def _delivered(self, step: LaunchedStep) -> LaunchedStep:
+        return replace(step, outcome=_SharedOutcome(step.outcome, self._team))
+
+
+class LeadingGraphRunner(LeadingRunner, GraphRunner):
+    """A GraphRunner whose steps all ranks compute."""
 
     def __init__(
         self,
         decoder: DecoderModel,
         pool: PagePool,
         team: Team,
+        graphs: GraphCapture,
         *,
-        quant_policy: QuantPolicy,
-        noise: bool = False,
+        max_rows: int,
+        choose: ChooseLikeliest,
     ) -> None:
-        """The other ranks get as many pages; noise: with random numbers in them."""
-        super().__init__(decoder, pool)
+        """choose: what all ranks choose tokens by, together."""
+        GraphRunner.__init__(self, decoder, pool, graphs, max_rows=max_rows, choose=choose)
         self._team = team
-        team.tell(NewCache(num_pages=pool.num_pages, quant_policy=quant_policy, noise=noise))
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        with _uninterrupted():
-            try:
-                return super().run(chunks)
-            except RuntimeError as error:
-                self._team.raise_if_ended(error)
-                raise
+    def decode(self, step: DecodeNumbers, *, greedy: bool) -> None:
+        self._team.tell(DecodeStep(numbers=step, greedy=greedy))
+        super().decode(step, greedy=greedy)
 
-    def hidden(self, inputs: StepInputs) -> Tensor:
-        self._team.tell(inputs)
-        return super().hidden(inputs)
+
+class _SharedOutcome(Outcome):
+    """One that means nothing where a rank is gone."""
+
+    def __init__(self, outcome: Outcome, team: Team) -> None:
+        self._outcome = outcome
+        self._team = team
+
+    def wait(self) -> tuple[list[int], list[int]]:
+        with _errors_of(self._team):
+            found = self._outcome.wait()
+        self._team.require_all()
+        return found
+
+
+@contextmanager
+def _as_one(team: Team) -> Iterator[None]:
+    """What is done inside is done by all ranks, or there is no team any more."""
+    with _uninterrupted(), _errors_of(team):
+        try:
+            yield
+        except RuntimeError as error:
+            team.raise_if_ended(error)
+            team.close()  # Nobody knows how far the others are.
+            raise
+
+
+@contextmanager
+def _errors_of(team: Team) -> Iterator[None]:
+    """RankError where a rank that is gone is behind an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        team.raise_if_ended(error)
+        raise
 
 
 @contextmanager

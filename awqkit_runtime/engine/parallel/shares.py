@@ -13,6 +13,9 @@ from awqkit.checkpoint import DecoderConfig
 from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit_runtime.errors import ConfigError
 
+#: A rank's part of the head is a multiple of this, so that rows of logits are read in wide pieces.
+_HEAD_ROWS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
@@ -67,6 +70,12 @@ def inner_channels(config: DecoderConfig, share: Share) -> range:
     size = shard_config(config, share.ranks).intermediate_size
     end = config.intermediate_size
     return range(min(share.rank * size, end), min((share.rank + 1) * size, end))
+
+
+def head_rows(vocab_size: int, share: Share) -> range:
+    """Rows of the head where each rank looks at some; none where a small one has ended before."""
+    size = -(-vocab_size // (_HEAD_ROWS * share.ranks)) * _HEAD_ROWS
+    return range(min(share.rank * size, vocab_size), min((share.rank + 1) * size, vocab_size))
 
 
 def _divides(config: DecoderConfig, ranks: int) -> bool:

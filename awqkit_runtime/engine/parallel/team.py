@@ -21,9 +21,8 @@ from awqkit_runtime.engine.parallel.communicator import (
     Communicator,
     arrival_key,
 )
-from awqkit_runtime.engine.parallel.messages import Assignment, NewCache, encode, send_assignment
+from awqkit_runtime.engine.parallel.messages import Assignment, Message, encode, send_assignment
 from awqkit_runtime.engine.parallel.shares import Share
-from awqkit_runtime.engine.runner import StepInputs
 from awqkit_runtime.errors import ConfigError, RankError
 
 #: Seconds that an ended rank may take to be seen as such, and a dismissed one to end.
@@ -42,7 +41,9 @@ class Team:
         device: this rank's own; on a machine with GPUs rank r has the r-th one after it.
         """
         self.ranks = config.tp
+        self._device = device
         self._closing = False
+        self._lost = False
         self._threads = torch.get_num_threads()
         threads = max(1, self._threads // self.ranks)
         store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
@@ -58,6 +59,7 @@ class Team:
                     ranks=self.ranks,
                     port=store.port,
                     threads=threads,
+                    max_rows=config.batch_size_for(device),
                 )
             )
             for rank in range(1, self.ranks)
@@ -95,7 +97,7 @@ class Team:
                 raise RuntimeError(f"not all of the {self.ranks} ranks came within {PATIENCE}")
             time.sleep(0.02)
 
-    def tell(self, message: NewCache | StepInputs) -> None:
+    def tell(self, message: Message) -> None:
         """RankError when a rank is gone."""
         frame = encode(message)
         try:
@@ -122,10 +124,18 @@ class Team:
                     ) from error
             time.sleep(0.05)
 
+    def require_all(self) -> None:
+        """RankError where a rank has ended: what the devices gave since then means nothing."""
+        if self._lost:
+            self.raise_if_ended(RuntimeError("a rank is gone"))
+
     def close(self) -> None:
-        """Ends the ranks; may be called again."""
+        """Ends the ranks, once they are through with what was launched; may be called again."""
         if self._closing:
             return
+        if self._device.type == "cuda" and self._communicator is not None:
+            with suppress(RuntimeError):  # Of a device that has failed, as others were told.
+                torch.cuda.synchronize(self._device)
         self._closing = True
         for process in self._processes:
             with suppress(OSError):  # Gone already, and what was left to write with it.
@@ -135,6 +145,7 @@ class Team:
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         process.wait()
+        self._lost = True
         if not self._closing and self._communicator is not None:
             self._communicator.abort()
 
@@ -159,7 +170,7 @@ def require_devices(config: EngineConfig, device: torch.device) -> None:
 
 def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "awqkit_runtime.engine.parallel.follower"], stdin=subprocess.PIPE
+        [sys.executable, "-m", "awqkit_runtime.engine.parallel"], stdin=subprocess.PIPE
     )
     with suppress(OSError):  # Of a process that has ended already, as its code will tell.
         send_assignment(_input(process), assignment)

@@ -41,7 +41,7 @@ class Kernel:
         self._lock = threading.Lock()
         self._configs: dict[LaunchShape, Any] = {}
         self._shared_bytes = _DEFAULT_SHARED_BYTES
-        self._function = _check(
+        self._function = checked(
             driver.cuModuleGetFunction(_module(program, device), entry.encode())
         )
 
@@ -99,7 +99,7 @@ class Kernel:
             return
         attribute = self._driver.CUfunction_attribute
         maximum = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _check(self._driver.cuFuncSetAttribute(self._function, maximum, shared_bytes))
+        checked(self._driver.cuFuncSetAttribute(self._function, maximum, shared_bytes))
         self._shared_bytes = shared_bytes
 
 
@@ -122,7 +122,7 @@ def _module(program: Program, device: torch.device) -> Any:
     # The driver loads into the context of the thread; torch makes it on first use.
     with torch.cuda.device(device):
         torch.cuda.current_stream(device).synchronize()
-        return _check(driver.cuModuleLoadData(code))
+        return checked(driver.cuModuleLoadData(code))
 
 
 def _as_c(argument: Argument) -> Any:
@@ -137,7 +137,7 @@ def _as_c(argument: Argument) -> Any:
     return argument
 
 
-def _check(result: tuple[Any, ...]) -> Any:
+def checked(result: tuple[Any, ...]) -> Any:
     """The value that a driver call returned beside its status."""
     status, *values = result
     if int(status) != 0:

@@ -12,17 +12,21 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy
 import pytest
 import torch.distributed as dist
 
 from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit_runtime.cache.paged_attention import SequenceSpan
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.decode_inputs import DecodeNumbers
 from awqkit_runtime.engine.loading import load_engine
 from awqkit_runtime.engine.parallel.communicator import LOOPBACK
 from awqkit_runtime.engine.parallel.messages import (
     Assignment,
+    DecodeStep,
     NewCache,
+    SampledTokens,
     encode,
     receive,
     send_assignment,
@@ -48,6 +52,7 @@ ASSIGNMENT = Assignment(
     ranks=2,
     port=1,
     threads=1,
+    max_rows=4,
 )
 
 
@@ -90,7 +95,7 @@ def test_two_ranks_answer_as_one_does_until_one_of_them_is_killed(folder: Path) 
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
     """Its input ends then, whatever the rank waits for: here for rank 0 to connect."""
     store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, "-m", "awqkit_runtime.engine.parallel.follower"]
+    command = [sys.executable, "-m", "awqkit_runtime.engine.parallel"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert process.stdin is not None
     send_assignment(process.stdin, replace(ASSIGNMENT, port=store.port))
@@ -108,7 +113,7 @@ def test_a_rank_that_cannot_load_ends_the_start(
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
-    cache = NewCache(num_pages=7, quant_policy="k8v4", noise=True)
+    cache = NewCache(num_pages=7, quant_policy="k8v4", noise=True, graph_rows=5, workspace=2**40)
     step = StepInputs(
         token_ids=[5, 6, 7, 9],
         positions=[64, 65, 66, 3],
@@ -116,12 +121,25 @@ def test_messages_arrive_as_they_were_sent() -> None:
             SequenceSpan(start=0, length=3, context=64, pages=(4, 2)),
             SequenceSpan(start=3, length=1, context=3, pages=(0,)),
         ],
+        followed=[(2, 1), (3, 0)],
     )
-    stream = BytesIO(encode(cache) + encode(step))
+    tokens = SampledTokens(count=3)
+    stream = BytesIO(encode(cache) + encode(step) + encode(tokens))
     assert receive(stream) == cache
     assert receive(stream) == step
+    assert receive(stream) == tokens
     assert receive(stream) is None
     assert receive(BytesIO(encode(step)[:-1])) is None
+
+
+@pytest.mark.parametrize("pages", [{}, {2: [4, 1], 0: [9]}])
+def test_so_do_steps_of_decodes(pages: dict[int, list[int]]) -> None:
+    numbers = numpy.array([[5, 0, 0], [0, 13, 2], [64, 7, -1]])
+    step = DecodeStep(numbers=DecodeNumbers(numbers=numbers, pages=pages), greedy=bool(pages))
+    found = receive(BytesIO(encode(step)))
+    assert isinstance(found, DecodeStep) and found.greedy == step.greedy
+    assert numpy.array_equal(found.numbers.numbers, numbers) and found.numbers.rows == 3
+    assert found.numbers.pages == pages
 
 
 def test_what_ranks_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
