@@ -6,6 +6,7 @@ from awqkit.checkpoint.errors import (
     ConversationError,
     OutputError,
     ResumeError,
+    TextError,
     UnsupportedModelError,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "OutputError",
     "QuantizationError",
     "ResumeError",
+    "TextError",
     "UnsupportedModelError",
 ]

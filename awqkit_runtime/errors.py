@@ -5,6 +5,7 @@ from awqkit.checkpoint.errors import (
     CheckpointError,
     ConversationError,
     OutputError,
+    TextError,
     UnsupportedModelError,
 )
 
@@ -15,10 +16,6 @@ class ConfigError(AwqkitError, ValueError):
 
 class RequestError(AwqkitError, ValueError):
     """A request that this engine can never serve: too long, empty, or with bad parameters."""
-
-
-class TextError(AwqkitError):
-    """A text that cannot be read, is not UTF-8, or is too short to be scored."""
 
 
 class NumericsError(AwqkitError):

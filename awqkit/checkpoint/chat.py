@@ -54,7 +54,7 @@ def render_chat_text(
 
     from awqkit.checkpoint.chat_template import render_template
 
-    template = _template(tokenizer)
+    template = _template(tokenizer, with_tools=tools is not None)
     _require_wellformed(messages)
     try:
         return render_template(
@@ -87,9 +87,13 @@ def render_chat_text(
         ) from error
 
 
-def _template(tokenizer: TextTokenizer) -> str:
+def _template(tokenizer: TextTokenizer, *, with_tools: bool) -> str:
+    """The one for tools, where there is one and there are tools."""
     templates = tokenizer.chat_template
-    template = templates.get("default") if isinstance(templates, Mapping) else templates
+    template = templates
+    if isinstance(templates, Mapping):
+        default = templates.get("default")
+        template = templates.get("tool_use", default) if with_tools else default
     if isinstance(template, str) and template:
         return template
     if templates:

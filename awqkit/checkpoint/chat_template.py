@@ -24,6 +24,8 @@ from jinja2.utils import Namespace
 
 #: Compiled templates that are kept; a process uses one model, or a few.
 _KEPT_TEMPLATES = 8
+#: Names of an answer's reasoning, the one that most templates read first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 #: What a subclass, such as an enumeration of texts, holds.
 _SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
@@ -46,15 +48,21 @@ def render_template(
     on its data can raise.
     """
     return _compiled(template).render(
-        messages=[
-            {key: _plain(value) for key, value in message.items() if value is not None}
-            for message in messages
-        ],
+        messages=[_message(message) for message in messages],
         tools=_plain(tools),
         documents=None,
         add_generation_prompt=add_generation_prompt,
         **named_tokens,
     )
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model thought goes by several names, of which a template reads one."""
+    plain = {key: _plain(value) for key, value in message.items() if value is not None}
+    for name in _REASONING:
+        if name in plain:
+            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
+    return plain
 
 
 def _plain(value: Any) -> Any:

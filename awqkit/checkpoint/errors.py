@@ -25,3 +25,7 @@ class ResumeError(OutputError):
 
 class ConversationError(AwqkitError, ValueError):
     """A conversation that a model's chat template cannot render."""
+
+
+class TextError(AwqkitError):
+    """A text that cannot be read, is not UTF-8, or is too short to be scored."""

@@ -45,8 +45,9 @@ class PackedWeight:
 
     def to(self, device: torch.device) -> PackedWeight:
         """The same on another device."""
+        # Not asked for a CPU: where there is a GPU too, CUDA might be started for the answer.
         tensors = {
-            suffix: tensor.to(device, non_blocking=tensor.is_pinned())
+            suffix: tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned())
             for suffix, tensor in self.tensors.items()
         }
         rows = None if self.rows is None else self.rows.to(device)

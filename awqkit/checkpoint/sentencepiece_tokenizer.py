@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.sentencepiece_model import SPACE_MARK, PieceKind, SentencePieceModel
@@ -28,17 +29,27 @@ if TYPE_CHECKING:
 _SYMBOL_BONUS = 0.1
 
 
+#: Where a text is cut at added tokens, what gets the space that models put before a text.
+Prefixed = Literal["every part", "the first part"]
+
+
 def build_fast_tokenizer(
-    model: SentencePieceModel, added: Mapping[int, AddedToken] | None = None
+    model: SentencePieceModel,
+    added: Mapping[int, AddedToken] | None = None,
+    *,
+    prefixed: Prefixed = "every part",
 ) -> Tokenizer:
     """Build the `tokenizers` tokenizer that equals a SentencePiece model.
 
     added: tokens by id that are split off the text before everything else. An id inside the
     vocabulary renames its piece (a reserved one, usually); ids behind it extend the vocabulary
     without gaps. The model's control pieces are added as special tokens too.
+    prefixed: SentencePiece itself, given the parts one by one, prefixes every one. Where it is but
+    the first, and that begins with a space, none is put before it, as in the transformers library.
     Sequences get no bos or eos here. Raises CheckpointError when names or ids collide.
     """
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import Sequence
 
     tokens = _special_pieces(model) | dict(added or {})
     names = _names(model, tokens)
@@ -46,10 +57,16 @@ def build_fast_tokenizer(
     tokenizer = Tokenizer(
         _bpe(model, names, symbols) if model.algorithm == "bpe" else _unigram(model, names, symbols)
     )
-    tokenizer.normalizer = build_normalizer(model, symbols)
-    pre_tokenizer = _pre_tokenizer(model, symbols)
-    if pre_tokenizer is not None:
-        tokenizer.pre_tokenizer = pre_tokenizer
+    if prefixed == "the first part" and model.add_dummy_prefix and model.escape_whitespaces:
+        bare = replace(model, add_dummy_prefix=False)
+        tokenizer.normalizer = build_normalizer(bare, symbols)
+        steps = [_prefix_of_first(), _pre_tokenizer(model, symbols)]
+    else:
+        tokenizer.normalizer = build_normalizer(model, symbols)
+        steps = [_pre_tokenizer(model, symbols)]
+    known = [step for step in steps if step is not None]
+    if known:
+        tokenizer.pre_tokenizer = known[0] if len(known) == 1 else Sequence(known)
     tokenizer.decoder = _decoder(model)
     split_off = [_split_off_first(token) for token in tokens.values()]
     # All of them are in the vocabulary, so the order of adding does not decide their ids.
@@ -169,6 +186,12 @@ def _unigram(model: SentencePieceModel, names: list[str], symbols: list[str]) ->
         unk_id=names.index(_unknown_name(model, names)),
         byte_fallback=model.byte_fallback,
     )
+
+
+def _prefix_of_first() -> PreTokenizer:
+    from tokenizers.pre_tokenizers import Metaspace
+
+    return Metaspace(SPACE_MARK, prepend_scheme="first", split=False)
 
 
 def _pre_tokenizer(model: SentencePieceModel, symbols: list[str]) -> PreTokenizer | None:

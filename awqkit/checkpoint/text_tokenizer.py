@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from awqkit.checkpoint.errors import TextError
+
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
@@ -25,8 +27,18 @@ class TextTokenizer:
     chat_template: str | Mapping[str, str] | None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text. add_special_tokens: with bos and eos where the tokenizer adds them."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """The ids of a text. add_special_tokens: with bos and eos where the tokenizer adds them.
+
+        TextError for half of a surrogate pair, as which Python reads bytes that are no UTF-8.
+        """
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            # The library says that such a text is none.
+            raise TextError(
+                "The text holds bytes that are no UTF-8, or half of a surrogate pair; neither is a "
+                "character. Give it in UTF-8."
+            ) from error
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

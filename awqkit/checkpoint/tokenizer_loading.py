@@ -12,9 +12,9 @@ from awqkit.checkpoint.sentencepiece_model import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from awqkit.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from awqkit.checkpoint.sentencepiece_tokenizer import Prefixed, build_fast_tokenizer
 from awqkit.checkpoint.text_tokenizer import TextTokenizer
-from awqkit.checkpoint.tokenizer_settings import TokenizerSettings, read_settings
+from awqkit.checkpoint.tokenizer_settings import NAMED_TOKENS, TokenizerSettings, read_settings
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -37,7 +37,7 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
     if (folder / FAST_FILE).is_file():
         backend = _read_fast(folder / FAST_FILE)
         _heed_explicit_flags(backend, settings)
-        return _with_tokens(backend, settings, settings.named, settings.added)
+        return _with_tokens(backend, settings, settings.named, _told_besides(backend, settings))
     if (folder / SENTENCEPIECE_FILE).is_file():
         return _convert(folder / SENTENCEPIECE_FILE, settings)
     raise _no_tokenizer(folder)
@@ -78,7 +78,8 @@ def _read_fast(path: Path) -> Tokenizer:
 def _convert(path: Path, settings: TokenizerSettings) -> TextTokenizer:
     model = read_sentencepiece(path)
     added = _reserved_tokens(model, settings) | dict(settings.added)
-    backend = build_fast_tokenizer(model, added)
+    prefixed: Prefixed = "every part" if settings.prefixes_parts else "the first part"
+    backend = build_fast_tokenizer(model, added, prefixed=prefixed)
     named = _model_names(model) | {
         role: text
         for role, text in settings.defaults.named_tokens.items()
@@ -156,6 +157,14 @@ def _known_id(backend: Tokenizer, text: str) -> int:
     return int(index)
 
 
+def _told_besides(backend: Tokenizer, settings: TokenizerSettings) -> Mapping[int, AddedToken]:
+    """Tokens of the other files; added_tokens.json tells no flags, so tokenizer.json's stay."""
+    if settings.has_flags:
+        return settings.added
+    present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    return {id_: token for id_, token in settings.added.items() if token.content not in present}
+
+
 def _with_tokens(
     backend: Tokenizer,
     settings: TokenizerSettings,
@@ -180,17 +189,19 @@ def _missing_tokens(
     """Those that the backend does not have, or not with these flags, in the order of their ids."""
     from tokenizers import AddedToken
 
-    present = backend.get_added_tokens_decoder().values()
-    texts = {token.content for token in present}
+    present = list(backend.get_added_tokens_decoder().values())
     # Tokens are equal whatever their flags are; their representations are not.
     flagged = {repr(token) for token in present}
-    for _, token in sorted(added.items()):
-        if repr(token) not in flagged:
-            texts.add(token.content)
-            yield _as_special(token) if token.content in named.values() else token
-    for text in (*named.values(), *settings.extra_special):
-        if text not in texts:
-            texts.add(text)
+    told = present + [token for _, token in sorted(added.items())]
+    by_text = {token.content: token for token in told}
+    for text, token in by_text.items():
+        # What has a role is special, whatever the files say.
+        wanted = _as_special(token) if text in named.values() else token
+        if repr(wanted) not in flagged:
+            yield wanted
+    in_order = (named[role] for role in NAMED_TOKENS if role in named)
+    for text in dict.fromkeys((*in_order, *settings.extra_special)):
+        if text not in by_text:
             yield AddedToken(text, special=True)
 
 

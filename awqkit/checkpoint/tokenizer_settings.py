@@ -22,12 +22,13 @@ TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_JSON_FILE = "chat_template.json"
 TEMPLATES_FOLDER = "additional_chat_templates"
 
+#: In the order in which the transformers library gives ids to those that a vocabulary lacks.
 NAMED_TOKENS = (
     "bos_token",
     "eos_token",
     "unk_token",
-    "pad_token",
     "sep_token",
+    "pad_token",
     "cls_token",
     "mask_token",
 )
@@ -47,12 +48,16 @@ class TokenizerSettings:
     named: Mapping[str, str]
     #: Tokens by id, from added_tokens_decoder or added_tokens.json.
     added: Mapping[int, AddedToken]
+    #: Whether those come with their flags, which added_tokens.json does not tell.
+    has_flags: bool
     #: Further special tokens, without a role.
     extra_special: tuple[str, ...]
     #: One template, or several by name; None without any.
     chat_template: str | dict[str, str] | None
     add_bos: bool | None
     add_eos: bool | None
+    #: Of a SentencePiece model: whether the parts between added tokens each begin with its space.
+    prefixes_parts: bool
     #: Keyword arguments of the transformers class.
     options: Mapping[str, Any]
     defaults: TokenizerDefaults
@@ -78,10 +83,13 @@ def read_settings(folder: Path) -> TokenizerSettings:
         raw=raw,
         named=named,
         added=_decoder_tokens(raw) if modern else _listed_tokens(folder, special),
+        has_flags=modern,
         extra_special=extra_special,
         chat_template=_chat_template(folder, raw),
         add_bos=_typed(raw, "add_bos_token", (bool,)),
         add_eos=_typed(raw, "add_eos_token", (bool,)),
+        # The name that transformers gave to what SentencePiece does.
+        prefixes_parts=_typed(raw, "legacy", (bool,)) is not False,
         options={
             key: value
             for key, types in _PASSED_ON.items()

@@ -50,7 +50,8 @@ class Placement:
         return torch.float32 if self.device.type == "cpu" else self.dtype
 
     def weight(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self.device, dtype=self.dtype, non_blocking=tensor.is_pinned())
+        alone = self._copies_alone(tensor)
+        return tensor.to(device=self.device, dtype=self.dtype, non_blocking=alone)
 
     def stacked_weight(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows of all of them, one after the other."""
@@ -59,8 +60,15 @@ class Placement:
         rows = sum(len(part) for part in parts)
         whole = torch.empty((rows, *parts[0].shape[1:]), dtype=self.dtype, device=self.device)
         for target, part in zip(whole.split([len(part) for part in parts]), parts, strict=True):
-            target.copy_(part, non_blocking=part.is_pinned())
+            target.copy_(part, non_blocking=self._copies_alone(part))
         return whole
+
+    def _copies_alone(self, tensor: Tensor) -> bool:
+        """Whether the device can copy it while the host goes on.
+
+        Not asked for a CPU: where there is a GPU too, CUDA might be started for the answer.
+        """
+        return self.device.type == "cuda" and tensor.is_pinned()
 
     def parameter(self, tensor: Tensor) -> Tensor:
         """A small vector that meets activations elementwise: a bias, a norm's weight."""

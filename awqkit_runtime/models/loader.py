@@ -49,7 +49,8 @@ def load_decoder(
     )
     config = checkpoint.config
     length = resolve_session_len(config, session_len)
-    with outer_read_meanwhile(checkpoint, placed_on) as outer:
+    outer_dtype = resolve_dtype(config, dtype, placed_on)
+    with outer_read_meanwhile(checkpoint, placed_on, outer_dtype) as outer:
         bits = head_bits(checkpoint)
         placement = ready_placement(config, placed_on, dtype, fusions, head_bits=bits)
         layers = [

@@ -64,27 +64,36 @@ def _read_ahead(
 
 @contextmanager
 def outer_read_meanwhile(
-    checkpoint: Checkpoint, device: torch.device
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[], Outer]]:
     """Within the block, what lies outside the layers is read for a GPU; the call waits for it.
 
     For a CPU the call itself reads it.
     """
     if device.type == "cpu":
-        yield partial(read_outer, checkpoint, device)
+        yield partial(read_outer, checkpoint, device, dtype)
         return
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(read_outer, checkpoint, device).result
+        yield pool.submit(read_outer, checkpoint, device, dtype).result
 
 
-def read_outer(checkpoint: Checkpoint, device: torch.device) -> Outer:
-    """What lies outside the layers, dense tensors on the device, by canonical name."""
+def read_outer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Outer:
+    """What lies outside the layers, dense tensors on the device, by canonical name.
+
+    dtype: of dense matrices. They are large, so each is converted at once: in the end all of them
+    would lie on the device twice, when it is fullest.
+    """
     present = set(checkpoint.names())
     with reading_onto(device) as read:
         return {
             name: checkpoint.packed(name, reader_for(device))
             if checkpoint.is_quantized(name)
-            else checkpoint.tensor(name, read)
+            else _converted(checkpoint.tensor(name, read), dtype)
             for name in _OUTER
             if name in present
         }
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A vector is left to the norm that it belongs to."""
+    return tensor.to(dtype) if tensor.dim() == 2 else tensor

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from awqkit.checkpoint.errors import CheckpointError, ConversationError
-from awqkit.checkpoint.tokenizer import encode_prompt, load_tokenizer, render_chat
+from awqkit.checkpoint.tokenizer import (
+    encode_prompt,
+    load_tokenizer,
+    render_chat,
+    render_chat_text,
+)
 from tests.checkpoint.tokenizer_folders import TURN_TEMPLATE, write_fast_folder
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -50,6 +55,19 @@ def test_one_of_several_templates_is_the_default(tmp_path: Path) -> None:
     assert "hello" in (loaded := tokenizer(tmp_path, templates)).decode(render_chat(loaded, HELLO))
     with pytest.raises(CheckpointError, match=r"\(tool_use\).*none called default"):
         render_chat(tokenizer(tmp_path, templates[1:]), HELLO)
+
+
+def test_tools_have_a_template_of_their_own_where_the_model_has_one(tmp_path: Path) -> None:
+    templates = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools | length }} tools"},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    several = tokenizer(tmp_path / "several", templates)
+    assert render_chat_text(several, HELLO, tools=tools) == "1 tools"
+    assert render_chat_text(several, HELLO) == "plain"
+    one = tokenizer(tmp_path / "one", templates[:1])
+    assert render_chat_text(one, HELLO, tools=tools) == "plain"
 
 
 def test_without_a_template_the_cure_is_named(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_entries_that_are_none_count_as_absent() -> None:
     assert render(template, name=None) == 'False {"role": "user"}'
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_what_a_model_thought_is_found_by_the_name_that_a_template_reads(name: str) -> None:
+    assert render("{{ messages[0].reasoning_content }}", **{name: "hm"}) == "hm"
+    assert render("{{ messages[0].thinking }}", **{name: "hm"}) == "hm"
+    assert render("{{ messages[0].reasoning_content is defined }}", **{name: None}) == "False"
+
+
 def test_a_text_of_another_class_is_its_text() -> None:
     class Role(enum.StrEnum):
         WRITER = "writer"

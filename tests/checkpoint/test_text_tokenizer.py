@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from awqkit.checkpoint.errors import TextError
 from awqkit.checkpoint.tokenizer import (
     TextTokenizer,
     carry_tokenizer,
     load_tokenizer,
+    render_chat,
     transformers_tokenizer,
 )
 from tests.checkpoint.sentencepiece_models import HARD_TEXTS, SHARED, random_texts, train
@@ -61,6 +63,31 @@ def with_more_tokens(tmp_path: Path) -> Path:
     )
 
 
+def with_roles_for_plain_tokens(tmp_path: Path) -> Path:
+    """tokenizer.json calls a token plain that has a role, and lacks two that have one."""
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = write_fast_folder(
+        tmp_path / "roles", unk_token="<|thought|>", pad_token="<|pad|>", sep_token="<|sep|>"
+    )
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|thought|>", normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def with_tokens_in_both_files(tmp_path: Path) -> Path:
+    """added_tokens.json repeats a token of tokenizer.json, without its flags."""
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = write_fast_folder(tmp_path / "both")
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|turn|>", special=True, lstrip=True, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "added_tokens.json", {"<|turn|>": backend.token_to_id("<|turn|>")})
+    return folder
+
+
 def with_older_files(tmp_path: Path) -> Path:
     folder = write_fast_folder(tmp_path / "older")
     size = len(load_tokenizer(folder).vocabulary)
@@ -71,6 +98,12 @@ def with_older_files(tmp_path: Path) -> Path:
 
 def converted(tmp_path: Path) -> Path:
     return carried(write_sentencepiece_folder(tmp_path / "sp", model=train()), tmp_path)
+
+
+def converted_with_one_prefix(tmp_path: Path) -> Path:
+    model = train(symbols=("<turn>",), remove_extra_whitespaces=False)
+    source = write_sentencepiece_folder(tmp_path / "sp", model=model, legacy=False)
+    return carried(source, tmp_path)
 
 
 def internlm2_shaped(tmp_path: Path) -> Path:
@@ -106,7 +139,8 @@ def shared(name: str) -> Path:
 
 MAKERS: tuple[Maker, ...] = (
     *(demo_model, plain, with_bos, with_more_tokens, with_older_files),
-    *(converted, internlm2_shaped, internlm2, stories260k),
+    *(with_roles_for_plain_tokens, with_tokens_in_both_files),
+    *(converted, converted_with_one_prefix, internlm2_shaped, internlm2, stories260k),
 )
 every_folder = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 
@@ -180,3 +214,12 @@ def test_what_training_asked_for_is_not_done_to_prompts(tmp_path: Path) -> None:
     backend.enable_padding(length=64, pad_id=1, pad_token="<|end_of_text|>")
     backend.save(str(folder / "tokenizer.json"))
     assert load_tokenizer(folder).encode("the river ran under the old bridge") == expected
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "\ud83d"])
+def test_bytes_that_are_no_character_are_told(text: str) -> None:
+    tokenizer = load_tokenizer(DEMO)
+    with pytest.raises(TextError, match="UTF-8"):
+        tokenizer.encode(text)
+    with pytest.raises(TextError, match="UTF-8"):
+        render_chat(tokenizer, [{"role": "user", "content": text}])

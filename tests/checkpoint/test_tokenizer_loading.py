@@ -14,7 +14,7 @@ import sentencepiece
 
 from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.tokenizer import encode_prompt, load_tokenizer, render_chat
-from tests.checkpoint.sentencepiece_models import HARD_TEXTS, SHARED, train
+from tests.checkpoint.sentencepiece_models import HARD_TEXTS, SHARED, as_proto, train
 from tests.checkpoint.tokenizer_folders import (
     REMOTE_CODE,
     TURN_TEMPLATE,
@@ -78,6 +78,28 @@ def test_sentencepiece_folders_get_bos_and_no_eos_unless_told(
     assert encode_prompt(tokenizer, text) == [*bos, *processor.encode(text), *eos]
     assert tokenizer.eos_token_id == processor.eos_id()
     assert len(tokenizer.vocabulary) == len(processor)
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_a_part_behind_an_added_token_gets_a_space_unless_told(
+    tmp_path: Path, algorithm: str, legacy: bool | None
+) -> None:
+    """Llama's kin say `legacy: false` where a text has it once, at its start."""
+    model = train(algorithm, remove_extra_whitespaces=False)
+    tokenizer = load_tokenizer(write_sentencepiece_folder(tmp_path, model=model, legacy=legacy))
+    proto = as_proto(model)
+    proto.normalizer_spec.add_dummy_prefix = legacy is not False
+    first = sentencepiece.SentencePieceProcessor(model_proto=model)
+    behind = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    for text in ("the river", "ran  under", "\nold", "über"):
+        eos = tokenizer.eos_token_id
+        assert tokenizer.encode(f"{text}</s>{text}", add_special_tokens=False) == [
+            *(*first.encode(text), eos, *behind.encode(text))
+        ]
+        ids = tokenizer.encode(f"</s>{text}", add_special_tokens=False)
+        assert ids == [eos, *behind.encode(text)]
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
 
 
 def test_no_code_from_the_folder_runs(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def _values_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(checkpoint: Checkpoint) -> tuple[list[Any], dict[str, Any]]:
-    with outer_read_meanwhile(checkpoint, ELSEWHERE) as outer:
+    with outer_read_meanwhile(checkpoint, ELSEWHERE, torch.bfloat16) as outer:
         return list(read_layers(checkpoint, ELSEWHERE)), dict(outer())
 
 
@@ -53,7 +53,7 @@ def break_reading(
 
 
 def break_off(checkpoint: Checkpoint) -> None:
-    with outer_read_meanwhile(checkpoint, ELSEWHERE):
+    with outer_read_meanwhile(checkpoint, ELSEWHERE, torch.bfloat16):
         for _ in read_layers(checkpoint, ELSEWHERE):
             raise KeyboardInterrupt
 
@@ -68,6 +68,21 @@ def test_layers_come_in_order_and_whole(checkpoint: Checkpoint) -> None:
     assert {name: tuple(weight.shape) for name, weight in outer.items()} == {
         name: checkpoint.shape(name)
         for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    }
+
+
+@pytest.mark.parametrize("device", [ELSEWHERE, torch.device("cpu")])
+def test_large_matrices_come_in_the_dtype_in_which_they_stay(
+    checkpoint: Checkpoint, device: torch.device
+) -> None:
+    stored = checkpoint.tensor("model.norm.weight").dtype
+    with outer_read_meanwhile(checkpoint, device, torch.float16) as outer:
+        dtypes = {name: weight.dtype for name, weight in outer().items()}
+    assert stored != torch.float16
+    assert dtypes == {
+        "model.embed_tokens.weight": torch.float16,
+        "model.norm.weight": stored,
+        "lm_head.weight": torch.float16,
     }
 
 

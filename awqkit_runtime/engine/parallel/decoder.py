@@ -51,7 +51,7 @@ def load_share(
         layer = DecoderLayer(local, number, part.block, placement)
         _sum_outputs(layer, part, communicator, post_norms=config.post_norms)
         layers.append(layer)
-    outer = read_outer(checkpoint, device)
+    outer = read_outer(checkpoint, device, placement.dtype)
     if share.rank and LM_HEAD in outer:
         outer |= _head_part(outer.pop(LM_HEAD), share, communicator)
     length = resolve_session_len(config, session_len)
