@@ -73,17 +73,20 @@ def quantized_weights(
 def write_quantized_ends(
     folder: Path,
     *,
-    embedding_bits: int,
+    embedding_bits: int | None,
     head_bits: int,
     tied: bool,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     **shape: Any,
 ) -> Path:
-    """A model with random codes in the blocks, the embedding and, unless it is tied, the head."""
+    """A model with random codes in the blocks, the embedding and, unless it is tied, the head.
+
+    embedding_bits: None for one that stays dense.
+    """
     source = open_checkpoint(write_tiny_model(folder / "plain", tie_word_embeddings=tied, **shape))
     weights = dict(quantized_weights(source))
     for name, bits in ((EMBEDDING, embedding_bits), (LM_HEAD, head_bits)):
-        if name in weights:
+        if name in weights and bits is not None:
             weights[name] = random_codes(*source.shape(name), seed=bits, bits=bits)
     out = folder / "packed"
     write_checkpoint(

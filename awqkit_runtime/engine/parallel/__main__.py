@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 
 
-def main() -> int:
+def main() -> None:
     # Ctrl-C is rank 0's affair, also in the second that the imports take.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from awqkit_runtime.engine.parallel.follower import main as follow
 
-    return follow()
+    follow()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -39,9 +39,11 @@ def head_part(decoder: Decoder, share: Share) -> HeadPart | None:
     if not rows:
         return None
     weight = decoder.head.weight
-    if len(weight) != len(rows):  # Whole: rank 0's, and one that is the embedding too.
-        weight = weight[rows.start : rows.stop]
-    return HeadPart(first=rows.start, rows=weight)
+    if len(weight) == len(rows):
+        return HeadPart(first=rows.start, rows=weight)
+    if share.rank and not decoder.config.tie_word_embeddings:
+        return None  # The embedding, in place of a head that is quantized and so rank 0's alone.
+    return HeadPart(first=rows.start, rows=weight[rows.start : rows.stop])
 
 
 class SharedChoice:

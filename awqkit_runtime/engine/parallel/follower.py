@@ -9,7 +9,8 @@ import queue
 import sys
 import threading
 import time
-from typing import BinaryIO
+import traceback
+from typing import BinaryIO, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,7 @@ _SECONDS_TO_LISTEN = 1.0
 Messages = queue.SimpleQueue[Message]
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Works until rank 0 closes the input, or is gone."""
     assignment = read_assignment(sys.stdin.buffer)
     messages: Messages = queue.SimpleQueue()
@@ -50,13 +51,20 @@ def main() -> int:
         communicator = _connect(assignment, share)
         _follow(_load(assignment, share, communicator), communicator, share, messages)
     except AwqkitError as error:
-        print(f"Rank {assignment.rank}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except RuntimeError:
+        print(f"Rank {assignment.rank}: {error}", file=sys.stderr)
+        _end(error.exit_code)
+    except Exception:  # noqa: BLE001  (the process ends with it)
         # Where the reason is that rank 0 is gone, the listener ends the process meanwhile.
         time.sleep(_SECONDS_TO_LISTEN)
-        raise
-    return 0
+        traceback.print_exc()
+        _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    """At once: Python's own end fails over the thread that reads the input, and would wait for what
+    the device still waits for."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _listen(stream: BinaryIO, messages: Messages) -> None:
@@ -88,7 +96,9 @@ def _load(assignment: Assignment, share: Share, communicator: Communicator) -> D
     return decoder
 
 
-def _follow(decoder: Decoder, communicator: Communicator, share: Share, messages: Messages) -> None:
+def _follow(
+    decoder: Decoder, communicator: Communicator, share: Share, messages: Messages
+) -> NoReturn:
     runner: FollowingRunner | None = None
     while True:
         message = messages.get()

@@ -88,8 +88,11 @@ class _SharedOutcome(Outcome):
         self._team = team
 
     def wait(self) -> tuple[list[int], list[int]]:
-        with _errors_of(self._team):
+        try:
             found = self._outcome.wait()
+        except RuntimeError as error:
+            self._team.raise_if_ended(error)
+            raise
         self._team.require_all()
         return found
 
@@ -97,23 +100,13 @@ class _SharedOutcome(Outcome):
 @contextmanager
 def _as_one(team: Team) -> Iterator[None]:
     """What is done inside is done by all ranks, or there is no team any more."""
-    with _uninterrupted(), _errors_of(team):
+    with _uninterrupted():
         try:
             yield
         except RuntimeError as error:
             team.raise_if_ended(error)
             team.close()  # Nobody knows how far the others are.
             raise
-
-
-@contextmanager
-def _errors_of(team: Team) -> Iterator[None]:
-    """RankError where a rank that is gone is behind an error."""
-    try:
-        yield
-    except RuntimeError as error:
-        team.raise_if_ended(error)
-        raise
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from awqkit_runtime.engine.parallel.team import Team
 from awqkit_runtime.engine.request import Completion
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import RankError
-from tests.checkpoint.folders import quantized_weights
+from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.engine.fakes import generate, run_all
 from tests.tiny_models import write_tiny_model
 
@@ -134,6 +134,22 @@ def test_graphs_choose_them_together_alone_and_beside_drawn_ones(uneven: Path) -
                 assert alone.token_ids[:sure] == shared.token_ids[:sure]
                 compared += sure
     assert compared >= 60
+
+
+def test_of_a_quantized_head_graphs_choose_what_rank_0_does(tmp_path: Path) -> None:
+    """Beside a dense embedding, which the other ranks have in its place."""
+    folder = write_quantized_ends(
+        tmp_path, embedding_bits=None, head_bits=4, tied=False, hidden_size=512, head_dim=128
+    )
+    with engine_of(folder, tp=2, dtype="bfloat16") as engine:
+        by_rank_0 = generate(engine, prompts(), PARAMS)
+        together = generate(engine, prompts(), GREEDY)
+    compared = 0
+    for alone, shared in zip(by_rank_0, together, strict=True):
+        sure = clear_steps(alone)
+        assert alone.token_ids[:sure] == shared.token_ids[:sure]
+        compared += sure
+    assert compared >= 10
 
 
 def test_all_ranks_go_on_after_long_prompts_in_parts(uneven: Path) -> None:

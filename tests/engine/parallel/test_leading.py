@@ -31,6 +31,7 @@ from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.runner import Runner, StepInputs
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.errors import RankError
 from awqkit_runtime.models.decoder import Decoder
 from awqkit_runtime.models.loader import load_decoder
 from tests.engine.fakes import make_engine
@@ -188,12 +189,14 @@ def test_traffic_is_answered_as_by_one_rank(
 def test_an_error_in_the_middle_of_a_step_ends_the_team(
     source: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other ranks have been told of a step that rank 0 does not finish."""
+    """The other ranks have been told of a step that rank 0 does not finish. The error is its own,
+    though by the end the others have ended too."""
     ended: list[bool] = []
 
     class Team(ThreadTeam):
         def raise_if_ended(self, error: Exception) -> None:
-            """None has."""
+            if ended:
+                raise RankError("Rank 1 of 2 has ended with code 0") from error
 
         def close(self) -> None:
             ended.append(True)

@@ -78,7 +78,9 @@ def test_of_a_dense_head_each_rank_has_its_rows(tmp_path: Path) -> None:
         assert part.rows.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
-def test_a_quantized_head_is_rank_0s(tmp_path: Path) -> None:
-    folder = write_quantized_ends(tmp_path, embedding_bits=4, head_bits=4, tied=False)
+@pytest.mark.parametrize("embedding_bits", [4, None])
+def test_a_quantized_head_is_rank_0s(embedding_bits: int | None, tmp_path: Path) -> None:
+    """Whatever the embedding is, which other ranks than 0 have in its place."""
+    folder = write_quantized_ends(tmp_path, embedding_bits=embedding_bits, head_bits=4, tied=False)
     first, second = (part_of(folder, rank)[1] for rank in range(2))
     assert first is not None and first.rows is None and second is None

@@ -34,7 +34,7 @@ from awqkit_runtime.engine.parallel.messages import (
 from awqkit_runtime.engine.parallel.runner import LeadingRunner
 from awqkit_runtime.engine.runner import StepInputs
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.errors import ConfigError, RankError
+from awqkit_runtime.errors import CheckpointError, ConfigError, RankError
 from tests.checkpoint.folders import quantized_weights
 from tests.engine.fakes import generate, run_all
 from tests.tiny_models import write_tiny_model
@@ -101,6 +101,19 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     send_assignment(process.stdin, replace(ASSIGNMENT, port=store.port))
     process.stdin.close()
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_rank_that_fails_says_why_and_ends_with_the_code_for_it(tmp_path: Path) -> None:
+    """While one of its threads waits for what rank 0 may tell it."""
+    store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    command = [sys.executable, "-m", "awqkit_runtime.engine.parallel"]
+    alone = replace(ASSIGNMENT, rank=0, ranks=1, port=store.port, model=str(tmp_path / "gone"))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        send_assignment(process.stdin, alone)
+        assert process.wait(PATIENCE) == CheckpointError.exit_code
+        told = process.stderr.read().decode()
+    assert told.startswith("Rank 0: ") and "gone" in told and "Fatal" not in told
 
 
 def test_a_rank_that_cannot_load_ends_the_start(
