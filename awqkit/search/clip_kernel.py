@@ -23,6 +23,8 @@ from awqkit.search.ranges import LEAST_SHARE, MOST_SHARE, Ranges
 #: FEW_ROWS, so that there are programs enough.
 ROWS_AT_ONCE, WARPS = 64, 8
 FEW_ROWS, FEW_AT_ONCE, FEW_WARPS = 5120, 32, 8
+#: By how much the rows of quiet weights are made louder, at most, to fill the range of 16 bits.
+MOST_LOUDER = 2.0**40
 
 
 def choose_ranges(
@@ -33,9 +35,11 @@ def choose_ranges(
     ranges: those to begin with, whose `error` is not kept up.
     """
     inputs = Equilibrated.of(gram)
-    unit = power_above((weight.abs().amax(0) * inputs.root).max())
-    factor = inputs.root / unit
-    error = (ranges.error * factor).half()
+    largest = weight.abs().mul_(inputs.root).amax(1)
+    factor = inputs.root / power_above(largest.max())
+    louder = power_above(largest.max()) / power_above(largest)
+    louder = louder.where(largest > 0, 1.0).clamp_(max=MOST_LOUDER)
+    error = (ranges.error * factor).mul_(louder.unsqueeze(1)).half()
     rows, columns = weight.shape
     blocks = list(column_blocks(columns))
     width = blocks[0].stop
@@ -50,6 +54,7 @@ def choose_ranges(
             _choose_ranges[(triton.cdiv(rows, at_once),)](
                 weight,
                 factor,
+                louder,
                 error,
                 pull,
                 change,
@@ -81,6 +86,7 @@ def choose_ranges(
 def _choose_ranges(  # type: ignore[no-untyped-def]
     weight_at,
     factor_at,
+    louder_at,
     error_at,
     pull_at,
     change_at,
@@ -110,12 +116,14 @@ def _choose_ranges(  # type: ignore[no-untyped-def]
     inside = row < rows
     tile = inside[:, None]
     wide = row.to(tl.int64)[:, None]
+    louder = tl.load(louder_at + row, mask=inside, other=1.0)
     for index in range(groups):
         group = first + index
         here = group * GROUP + column
         beside = wide * width + index * GROUP + column[None, :]
         at = wide * columns + here[None, :]
         weight = tl.load(weight_at + wide * weight_stride + here[None, :], mask=tile, other=0.0)
+        weight *= louder[:, None]
         factor = tl.load(factor_at + here)[None, :]
         pull = tl.load(pull_at + beside, mask=tile, other=0.0)
         for earlier in range(index):
@@ -142,7 +150,7 @@ def _choose_ranges(  # type: ignore[no-untyped-def]
             high_share = first_high_share + (candidate % COUNT - (COUNT - 1) / 2) * step
             high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
             scale, zero = grid_for_range(low * low_share, high * high_share)
-            delta = rounding_error(weight, scale, zero) * factor
+            delta = rounding_error(weight, scale * louder, zero) * factor
             added = (tl.dot(delta.to(tl.float16), own) + others) * delta
             added = tl.sum(added, axis=1)
             better = added < least
@@ -152,7 +160,7 @@ def _choose_ranges(  # type: ignore[no-untyped-def]
             best_scale = tl.where(better, scale, best_scale)
             best_zero = tl.where(better, zero, best_zero)
 
-        after = (rounding_error(weight, best_scale, best_zero) * factor).to(tl.float16)
+        after = (rounding_error(weight, best_scale * louder, best_zero) * factor).to(tl.float16)
         before = tl.load(error_at + at, mask=tile, other=0.0)  # again, instead of keeping it
         tl.store(change_at + beside, after - before, mask=tile)
         tl.store(error_at + at, after, mask=tile)

@@ -30,7 +30,7 @@ class Equilibrated:
         damping: what is added to its diagonal.
         """
         diagonal = moments.diagonal() + damping
-        root = power_above(diagonal.sqrt())
+        root = _roots(diagonal)
         matrix = torch.empty(moments.shape, dtype=torch.float16, device=moments.device)
         for rows in row_parts(*moments.shape):
             matrix[rows] = (moments[rows] / root).div_(root[rows].unsqueeze(1))
@@ -46,6 +46,16 @@ class Equilibrated:
             torch.cat([part.root for part in parts]),
             torch.cat([part.diagonal for part in parts]),
         )
+
+
+def _roots(diagonal: Tensor) -> Tensor:
+    """Powers of two above the square roots; of what is silent, that of the quietest of the others.
+
+    So that silent inputs, whose errors cost nothing, take nothing of the range of 16 bits.
+    """
+    root, fires = power_above(diagonal.sqrt()), diagonal > 0
+    quietest = root.where(fires, torch.inf).amin()
+    return root.where(fires, quietest.where(fires.any(), 1.0))
 
 
 def power_above(x: Tensor) -> Tensor:

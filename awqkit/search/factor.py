@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,20 +14,40 @@ from awqkit.search.products import product
 WIDE, PANEL = 10000, 2048
 SOLVED_AT_ONCE = 1024
 
+#: Of a [m, k], b [k, n] and onto [m, n], takes a @ b from onto, in place.
+Subtract = Callable[[Tensor, Tensor, Tensor], None]
 
-def cholesky(matrix: Tensor) -> Tensor | None:
+
+def cholesky(make: Callable[[], Tensor]) -> Tensor | None:
     """L with L · Lᵀ = matrix, below and on the diagonal; above it anything may stand.
 
-    matrix: float32 [n, n], symmetric; consumed, since a wide one leaves no room for a second. None
-    where it is not positive definite.
+    make: the matrix, float32 [n, n], symmetric, anew at each call; consumed, since a wide one
+    leaves no room for a second. None where it is not positive definite.
     """
-    if matrix.is_cuda and len(matrix) > WIDE:
-        return _in_place(matrix, PANEL)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if failed else factor
+    matrix = make()
+    if not _is_wide(matrix):
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed else factor
+    factor = _in_place(matrix, PANEL, _subtract_product)
+    if factor is None:  # one direction may be so loud that what TF32 drops of it hides the others
+        del matrix
+        factor = _in_place(make(), PANEL, _subtract_exactly)
+    return factor
 
 
-def _in_place(matrix: Tensor, panel: int) -> Tensor | None:
+def _is_wide(matrix: Tensor) -> bool:
+    return matrix.is_cuda and len(matrix) > WIDE
+
+
+def _subtract_product(a: Tensor, b: Tensor, onto: Tensor) -> None:
+    product(a, b, onto=onto, alpha=-1.0)
+
+
+def _subtract_exactly(a: Tensor, b: Tensor, onto: Tensor) -> None:
+    onto.addmm_(a, b, alpha=-1.0)
+
+
+def _in_place(matrix: Tensor, panel: int, subtract: Subtract) -> Tensor | None:
     """Panel by panel, each of which is then taken out of what lies to its right."""
     for start in range(0, len(matrix), panel):
         part, end = slice(start, start + panel), start + panel
@@ -38,8 +60,7 @@ def _in_place(matrix: Tensor, panel: int) -> Tensor | None:
         matrix[end:, part] = _solved(own.mT, matrix[end:, part], upper=True)
         for first in range(end, len(matrix), panel):
             columns = slice(first, first + panel)
-            trailing = matrix[first:, columns]
-            product(matrix[first:, part], matrix[columns, part].T, onto=trailing, alpha=-1.0)
+            subtract(matrix[first:, part], matrix[columns, part].T, matrix[first:, columns])
     return matrix
 
 

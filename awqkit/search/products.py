@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -12,6 +13,8 @@ from torch import Tensor
 
 #: Of a matrix on the host, those that are copied to the device at once.
 ROWS_AT_ONCE = 4096
+#: Compute capability of the first GPUs that multiply as the kernels do.
+OLDEST_GPU = (8, 0)
 
 
 def product(
@@ -70,5 +73,28 @@ def _tf32() -> Iterator[None]:
 
 @cache
 def has_triton() -> bool:
-    """Whether torch came with the compiler of the kernels; without it the plain loops serve."""
-    return find_spec("triton") is not None
+    """Whether the searches' kernels run on this GPU; the plain loops serve where they do not."""
+    obstacle = _obstacle()
+    if obstacle:
+        warnings.warn(
+            f"The kernels of the searches cannot run on this GPU ({obstacle}). Plain loops do "
+            "their work, which takes several times as long.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not obstacle
+
+
+def _obstacle() -> str:
+    """What keeps the kernels from running; nothing where nothing does."""
+    if find_spec("triton") is None:
+        return "torch came without Triton, their compiler"
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return f"it is older than compute capability {'.'.join(map(str, OLDEST_GPU))}"
+    from awqkit.search.trial_kernel import FAILURES, run_trial
+
+    try:
+        run_trial(torch.device("cuda"))
+    except FAILURES as error:
+        return " ".join(str(error).split())
+    return ""

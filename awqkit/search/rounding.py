@@ -11,6 +11,7 @@ range is chosen by it, on the values that are left to round when the group's tur
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,11 +115,16 @@ def _factors(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     damping = damping_of(gram)
     mean, factor = damping / DAMPING, None
     while factor is None:
-        ordered = _reordered(gram, order)
-        diagonal = ordered.diagonal()
-        diagonal[diagonal <= 0] = mean
-        diagonal += damping
-        factor = cholesky(ordered)
+        factor = cholesky(partial(_damped, gram, order, mean, damping))
         damping *= 10
     root = factor.diagonal().clone()
     return factor.div_(root), root.square()
+
+
+def _damped(gram: Tensor, order: Tensor, mean: float, damping: float) -> Tensor:
+    """gram[order, order], of larger diagonal."""
+    ordered = _reordered(gram, order)
+    diagonal = ordered.diagonal()
+    diagonal[diagonal <= 0] = mean
+    diagonal += damping
+    return ordered

@@ -8,6 +8,7 @@ the residual stream has lost before it; and the closest weights are found in clo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,9 +84,13 @@ def corrected_target(search: Aim, judge: Aim) -> Tensor:
 def _least_squares(search: Aim, pull: Tensor, ridge: float) -> Tensor | None:
     gram = search.moments.gram
     silent = gram.diagonal() <= 0
-    damped = gram.clone()
-    damped.diagonal().add_(damping_of(gram, ridge))
-    factor = cholesky(damped)
+    factor = cholesky(partial(_damped, gram, damping_of(gram, ridge)))
     if factor is None:
         return None
     return search.weight + solve(factor, pull).masked_fill_(silent, 0.0)
+
+
+def _damped(gram: Tensor, damping: float) -> Tensor:
+    damped = gram.clone()
+    damped.diagonal().add_(damping)
+    return damped

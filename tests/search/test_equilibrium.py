@@ -31,3 +31,11 @@ def test_damping_is_added_to_the_diagonal_alone() -> None:
     held = Equilibrated.of(gram, 0.5)
     back = held.matrix.float() * torch.outer(held.root, held.root)
     torch.testing.assert_close(back - gram, 0.5 * torch.eye(128), rtol=0, atol=2e-3)
+
+
+def test_silent_inputs_are_as_quiet_as_the_quietest() -> None:
+    held = Equilibrated.of(torch.diag(torch.tensor([1e-10, 0.0, 4e-8])))
+    assert held.root[1] == held.root[0] < held.root[2]
+    assert held.matrix[1].abs().max() == 0
+    silent = Equilibrated.of(torch.zeros(4, 4))
+    assert torch.equal(silent.root, torch.ones(4)) and silent.matrix.abs().max() == 0

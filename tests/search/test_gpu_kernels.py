@@ -59,6 +59,18 @@ def test_clip_search_finds_what_the_loop_finds(out: int, tolerance: float) -> No
     assert expected < 0.8 * grid_error(weight, min_max_grid(weight), gram)
 
 
+def test_quiet_rows_are_clipped_as_well_as_loud_ones() -> None:
+    """Their errors must not vanish in 16 bits: every row is compared with itself unclipped."""
+    torch.manual_seed(24)
+    weight, gram = weight_and_gram(24, 512)
+    weight *= torch.logspace(-6, 2, 24).unsqueeze(1)
+    grid = search_clip(weight.cuda(), gram.cuda())
+    for row in range(24):
+        one = slice(row, row + 1)
+        found, own = GroupGrid(grid.scale[one], grid.zero[one]), weight[one]
+        assert grid_error(own, found, gram) < 1.2 * grid_error(own, min_max_grid(own), gram)
+
+
 @pytest.mark.parametrize("out", [1, 40, 200])
 def test_joint_descent_lowers_the_objective_as_the_loop_does(out: int) -> None:
     """By other random numbers; of blocks of outputs that follow each other, the last one narrow.
