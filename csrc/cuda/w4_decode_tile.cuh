@@ -1,8 +1,8 @@
-// What the decode kernels share: the shape of the problem, one group of one row tile on the tensor
-// cores, and the way to y. W4_NT is the number of n8 tiles of tokens, M <= 8 * W4_NT.
+// What the decode kernels share: one group of one row tile on the tensor cores, and the sums over
+// warps. W4_NT is the number of n8 tiles of tokens, M <= 8 * W4_NT.
 #pragma once
 
-#include "w4_decode_ptx.cuh"
+#include "w4_decode_problem.cuh"
 
 namespace w4_decode {
 
@@ -14,15 +14,6 @@ constexpr int kScaleBytes = 64;    // of 16 rows and one group
 constexpr int kPartialPitch = 20;  // floats a token; 16 rows, padded against bank conflicts
 constexpr int kPartialFloats = kTokens * kPartialPitch;
 constexpr int kPairs = kTokens * 8;  // pairs of neighbouring rows in one tile's output
-
-struct Problem {
-  const unsigned char* codes;
-  const unsigned char* scales;
-  const u16* x;
-  const u16* bias;
-  u16* y;
-  int m, n, k;
-};
 
 struct Share {
   int first, count;
@@ -108,16 +99,6 @@ __device__ __forceinline__ float2 add_partials(u32 partials, int pair) {
     all.y += part.y;
   }
   return all;
-}
-
-__device__ __forceinline__ void store_pair(const Problem& p, int tile, int pair, float2 value) {
-  const int token = pair / 8, row = 16 * tile + 2 * (pair % 8);
-  if (token >= p.m || row >= p.n) return;
-  if (p.bias != nullptr) {
-    value.x += bf16_bits_to_float(p.bias[row]);
-    value.y += bf16_bits_to_float(p.bias[row + 1]);
-  }
-  *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
 }
 
 }  // namespace w4_decode

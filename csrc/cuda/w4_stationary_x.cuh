@@ -1,8 +1,8 @@
 // x as the warps of w4_stationary.cu hold it, operands of mma.sync in registers, and what they make of
-// it: the sums of one row tile and their way through shared memory to y.
+// it: the sums of one row tile and their way through shared memory.
 #pragma once
 
-#include "w4_decode_ptx.cuh"
+#include "w4_decode_problem.cuh"
 
 namespace w4_stationary {
 
@@ -16,15 +16,6 @@ constexpr int kScaleBytes = 64;    // of 16 rows and one group
 constexpr int kStageGroups = kWarps;
 constexpr int kPartialBytes = 512;  // a warp's sums of a row tile: 16 rows x 8 tokens
 constexpr int kLanePairs = 2;
-
-struct Problem {
-  const unsigned char* codes;
-  const unsigned char* scales;
-  const u16* x;
-  const u16* bias;
-  u16* y;
-  int m, n, k;
-};
 
 __device__ __forceinline__ u32 raise(u32 pair) {
   u32 d;
@@ -140,16 +131,6 @@ __device__ __forceinline__ float2 add_partials(u32 partials, int pair) {
     all.y += part.y;
   }
   return all;
-}
-
-__device__ __forceinline__ void store_pair(const Problem& p, int tile, int pair, float2 value) {
-  const int token = pair / 8, row = 16 * tile + 2 * (pair % 8);
-  if (token >= p.m || row >= p.n) return;
-  if (p.bias != nullptr) {
-    value.x += bf16_bits_to_float(p.bias[row]);
-    value.y += bf16_bits_to_float(p.bias[row + 1]);
-  }
-  *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
 }
 
 }  // namespace w4_stationary
