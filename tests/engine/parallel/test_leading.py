@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint
+from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.cache.pool import PagePool
+from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_runner import GraphRunner
 from awqkit_runtime.engine.greedy_choice import choose_likeliest
 from awqkit_runtime.engine.launched_step import launcher
@@ -120,7 +122,8 @@ class Ranks:
             raise
 
     def _runner(self, communicator: Communicator, decoder: Decoder) -> Runner:
-        form = make_engine(decoder, pages=8)._runner.pool.format
+        # Not of an engine: making one patches what the main thread's is being made of.
+        form = PageFormat.for_policy(decoder.config, EngineConfig().policy, decoder.dtype)
         pool = PagePool(form, self._pages.get(), CPU)
         if not self._graphs:
             return Runner(decoder, pool)
