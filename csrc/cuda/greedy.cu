@@ -5,13 +5,13 @@
 // within the vocabulary all the same.
 //
 // Launch: grid (rows), block (a multiple of 32 up to 1024), no dynamic shared memory.
-#include "bf16.cuh"
+#include "likeliest_key.cuh"
 
 namespace {
 
 using awqkit::u16;
 using awqkit::u32;
-using u64 = unsigned long long;
+using awqkit::u64;
 
 constexpr int kVector = 8;
 // Loads of a thread that are under way together.
@@ -31,12 +31,7 @@ struct Best {
     }
   }
 
-  // Larger for larger values, then for lower indices. Adding 0 makes one of the two zeros.
-  __device__ __forceinline__ u64 key() const {
-    const u32 bits = __float_as_uint(value + 0.0f);
-    const u32 ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return u64(ordered) << 32 | (0xffffffffu - index);
-  }
+  __device__ __forceinline__ u64 key() const { return awqkit::key_of(awqkit::ordered(value), index); }
 };
 
 __device__ __forceinline__ void see_words(Best& best, const uint4& words, u32 at) {
@@ -46,15 +41,6 @@ __device__ __forceinline__ void see_words(Best& best, const uint4& words, u32 at
     best.see(__uint_as_float(word[i] << 16), at + 2 * i);
     best.see(__uint_as_float(word[i] & 0xffff0000u), at + 2 * i + 1);
   }
-}
-
-__device__ __forceinline__ u64 max_of_warp(u64 key) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const u64 other = __shfl_xor_sync(0xffffffffu, key, distance);
-    key = other > key ? other : key;
-  }
-  return key;
 }
 
 }  // namespace
@@ -82,13 +68,13 @@ extern "C" __global__ void __launch_bounds__(1024)
   }
   __shared__ u64 of_warps[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const u64 of_warp = max_of_warp(best.key());
+  const u64 of_warp = awqkit::max_of_warp(best.key());
   if (lane == 0) of_warps[warp] = of_warp;
   const bool finite = __syncthreads_and(best.finite);
   if (warp != 0) return;
-  const u64 key = max_of_warp(lane < warps ? of_warps[lane] : 0ull);
+  const u64 key = awqkit::max_of_warp(lane < warps ? of_warps[lane] : 0ull);
   if (lane == 0) {
-    choice[2 * blockIdx.x] = 0xffffffffu - u32(key);
+    choice[2 * blockIdx.x] = awqkit::token_of(key);
     choice[2 * blockIdx.x + 1] = finite;
   }
 }

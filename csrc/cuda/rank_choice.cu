@@ -7,24 +7,10 @@
 //
 // meetings [max_rows] count those of each row (rank_packets.cuh), which has one place.
 // Launch: grid (rows), block (32), no dynamic shared memory; one stream.
+#include "likeliest_key.cuh"
 #include "rank_packets.cuh"
 
 using namespace awqkit;
-
-// Orders as the numbers do; adding 0 makes one of the two zeros. 0 is below all but one NaN.
-__device__ __forceinline__ u32 ordered(float value) {
-  const u32 bits = __float_as_uint(value + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ __forceinline__ u64 larger_of_warp(u64 key) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const u64 other = __shfl_xor_sync(0xffffffffu, key, distance);
-    key = other > key ? other : key;
-  }
-  return key;
-}
 
 extern "C" __global__ void __launch_bounds__(32)
     rank_choice(const __grid_constant__ Ranks ranks, u32* meetings, int max_rows,
@@ -47,11 +33,10 @@ extern "C" __global__ void __launch_bounds__(32)
     token = u32(packets.y) >> 1;
     finite = u32(packets.y) & 1;
   }
-  const u64 key = larger_of_warp(lane < ranks.num_ranks ? u64(value) << 32 | (0xffffffffu - token)
-                                                        : 0ull);
+  const u64 key = max_of_warp(lane < ranks.num_ranks ? key_of(value, token) : 0ull);
   const bool all_finite = __all_sync(0xffffffffu, lane >= ranks.num_ranks || finite != 0);
   if (lane != 0) return;
-  choice[2 * row] = 0xffffffffu - u32(key);
+  choice[2 * row] = token_of(key);
   choice[2 * row + 1] = all_finite;
   meetings[row] = number;
 }
