@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache import prompt_plan
 from awqkit_runtime.cache.kernel_step import KernelStep
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
@@ -16,20 +15,10 @@ from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
 from tests.cache.kernel_stand_ins import use_stand_ins
+from tests.cache.small_decoders import LAYERS, small_decoder
 
-HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGES = 16, 6, 2, 2, 64
-CONFIG = DecoderConfig(
-    hidden_size=64,
-    num_layers=LAYERS,
-    num_heads=HEADS,
-    num_kv_heads=KV_HEADS,
-    head_dim=HEAD_DIM,
-    intermediate_size=64,
-    vocab_size=10,
-    max_position_embeddings=1024,
-    norm_eps=1e-5,
-    windows=(None, 70),
-)
+HEAD_DIM, HEADS, KV_HEADS, PAGES = 16, 6, 2, 64
+CONFIG = small_decoder(heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, window=70)
 POLICIES = (0, 8, "k8v4")
 
 
