@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-REPLAYS, WARM_UPS = 15, 3
+REPLAYS = 15
+#: Clocks need some milliseconds to settle after other work.
+WARM_UP_SECONDS = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,7 @@ def microseconds(work: Callable[[], object]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    for _ in range(WARM_UPS):
-        graph.replay()
+    _settle(graph)
     starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS)] for _ in "ab")
     for start, end in zip(starts, ends, strict=True):
         start.record()
@@ -36,6 +38,13 @@ def microseconds(work: Callable[[], object]) -> float:
     torch.cuda.synchronize()
     times = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
     return statistics.median(times) * 1e3
+
+
+def _settle(graph: torch.cuda.CUDAGraph) -> None:
+    end = time.monotonic() + WARM_UP_SECONDS
+    while time.monotonic() < end:
+        graph.replay()
+        torch.cuda.synchronize()
 
 
 def measure_ceilings() -> Ceilings:
