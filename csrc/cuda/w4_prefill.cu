@@ -1,6 +1,6 @@
 // Y = X . W^T (+ bias) for any number of tokens, 4-bit weights in the w4 tiles, on sm_90a.
 //
-// A block is two or three producer threads and W4_CONSUMERS warpgroups of 64 or 128 output rows each.
+// A block is two producer threads and W4_CONSUMERS warpgroups of 64 or 128 output rows each.
 // The producers keep a ring of stages of 64 or 128 inputs: W4_TOKENS tokens (in the 128-byte swizzle;
 // each block of a cluster fetches its share and multicasts it) and the rows' code tiles. A consumer
 // warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 1 + kSlices);
+      barrier_init(shared.full + 8 * stage, 2);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
@@ -161,9 +161,8 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
-    if (thread == 0) producer.run_tokens(x_map, 0);
+    if (thread == 0) producer.run_tokens(x_map);
     if (thread == 32) producer.run_weights(codes_map, params_map);
-    if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();

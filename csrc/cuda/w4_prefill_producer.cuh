@@ -1,4 +1,4 @@
-// The threads that keep a block's ring of stages full.
+// The two threads that keep a block's ring of stages full.
 #pragma once
 
 #include "w4_prefill_tile.cuh"
@@ -7,7 +7,8 @@
 namespace w4_prefill {
 
 // One copy each brings what a stage needs: a copy costs its issuing thread some hundred cycles,
-// however small it is. For the same reason weights and each slice of the tokens have a thread each.
+// however small it is. For the same reason weights and tokens have a thread each; a third one,
+// for the second half of a stage's tokens, made a block of linears 1 % slower.
 class Producer {
  public:
   __device__ __forceinline__ Producer(const Shared& shared, const w4::Problem& problem, int worker)
@@ -29,20 +30,22 @@ class Producer {
     });
   }
 
-  // One of a stage's slices.
-  __device__ __forceinline__ void run_tokens(const TensorMap& tokens, int of_stage) const {
+  __device__ __forceinline__ void run_tokens(const TensorMap& tokens) const {
     wait_for_predecessors();
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
       const u32 full = shared_.full + 8 * stage;
       const int row = at.token_tile * kTokens + rank_ * (kTokens / kCluster);
-      const int input = (slice + of_stage) * 64;
-      const u32 target =
-          shared_.tokens + stage * kTokenBytes + of_stage * kSliceBytes + rank_ * kShareBytes;
-      barrier_expect(full, kSliceBytes);
-      if (kCluster == 1)
-        tensor_copy(target, tokens, input, row, full);
-      else
-        tensor_copy_to_all(target, tokens, input, row, full, (1 << kCluster) - 1);
+      barrier_expect(full, kTokenBytes);
+#pragma unroll
+      for (int i = 0; i < kSlices; ++i) {
+        const u32 target =
+            shared_.tokens + stage * kTokenBytes + i * kSliceBytes + rank_ * kShareBytes;
+        const int input = (slice + i) * 64;
+        if (kCluster == 1)
+          tensor_copy(target, tokens, input, row, full);
+        else
+          tensor_copy_to_all(target, tokens, input, row, full, (1 << kCluster) - 1);
+      }
     });
   }
 
