@@ -102,48 +102,55 @@ __device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket)
 // ---- the consumers ------------------------------------------------------------------------------
 
 // index: of the row tile among the block's.
-__device__ __forceinline__ void hand_over(u32 base, int index, int tile, const float (&total)[4],
+__device__ __forceinline__ void hand_over(u32 base, u32 index, int tile, const float (&total)[4],
                                           int warp, int lane) {
-  const int buffer = index % kReducers;
-  barrier_wait(base + kSumEmpty + 8 * buffer, ((index / kReducers) & 1) ^ 1);
-  if (tile != kEnd)
-    store_partial(base + kPartials + (buffer * kWarps + warp) * kPartialBytes, total, lane);
+  const u32 buffer = index % kReducers;
+  barrier_wait(base + kSumEmpty + 8 * buffer, (index / kReducers & 1) ^ 1);
+  store_partial(base + kPartials + (buffer * kWarps + warp) * kPartialBytes + 16 * lane, total);
   if (warp == 0 && lane == 0) store_int(base + kTileOfSum + 4 * buffer, tile);
   __syncwarp();
   if (lane == 0) barrier_arrive(base + kSumFull + 8 * buffer);
 }
 
 __device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, int lane) {
+  u32 codes = base + kRing + warp * kCodeBytes + 16 * lane;
+  u32 scales = base + kRing + kStageGroups * kCodeBytes + warp * kScaleBytes + 8 * (lane / 4);
+  keep(codes);
+  keep(scales);
+  const int groups = p.k / kGroup;
   wait_for_predecessors();
   StationaryX x;
   x.load(p, warp, lane);
-  const int groups = p.k / kGroup;
-  const u32 codes = base + kRing + warp * kCodeBytes + 16 * lane;
-  const u32 scales = base + kRing + kStageGroups * kCodeBytes + warp * kScaleBytes + 8 * (lane / 4);
   Ring ring;
-  int index = 0;
+  u32 index = 0;
   for (;; ++index) {
     float total[4] = {};
     int tile = kEnd;
 #pragma unroll
-    for (int j = 0; j < kUnitStages; ++j) {
+    for (int stage = 0; stage < kUnitStages; ++stage) {
       barrier_wait(base + kFull + 8 * ring.stage, ring.parity);
-      if (j == 0) {
+      if (stage == 0) {
         tile = load_int(base + kTileOf + 4 * ring.stage);
         if (tile == kEnd) break;
       }
-      const bool mine = warp < groups - j * kStageGroups;
-      uint4 words[2];
-      uint2 params;
-      if (mine) {
-        words[0] = load_shared_16(codes + ring.stage * kStageBytes);
-        words[1] = load_shared_16(codes + ring.stage * kStageBytes + 512);
-        params = load_shared_8(scales + ring.stage * kStageBytes);
+      uint4 words[kStagePart][2];
+      uint2 params[kStagePart];
+#pragma unroll
+      for (int part = 0; part < kStagePart; ++part) {
+        const u32 at = ring.stage * kStageBytes + part * kWarps * kCodeBytes;
+        words[part][0] = load_shared_16(codes + at);
+        words[part][1] = load_shared_16(codes + at + 512);
+        params[part] =
+            load_shared_8(scales + ring.stage * kStageBytes + part * kWarps * kScaleBytes);
+        // What lies there belongs to another row tile; the inputs of such a group are all 0.
+        if (warp + (stage * kStagePart + part) * kWarps >= groups) params[part] = {0, 0};
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(base + kEmpty + 8 * ring.stage);
-      if (mine) x.add_group(total, j, words, params);
       ring.advance();
+#pragma unroll
+      for (int part = 0; part < kStagePart; ++part)
+        x.add_group(total, stage * kStagePart + part, words[part], params[part]);
     }
     if (tile == kEnd) break;
     hand_over(base, index, tile, total, warp, lane);
@@ -155,20 +162,16 @@ __device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, in
 // ---- the reducers -------------------------------------------------------------------------------
 
 __device__ __forceinline__ void reduce(const Problem& p, u32 base, int buffer, int lane) {
+  const u32 partials = base + kPartials + buffer * kWarps * kPartialBytes + 16 * lane;
   for (u32 parity = 0;; parity ^= 1) {
     barrier_wait(base + kSumFull + 8 * buffer, parity);
     const int tile = load_int(base + kTileOfSum + 4 * buffer);
     if (tile == kEnd) return;
-    float2 sum[kLanePairs];
-#pragma unroll
-    for (int j = 0; j < kLanePairs; ++j)
-      if (4 * j < p.m)
-        sum[j] = add_partials(base + kPartials + buffer * kWarps * kPartialBytes, 32 * j + lane);
+    float sum[4] = {};
+    add_partials(sum, partials);
     __syncwarp();
     if (lane == 0) barrier_arrive(base + kSumEmpty + 8 * buffer);
-#pragma unroll
-    for (int j = 0; j < kLanePairs; ++j)
-      if (4 * j < p.m) store_pair(p, tile, 32 * j + lane, sum[j]);
+    store_rows(p, tile, sum, lane);
   }
 }
 
