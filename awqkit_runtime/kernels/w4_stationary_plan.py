@@ -13,10 +13,10 @@ _TOKENS = range(2, 9)
 #: Of a row: more do not fit the registers, and with fewer half of what a warp could hold is empty.
 _GROUPS = range(17, 33)
 
-_UNIT_STAGES, _STAGES = 1, 6
+_STAGES = 6
 _WARPS, _REDUCERS = 16, 2
 _THREADS = 32 * (_WARPS + 4)
-_STAGE_BYTES = 32 // _UNIT_STAGES * (1024 + 64)
+_STAGE_BYTES = 2 * _WARPS * (1024 + 64)
 _SUM_BYTES = _REDUCERS * _WARPS * 512
 
 #: Of a launch, and what each token adds; less than a launch by itself takes, since in the order of
@@ -31,7 +31,7 @@ def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
         return None
     plan = LaunchPlan(
         kernel="stationary",
-        program=Program(stem="w4_stationary", defines=(f"W4_UNIT_STAGES={_UNIT_STAGES}", f"W4_STAGES={_STAGES}")),
+        program=Program(stem="w4_stationary", defines=(f"W4_STAGES={_STAGES}",)),
         entry="w4_stationary_kernel",
         shape=LaunchShape(
             grid=(min(gpu.multiprocessors, row_tiles(n)), 1, 1),

@@ -9,13 +9,11 @@ namespace w4_stationary {
 using namespace w4_decode;
 
 constexpr int kWarps = 16;
-constexpr int kUnitStages = W4_UNIT_STAGES;      // stages of a row tile
-constexpr int kWarpGroups = 2;                   // groups of a warp in a row tile, kWarps apart
-constexpr int kStagePart = kWarpGroups / kUnitStages;  // of them in a stage
+constexpr int kWarpGroups = 2;      // groups of a warp in a row tile, kWarps apart
 constexpr int kGroup = 128;
 constexpr int kCodeBytes = 1024;   // of 16 rows and one group
 constexpr int kScaleBytes = 64;    // of 16 rows and one group
-constexpr int kStageGroups = kWarps * kStagePart;
+constexpr int kTileGroups = kWarps * kWarpGroups;
 constexpr int kPartialBytes = 512;  // a warp's sums of a row tile: 16 rows x 8 tokens
 
 // Keeps what is worked out once in its register.
