@@ -9,6 +9,7 @@ from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.canonical import layer_prefix
+from awqkit.device import choose_gpu
 
 
 class BlockReader:
@@ -18,7 +19,7 @@ class BlockReader:
         self._checkpoint = checkpoint
         self._device = device
         self._thread = (
-            ThreadPoolExecutor(1, initializer=_choose_gpu, initargs=(device,))
+            ThreadPoolExecutor(1, initializer=choose_gpu, initargs=(device,))
             if device.type == "cuda"
             else None
         )
@@ -48,9 +49,3 @@ class BlockReader:
         if self._thread is None:
             return tensors
         return {name: tensor.pin_memory() for name, tensor in tensors.items()}
-
-
-def _choose_gpu(device: torch.device) -> None:
-    """A new thread takes the first GPU for its own, and with it some of that one's memory."""
-    if device.index is not None:
-        torch.cuda.set_device(device)

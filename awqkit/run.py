@@ -112,8 +112,10 @@ class Run:
         self.tuning: Tuning | None = None
 
     def first_weights(self) -> Weights:
-        """What comes before the blocks."""
+        """What no block changes, and is large: written beside the first blocks."""
         yield EMBEDDING, self._vocabulary.stored_embedding()
+        if not self._vocabulary.is_tied:
+            yield LM_HEAD, self._vocabulary.stored_head()
 
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
@@ -164,8 +166,6 @@ class Run:
                         ),
                     )
         yield FINAL_NORM, norm.to(self._stored_dtype)
-        if not self._vocabulary.is_tied:
-            yield LM_HEAD, self._vocabulary.stored_head()
 
     def _tuned_blocks(self) -> Weights:
         """The blocks that had to wait for each other."""
