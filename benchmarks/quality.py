@@ -3,7 +3,7 @@
     python benchmarks/quality.py MODEL --text FILE --json benchmarks/results/quality.json
 
 Each way is written as a checkpoint, loaded by the runtime, and compared with the original model:
-perplexity, and KL divergence in nats per token.
+perplexity, and KL divergence in nats per token. --text and --json may be given several times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,41 +42,59 @@ class Row:
 
 def main() -> None:
     options = parse_options()
-    rows = text_rows(options.model, options.text, options.seqlen)
-    reference = log_probabilities(options.model, rows)
-    results = [Row(way="original", perplexity=perplexity(reference, rows), kl=0.0, seconds=0.0)]
-    show(results[0])
+    texts = [Text.of(options.model, path, options.seqlen) for path in options.text]
+    for text in texts:
+        text.rows.append(
+            Row(way="original", perplexity=perplexity(text.reference, text.ids), kl=0.0, seconds=0)
+        )
+        show(text)
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             out, start = Path(folder) / way.replace(" ", "-"), time.perf_counter()
             make(way, options, out)
             seconds = time.perf_counter() - start
-            results.append(score(way, out, rows, reference, seconds))
-            show(results[-1])
-    nearest = results[1].kl
-    for row in results[2:]:
-        print(f"{row.way}: {row.kl / nearest:.3f} of round-to-nearest's KL")
-    if options.json:
+            for text in texts:
+                text.rows.append(score(way, out, text, seconds))
+                show(text)
+    for text, path in zip(texts, options.json or [], strict=bool(options.json)):
         save_results(
-            options.json,
+            path,
             model=options.model.name,
-            text=options.text.name,
-            tokens=rows.numel(),
+            text=text.name,
+            tokens=text.ids.numel(),
             calibration=f"{options.calib_dataset} {options.calib_samples}x{options.calib_seqlen}",
-            rows=[asdict(row) for row in results],
+            rows=[asdict(row) for row in text.rows],
         )
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True, action="append")
     parser.add_argument("--seqlen", type=int, default=512, help="tokens a row of the text")
     parser.add_argument("--calib-dataset", default="self")
     parser.add_argument("--calib-samples", type=int, default=128)
     parser.add_argument("--calib-seqlen", type=int, default=2048)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, action="append", help="one for each --text")
+    options = parser.parse_args()
+    if options.json and len(options.json) != len(options.text):
+        parser.error("give --json as often as --text")
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """ids: int64 [rows, seqlen].  reference: the original's log_probabilities of them."""
+
+    name: str
+    ids: Tensor
+    reference: Tensor
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Path, path: Path, seqlen: int) -> Text:
+        ids = text_rows(model, path, seqlen)
+        return cls(name=path.name, ids=ids, reference=log_probabilities(model, ids))
 
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
@@ -121,19 +139,23 @@ def log_probabilities(folder: Path, rows: Tensor) -> Tensor:
     return torch.log_softmax(logits[:, :-1], dim=-1)
 
 
-def score(way: str, folder: Path, rows: Tensor, reference: Tensor, seconds: float) -> Row:
-    log = log_probabilities(folder, rows)
-    kl = float((reference.exp() * (reference - log)).sum(-1).mean())
-    return Row(way=way, perplexity=perplexity(log, rows), kl=kl, seconds=round(seconds, 1))
+def score(way: str, folder: Path, text: Text, seconds: float) -> Row:
+    log = log_probabilities(folder, text.ids)
+    kl = float((text.reference.exp() * (text.reference - log)).sum(-1).mean())
+    return Row(way=way, perplexity=perplexity(log, text.ids), kl=kl, seconds=round(seconds, 1))
 
 
 def perplexity(log: Tensor, rows: Tensor) -> float:
     return math.exp(-float(log.gather(-1, rows[:, 1:].unsqueeze(-1)).mean()))
 
 
-def show(row: Row) -> None:
+def show(text: Text) -> None:
+    """Print the last row, and how much of round-to-nearest's KL is gone in it."""
+    row, nearest = text.rows[-1], text.rows[1].kl if len(text.rows) > 2 else None
+    gap = "" if nearest is None else f"   gap closed {1 - row.kl / nearest:.1%}"
     print(
-        f"{row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   {row.seconds:6.1f} s",
+        f"{text.name:12} {row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   "
+        f"{row.seconds:6.1f} s{gap}",
         flush=True,
     )
 
