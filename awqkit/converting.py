@@ -140,6 +140,7 @@ def _write(
     def add_all() -> None:
         for name, weight in weights:
             writer.add(name, weight)
+        writer.flush()  # now, and not all at the end
 
     with clock.timed("writing"):
         background.run(add_all)

@@ -45,7 +45,8 @@ class BlockReader:
         """Where it goes on to a GPU, in memory that its copy engine reads by itself."""
         prefix = layer_prefix(layer)
         names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
-        tensors = {name.removeprefix(prefix): self._checkpoint.tensor(name) for name in names}
-        if self._thread is None:
-            return tensors
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name.removeprefix(prefix): self._read(name) for name in names}
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(name)
+        return tensor if self._thread is None else tensor.pin_memory()
