@@ -12,7 +12,7 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from awqkit.device import resolve_device
 from awqkit.search.affine import in_groups, min_max_grid, nearest_codes, to_quantized_weight
 from awqkit_runtime import load
 
+#: From token ids [1, T] to logits [1, T, vocab].
+Model = Callable[[Tensor], Tensor]
 WAYS = ("round to nearest", "fast", "balanced without scales", "balanced", "best")
 
 
@@ -42,20 +44,19 @@ class Row:
 
 def main() -> None:
     options = parse_options()
+    device = resolve_device("auto")
+    original = load(options.model, device=device, dtype=torch.float32)
     texts = [Text.of(options.model, path, options.seqlen) for path in options.text]
     for text in texts:
-        text.rows.append(
-            Row(way="original", perplexity=perplexity(text.reference, text.ids), kl=0.0, seconds=0)
-        )
-        show(text)
+        text.tell(score("original", original, original, text, 0.0))
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             out, start = Path(folder) / way.replace(" ", "-"), time.perf_counter()
             make(way, options, out)
             seconds = time.perf_counter() - start
+            model = load(out, device=device, dtype=torch.float32)
             for text in texts:
-                text.rows.append(score(way, out, text, seconds))
-                show(text)
+                text.tell(score(way, model, original, text, seconds))
     for text, path in zip(texts, options.json or [], strict=bool(options.json)):
         save_results(
             path,
@@ -84,17 +85,25 @@ def parse_options() -> argparse.Namespace:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """ids: int64 [rows, seqlen].  reference: the original's log_probabilities of them."""
+    """ids: int64 [rows, seqlen].  rows: what was found on it."""
 
     name: str
     ids: Tensor
-    reference: Tensor
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: Path, path: Path, seqlen: int) -> Text:
-        ids = text_rows(model, path, seqlen)
-        return cls(name=path.name, ids=ids, reference=log_probabilities(model, ids))
+        return cls(name=path.name, ids=text_rows(model, path, seqlen))
+
+    def tell(self, row: Row) -> None:
+        """Keep a row and print it, with how much of round-to-nearest's KL is gone in it."""
+        self.rows.append(row)
+        gap = f"   gap closed {1 - row.kl / self.rows[1].kl:.1%}" if len(self.rows) > 2 else ""
+        print(
+            f"{self.name:12} {row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   "
+            f"{row.seconds:6.1f} s{gap}",
+            flush=True,
+        )
 
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
@@ -130,34 +139,16 @@ def nearest(source: Checkpoint) -> Iterator[tuple[str, Tensor | QuantizedWeight]
             yield name, weight
 
 
-def log_probabilities(folder: Path, rows: Tensor) -> Tensor:
-    """float32 [rows, seqlen - 1, vocab] on the host: of each next token."""
-    device = resolve_device("auto")
-    model = load(folder, device=device, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = torch.cat([model(row.unsqueeze(0).to(device)).cpu() for row in rows])
-    return torch.log_softmax(logits[:, :-1], dim=-1)
-
-
-def score(way: str, folder: Path, text: Text, seconds: float) -> Row:
-    log = log_probabilities(folder, text.ids)
-    kl = float((text.reference.exp() * (text.reference - log)).sum(-1).mean())
-    return Row(way=way, perplexity=perplexity(log, text.ids), kl=kl, seconds=round(seconds, 1))
-
-
-def perplexity(log: Tensor, rows: Tensor) -> float:
-    return math.exp(-float(log.gather(-1, rows[:, 1:].unsqueeze(-1)).mean()))
-
-
-def show(text: Text) -> None:
-    """Print the last row, and how much of round-to-nearest's KL is gone in it."""
-    row, nearest = text.rows[-1], text.rows[1].kl if len(text.rows) > 2 else None
-    gap = "" if nearest is None else f"   gap closed {1 - row.kl / nearest:.1%}"
-    print(
-        f"{text.name:12} {row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   "
-        f"{row.seconds:6.1f} s{gap}",
-        flush=True,
-    )
+@torch.inference_mode()
+def score(way: str, model: Model, original: Model, text: Text, seconds: float) -> Row:
+    device, kl, loss = resolve_device("auto"), 0.0, 0.0
+    for ids in text.ids.split(1):
+        ids = ids.to(device)
+        log, reference = (torch.log_softmax(each(ids)[:, :-1], -1) for each in (model, original))
+        kl += float((reference.exp() * (reference - log)).sum())
+        loss -= float(log.gather(-1, ids[:, 1:].unsqueeze(-1)).sum())
+    count = text.ids[:, 1:].numel()
+    return Row(way=way, perplexity=math.exp(loss / count), kl=kl / count, seconds=round(seconds, 1))
 
 
 if __name__ == "__main__":
