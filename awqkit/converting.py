@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from awqkit.background import Background
-from awqkit.calibration.dataset import CalibrationRows, token_digest
-from awqkit.calibration.rows import SELF, is_local_file, make_rows
+from awqkit.calibration.dataset import CalibrationRows
+from awqkit.calibration.rows import SELF
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors
 from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
-from awqkit.config import QuantConfig
 from awqkit.device import begin_peak, peak_bytes
 from awqkit.journal import Journal, Progressed
 from awqkit.planning import planned_bytes, unquantized_linears
 from awqkit.progress import Progress, Silent
 from awqkit.ranks.ranks import Ranks
 from awqkit.report import REPORT_NAME, Calibration, Report
-from awqkit.run import NamedWeight, Run, compute_dtype
-from awqkit.run_identity import require_same, run_identity, source_digests
+from awqkit.run import NamedWeight, Run
+from awqkit.run_identity import source_digests
 from awqkit.stopwatch import Stopwatch
+from awqkit.task import Task
+from awqkit.task_rows import rows_of
 from awqkit.version import VERSION
 from awqkit.warm_up import WarmUp
 
 WRITER = "writer."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the caller asked for. devices: of the processes that share it, one for each."""
-
-    model: Path
-    output: Path
-    config: QuantConfig
-    dataset: str
-    devices: tuple[torch.device, ...]
 
 
 def convert(
@@ -61,12 +49,19 @@ def convert(
         if task.dataset != SELF:  # sampling takes the GPU
             warming.begin()
         with clock.timed("calibration text"):
-            rows = _rows(task, checkpoint, folder, journal, progress)
+            rows = rows_of(task, checkpoint, folder.path, journal, progress)
         warming.begin()
         ranks.broadcast(True, source=0)  # the journal has the rows
-        run = Run(
-            checkpoint, config, rows, device=device, progress=progress, stopwatch=clock, ranks=ranks
-        )
+        with clock.timed("starting"):
+            run = Run(
+                checkpoint,
+                config,
+                rows,
+                device=device,
+                progress=progress,
+                stopwatch=clock,
+                ranks=ranks,
+            )
         writer = CheckpointWriter(
             folder.result, source=checkpoint, format=config.format, out=task.output
         )
@@ -144,49 +139,6 @@ def _write(
 
     with clock.timed("writing"):
         background.run(add_all)
-
-
-def _rows(
-    task: Task,
-    checkpoint: Checkpoint,
-    folder: ResumableFolder,
-    journal: Journal,
-    progress: Progress,
-) -> CalibrationRows:
-    """The calibration rows, from the journal where it has them; then the identity is proven."""
-    identity = run_identity(
-        checkpoint, task.config, calib_dataset=task.dataset, devices=task.devices
-    )
-    if journal.exists:
-        require_same(journal.identity, identity, folder=folder.path)
-        rows = journal.calibration()
-        # A data set of the hub or the model itself is not asked again: only a file can change.
-        if is_local_file(task.dataset):
-            now = _made_rows(task, checkpoint, progress)
-            require_same(_text_identity(rows), _text_identity(now), folder=folder.path)
-        return rows
-    rows = _made_rows(task, checkpoint, progress)
-    with reporting_output_errors(task.output):
-        journal.begin(identity, rows)
-    return rows
-
-
-def _made_rows(task: Task, checkpoint: Checkpoint, progress: Progress) -> CalibrationRows:
-    return make_rows(
-        checkpoint,
-        task.config,
-        task.dataset,
-        device=task.devices[0],
-        dtype=compute_dtype(task.devices[0]),
-        on_token=progress.sampled,
-    )
-
-
-def _text_identity(rows: CalibrationRows) -> dict[str, Any]:
-    return {
-        "the SHA-256 of the calibration tokens": rows.digest,
-        "the SHA-256 of the held-out tokens": token_digest(rows.held_out),
-    }
 
 
 def _goes_on(journal: Journal, run: Run, writer: CheckpointWriter) -> bool:
