@@ -181,7 +181,7 @@ def _report(
 ) -> Report:
     return Report(
         version=VERSION,
-        model=checkpoint.folder.name,
+        model=checkpoint.name,
         output=str(task.output),
         config=task.config,
         source=source_digests(checkpoint),

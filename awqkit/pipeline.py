@@ -155,7 +155,7 @@ def _complete_already(task: Task, checkpoint: Checkpoint) -> Report | None:
     if report is None:
         return None
     made = (report.version, report.model, report.config, report.source)
-    if made != (VERSION, checkpoint.folder.name, task.config, source_digests(checkpoint)):
+    if made != (VERSION, checkpoint.name, task.config, source_digests(checkpoint)):
         return None
     # A process that was killed after putting the result in place has left an empty shell.
     with resumable_folder(task.output) as shell:
