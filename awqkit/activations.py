@@ -43,7 +43,11 @@ def embedded(
     *,
     beside: Tensor | None = None,
 ) -> Tensor:
-    """tokens int64 [rows, T] as [rows, T, hidden] where `placed` would have them."""
+    """tokens int64 [rows, T] as [rows, T, hidden] where `placed` would have them.
+
+    They are looked up on the device.
+    """
+    embedding, tokens = embedding.to(device), tokens.to(device)
     shape = (*tokens.shape, config.hidden_size)
     fits = _fits(torch.Size(shape).numel() * dtype.itemsize, device, beside)
     result = (

@@ -7,12 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from awqkit.device import choose_gpu
+
 
 class Background:
     """One task at a time beside a GPU; on a CPU, where every core computes, a task runs at once."""
 
     def __init__(self, device: torch.device) -> None:
-        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._thread = (
+            ThreadPoolExecutor(1, initializer=choose_gpu, initargs=(device,))
+            if device.type == "cuda"
+            else None
+        )
         self._running: Future[None] | None = None
 
     def run(self, task: Callable[[], None]) -> None:

@@ -57,7 +57,7 @@ def line_chart(
         low, high = low / LOG_MARGIN, high * LOG_MARGIN
     across = _Axis(min(x), max(x), LEFT, WIDTH - RIGHT)
     up = _Axis(low, high, HEIGHT - BOTTOM, TOP, is_log)
-    parts = [_grid(up), *_x_labels(across, _ticks(across.low, across.high))]
+    parts = [_grid(up), *_x_labels(across, _ticks(across.low, across.high, least_step=1))]
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 2, x_title, anchor="end"))
     for line in lines:
         places = zip(x, line.values, strict=True)
@@ -138,11 +138,11 @@ def _top(values: Sequence[float]) -> float:
     return max([*values, FLOOR]) * 1.05
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """A few round values in low … high."""
+def _ticks(low: float, high: float, *, least_step: float = 0.0) -> list[float]:
+    """A few round values in low … high; blocks and tokens are counted in steps of one or more."""
     if high <= low:
         return [low]
-    rough = (high - low) / 4
+    rough = max((high - low) / 4, least_step)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
     first = math.ceil(low / step)

@@ -11,6 +11,7 @@ import click
 import awqkit.openmp  # noqa: F401  (before torch)
 from awqkit.config import DTYPES, FORMATS, MATRIX_FORMS, QUALITIES, QuantConfig
 from awqkit.console import paragraph_errors
+from awqkit.interrupts import stops_held_back
 
 DEFAULTS = {field.name: field.default for field in fields(QuantConfig)}
 
@@ -176,7 +177,8 @@ def convert(
 
     An int4 checkpoint as MODEL is repacked into another --format without loss.
     """
-    from awqkit import conversion
+    with stops_held_back():  # torch and numpy do not survive Ctrl-C while they are imported
+        from awqkit import conversion
 
     if (out is None) == (work_dir is None):
         raise click.UsageError("Give the output folder once: as OUT, or with --work-dir.")
@@ -212,6 +214,7 @@ def _batch_size(text: str) -> int | None:
 @paragraph_errors
 def inspect(path: str) -> None:
     """Say what the checkpoint at PATH is: format, shapes, sizes, and its report's figures."""
-    from awqkit import inspection
+    with stops_held_back():
+        from awqkit import inspection
 
     inspection.show(path)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied, write_checkpoint
+from awqkit.checkpoint.canonical import in_written_order
 from awqkit.config import QuantConfig
 from awqkit.console import human_bytes
 from awqkit.device import rank_devices
@@ -26,7 +27,7 @@ from awqkit.pipeline import check_shareable, quantize
 from awqkit.planning import check_quantizable, planned_bytes
 from awqkit.progress_bar import ProgressBar
 from awqkit.report import REPORT_NAME, Report, refuse_unwritable
-from awqkit.report_page import write_html
+from awqkit.report_page import NOTHING_HELD_OUT, write_html
 from awqkit.vocabulary import check_repackable, check_vocabulary
 
 #: Of rounding, as RoundedLinear names them; the table counts the sites that kept each.
@@ -115,7 +116,7 @@ def repack(
     else:
         write_checkpoint(
             output,
-            ((name, checkpoint.weight(name)) for name in checkpoint.names()),
+            ((name, checkpoint.weight(name)) for name in in_written_order(checkpoint.names())),
             source=checkpoint,
             format=config.format,
             documents=_carried_report(checkpoint.folder),
@@ -182,6 +183,8 @@ def show_report(report: Report, html: Path | None) -> None:
     console.print(_site_table(report))
     if report.evaluation is not None:
         console.print(_score_table(report))
+    elif report.config.evaluate:
+        console.print(f"Not compared with the original: {NOTHING_HELD_OUT}.")
     before, after = report.bytes_before, report.bytes_after
     console.print(
         f"Weights {human_bytes(before)} → {human_bytes(after)} on disk and in memory"
@@ -236,6 +239,8 @@ def _score_table(report: Report) -> Table:
     ):
         table.add_row(name, f"{score.perplexity:.3f}", f"{score.kl:.5f}")
     table.caption = f"{evaluation.gap_closed:.0%} of round-to-nearest's KL is gone"
+    if evaluation.gap_closed < 0:
+        table.caption = "More was lost than by rounding to nearest: give more calibration text"
     return table
 
 

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import torch
 
 from awqkit.background import Background
-from awqkit.calibration.dataset import CalibrationRows, token_digest
-from awqkit.calibration.rows import SELF, is_local_file, make_rows
+from awqkit.calibration.dataset import CalibrationRows
+from awqkit.calibration.rows import SELF
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.staging import ResumableFolder, reporting_output_errors
 from awqkit.checkpoint.writer import CheckpointWriter, WriterState, refuse_small_disk
-from awqkit.config import QuantConfig
 from awqkit.device import begin_peak, peak_bytes
 from awqkit.journal import Journal, Progressed
 from awqkit.planning import planned_bytes, unquantized_linears
 from awqkit.progress import Progress, Silent
 from awqkit.ranks.ranks import Ranks
 from awqkit.report import REPORT_NAME, Calibration, Report
-from awqkit.run import NamedWeight, Run, compute_dtype
-from awqkit.run_identity import require_same, run_identity, source_digests
+from awqkit.run import NamedWeight, Run
+from awqkit.run_identity import source_digests
 from awqkit.stopwatch import Stopwatch
+from awqkit.task import Task
+from awqkit.task_rows import rows_of
 from awqkit.version import VERSION
-from awqkit.warm_up import warming_up
+from awqkit.warm_up import WarmUp
 
 WRITER = "writer."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the caller asked for. devices: of the processes that share it, one for each."""
-
-    model: Path
-    output: Path
-    config: QuantConfig
-    dataset: str
-    devices: tuple[torch.device, ...]
 
 
 def convert(
@@ -55,22 +44,34 @@ def convert(
     config, device = task.config, task.devices[0]
     clock = Stopwatch(device)
     begin_peak(device)
-    samples_itself = task.dataset == SELF  # which takes the GPU
-    with (
-        clock.timed("calibration text"),
-        nullcontext() if samples_itself else warming_up(config, device),
-    ):
-        rows = _rows(task, checkpoint, folder, journal, progress)
-    ranks.broadcast(True, source=0)  # the journal has the rows
-    run = Run(
-        checkpoint, config, rows, device=device, progress=progress, stopwatch=clock, ranks=ranks
-    )
-    writer = CheckpointWriter(
-        folder.result, source=checkpoint, format=config.format, out=task.output
-    )
-    background = Background(device)
-    try:
-        _begin_or_go_on(task, checkpoint, folder, journal, run, writer)
+    with ExitStack() as open_ones:
+        warming = open_ones.enter_context(closing(WarmUp(config, device)))
+        if task.dataset != SELF:  # sampling takes the GPU
+            warming.begin()
+        with clock.timed("calibration text"):
+            rows = rows_of(task, checkpoint, folder.path, journal, progress)
+        warming.begin()
+        ranks.broadcast(True, source=0)  # the journal has the rows
+        with clock.timed("starting"):
+            run = Run(
+                checkpoint,
+                config,
+                rows,
+                device=device,
+                progress=progress,
+                stopwatch=clock,
+                ranks=ranks,
+            )
+        writer = CheckpointWriter(
+            folder.result, source=checkpoint, format=config.format, out=task.output
+        )
+        open_ones.callback(writer.close)
+        background = open_ones.enter_context(closing(Background(device)))
+        if not _goes_on(journal, run, writer):
+            _begin(task, folder, planned_bytes(checkpoint, config) + 2 * run.stream_bytes, writer)
+            _write(run.first_weights(), writer, background, clock)
+        with clock.timed("starting"):
+            warming.wait()
         progress.begin(checkpoint.config.num_layers, done=run.blocks)
         while run.blocks < checkpoint.config.num_layers:
             _write(list(run.next_block()), writer, background, clock)
@@ -84,9 +85,6 @@ def convert(
         report = _report(task, checkpoint, rows, run)
         with clock.timed("reading back"):
             writer.finish({REPORT_NAME: report.to_json()}, device=device)
-    finally:
-        background.close()
-        writer.close()
     seconds = {stage: round(seconds, 2) for stage, seconds in clock.seconds.items()}
     return replace(report, seconds=seconds, peak_bytes=_peak_of_all(device, ranks))
 
@@ -127,80 +125,38 @@ def _peak_of_all(device: torch.device, ranks: Ranks) -> dict[str, int]:
 
 
 def _write(
-    weights: list[NamedWeight], writer: CheckpointWriter, background: Background, clock: Stopwatch
+    weights: Iterable[NamedWeight],
+    writer: CheckpointWriter,
+    background: Background,
+    clock: Stopwatch,
 ) -> None:
+    """Beside the work that follows, where a GPU does that."""
+
     def add_all() -> None:
         for name, weight in weights:
             writer.add(name, weight)
+        writer.flush()  # now, and not all at the end
 
     with clock.timed("writing"):
         background.run(add_all)
 
 
-def _rows(
-    task: Task,
-    checkpoint: Checkpoint,
-    folder: ResumableFolder,
-    journal: Journal,
-    progress: Progress,
-) -> CalibrationRows:
-    """The calibration rows, from the journal where it has them; then the identity is proven."""
-    identity = run_identity(
-        checkpoint, task.config, calib_dataset=task.dataset, devices=task.devices
-    )
-    if journal.exists:
-        require_same(journal.identity, identity, folder=folder.path)
-        rows = journal.calibration()
-        # A data set of the hub or the model itself is not asked again: only a file can change.
-        if is_local_file(task.dataset):
-            now = _made_rows(task, checkpoint, progress)
-            require_same(_text_identity(rows), _text_identity(now), folder=folder.path)
-        return rows
-    rows = _made_rows(task, checkpoint, progress)
-    with reporting_output_errors(task.output):
-        journal.begin(identity, rows)
-    return rows
-
-
-def _made_rows(task: Task, checkpoint: Checkpoint, progress: Progress) -> CalibrationRows:
-    return make_rows(
-        checkpoint,
-        task.config,
-        task.dataset,
-        device=task.devices[0],
-        dtype=compute_dtype(task.devices[0]),
-        on_token=progress.sampled,
-    )
-
-
-def _text_identity(rows: CalibrationRows) -> dict[str, Any]:
-    return {
-        "the SHA-256 of the calibration tokens": rows.digest,
-        "the SHA-256 of the held-out tokens": token_digest(rows.held_out),
-    }
-
-
-def _begin_or_go_on(
-    task: Task,
-    checkpoint: Checkpoint,
-    folder: ResumableFolder,
-    journal: Journal,
-    run: Run,
-    writer: CheckpointWriter,
-) -> None:
+def _goes_on(journal: Journal, run: Run, writer: CheckpointWriter) -> bool:
+    """Whether the journal has a state; run and writer then take it up."""
     state = journal.load(run.kept_rows())
-    if state is not None:
-        tensors = state.tensors
-        pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}
-        writer.restore(WriterState(document=state.document["writer"], tensors=pending))
-        run.go_on_from(state)
-        return
+    if state is None:
+        return False
+    tensors = state.tensors
+    pending = {n.removeprefix(WRITER): t for n, t in tensors.items() if n.startswith(WRITER)}
+    writer.restore(WriterState(document=state.document["writer"], tensors=pending))
+    run.go_on_from(state)
+    return True
+
+
+def _begin(task: Task, folder: ResumableFolder, needed: int, writer: CheckpointWriter) -> None:
     folder.clear_result()
-    needed = planned_bytes(checkpoint, task.config) + 2 * run.stream_bytes
     refuse_small_disk(folder.path, task.output, needed)
     writer.carry_tokenizer()
-    for name, weight in run.first_weights():
-        writer.add(name, weight)
 
 
 def _save(task: Task, journal: Journal, run: Run, writer: CheckpointWriter) -> None:
@@ -225,7 +181,7 @@ def _report(
 ) -> Report:
     return Report(
         version=VERSION,
-        model=checkpoint.folder.name,
+        model=checkpoint.name,
         output=str(task.output),
         config=task.config,
         source=source_digests(checkpoint),

@@ -56,6 +56,12 @@ def rank_devices(name: str, processes: int) -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", index) for index in range(processes))
 
 
+def choose_gpu(device: torch.device) -> None:
+    """What a new thread does first: else it takes the first GPU, and some of that one's memory."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def _require_gpu(device: torch.device) -> None:
     count = torch.cuda.device_count()
     if count == 0:

@@ -14,7 +14,7 @@ import torch
 from awqkit.checkpoint import Checkpoint, open_checkpoint, refuse_occupied
 from awqkit.checkpoint.staging import ResumableFolder, resumable_folder
 from awqkit.config import QuantConfig
-from awqkit.converting import Task, assist, convert
+from awqkit.converting import assist, convert
 from awqkit.device import join_freed_memory, rank_devices, telling_of_full_memory
 from awqkit.errors import ConfigError
 from awqkit.journal import Journal
@@ -26,6 +26,7 @@ from awqkit.ranks.supervisor import run_processes
 from awqkit.report import Report, read_report
 from awqkit.resuming import kept_if_resumable, open_journal
 from awqkit.run_identity import source_digests
+from awqkit.task import Task
 from awqkit.version import VERSION
 from awqkit.vocabulary import check_vocabulary
 
@@ -154,7 +155,7 @@ def _complete_already(task: Task, checkpoint: Checkpoint) -> Report | None:
     if report is None:
         return None
     made = (report.version, report.model, report.config, report.source)
-    if made != (VERSION, checkpoint.folder.name, task.config, source_digests(checkpoint)):
+    if made != (VERSION, checkpoint.name, task.config, source_digests(checkpoint)):
         return None
     # A process that was killed after putting the result in place has left an empty shell.
     with resumable_folder(task.output) as shell:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from awqkit.checkpoint import Checkpoint
 from awqkit.checkpoint.canonical import layer_prefix
+from awqkit.device import choose_gpu
 
 
 class BlockReader:
@@ -18,7 +19,7 @@ class BlockReader:
         self._checkpoint = checkpoint
         self._device = device
         self._thread = (
-            ThreadPoolExecutor(1, initializer=_choose_gpu, initargs=(device,))
+            ThreadPoolExecutor(1, initializer=choose_gpu, initargs=(device,))
             if device.type == "cuda"
             else None
         )
@@ -44,13 +45,8 @@ class BlockReader:
         """Where it goes on to a GPU, in memory that its copy engine reads by itself."""
         prefix = layer_prefix(layer)
         names = [name for name in self._checkpoint.names() if name.startswith(prefix)]
-        tensors = {name.removeprefix(prefix): self._checkpoint.tensor(name) for name in names}
-        if self._thread is None:
-            return tensors
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name.removeprefix(prefix): self._read(name) for name in names}
 
-
-def _choose_gpu(device: torch.device) -> None:
-    """A new thread takes the first GPU for its own, and with it some of that one's memory."""
-    if device.index is not None:
-        torch.cuda.set_device(device)
+    def _read(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(name)
+        return tensor if self._thread is None else tensor.pin_memory()

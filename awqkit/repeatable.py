@@ -16,16 +16,16 @@ def repeatable() -> Iterator[None]:
 
     Nothing here reads what nobody wrote, so new tensors are not filled first.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # torch.use_deterministic_algorithms would import torch's compiler, which takes seconds.
+        torch.set_deterministic_debug_mode("warn")
         settings.fill_uninitialized_memory = False
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before, warn_only=warns)
+            torch.set_deterministic_debug_mode(before)
             settings.fill_uninitialized_memory = fills

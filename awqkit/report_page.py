@@ -22,6 +22,7 @@ WORST = 8
 #: KL in nats per token below which two models are hard to tell apart, and above which they differ
 #: so much that only own questions can tell whether it matters.
 CLOSE, FAR = 0.01, 0.1
+NOTHING_HELD_OUT = "the text has no row of tokens beside those that calibrate"
 SITE_NAMES = {
     "qkv": "attention inputs (q, k, v)",
     "o": "attention output (o)",
@@ -65,7 +66,7 @@ def render(report: Report) -> str:
     by_site = _by_site(report.sites)
     return environment.get_template("report.html.jinja").render(
         report=report,
-        verdict=verdict(report.evaluation),
+        verdict=verdict(report.evaluation, was_wanted=report.config.evaluate),
         panels=[_panel(site, results) for site, results in by_site.items()],
         outliers=_outliers(by_site),
         positions=_positions(report),
@@ -76,12 +77,13 @@ def render(report: Report) -> str:
     )
 
 
-def verdict(evaluation: Evaluation | None) -> str:
+def verdict(evaluation: Evaluation | None, *, was_wanted: bool) -> str:
     """What the figures mean for whoever decides, in a sentence or two."""
     if evaluation is None:
+        reason = NOTHING_HELD_OUT if was_wanted else "--no-evaluate"
         return (
             "How much was lost is not known, since the model was not compared with the original "
-            "(--no-evaluate)."
+            f"({reason})."
         )
     kl, agreement = evaluation.quantized.kl, 100 * evaluation.quantized.agreement
     if kl < CLOSE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from awqkit.block_quantizer import (
     require_searched,
 )
 from awqkit.calibration.dataset import CalibrationRows
-from awqkit.checkpoint import Checkpoint, DecoderConfig, QuantizedWeight
+from awqkit.checkpoint import Checkpoint, QuantizedWeight
 from awqkit.checkpoint.canonical import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix
 from awqkit.config import QuantConfig
 from awqkit.decoder import RotaryTables
@@ -29,7 +29,7 @@ from awqkit.prefetch import BlockReader
 from awqkit.progress import Progress
 from awqkit.ranks.ranks import ALONE, Ranks
 from awqkit.stopwatch import Stopwatch
-from awqkit.streams import Streams
+from awqkit.streams import Embed, Streams
 from awqkit.structure import from_document
 from awqkit.tuning.tune import Tuning
 from awqkit.vocabulary import Vocabulary
@@ -70,10 +70,11 @@ class Run:
         self._evaluates = config.evaluate and len(rows.held_out) > 0
         decoder = checkpoint.config
         self._rotary = RotaryTables(decoder, config.calib_seqlen, device)
+        source = self._vocabulary.embedding().to(device)
         self._streams = Streams(
             rows,
-            embed=partial(_embedded, decoder, device, self._vocabulary.running_embedding),
-            embed_original=partial(_embedded, decoder, device, self._vocabulary.embedding),
+            embed=self._embed(self._vocabulary.running_embedding(source)),
+            embed_original=self._embed(source),
             with_original=config.quality != "fast",
             batch_size=config.rows_at_once,
             device=device,
@@ -112,8 +113,10 @@ class Run:
         self.tuning: Tuning | None = None
 
     def first_weights(self) -> Weights:
-        """What comes before the blocks."""
+        """What no block changes, and is large: written beside the first blocks."""
         yield EMBEDDING, self._vocabulary.stored_embedding()
+        if not self._vocabulary.is_tied:
+            yield LM_HEAD, self._vocabulary.stored_head()
 
     def next_block(self) -> Weights:
         """Quantize one more block and pass all rows through it."""
@@ -164,8 +167,6 @@ class Run:
                         ),
                     )
         yield FINAL_NORM, norm.to(self._stored_dtype)
-        if not self._vocabulary.is_tied:
-            yield LM_HEAD, self._vocabulary.stored_head()
 
     def _tuned_blocks(self) -> Weights:
         """The blocks that had to wait for each other."""
@@ -178,7 +179,8 @@ class Run:
                 self._waiting, rows.original, on_step=self._progress.tuned
             )
         if self._evaluates:
-            rows.begin_held_out_again()
+            embedding = self._vocabulary.running_embedding(self._vocabulary.embedding())
+            rows.begin_held_out_again(self._embed(embedding))
         for layer, block in enumerate(blocks):
             if self._evaluates:
                 with self._stopwatch.timed("evaluation"):
@@ -187,6 +189,12 @@ class Run:
                     )
             for name, weight in block.items():
                 yield layer_prefix(layer) + name, weight
+
+    def _embed(self, embedding: Tensor | QuantizedWeight) -> Embed:
+        config, device, dtype = self._checkpoint.config, self._device, compute_dtype(self._device)
+        return lambda tokens, beside: embedded(
+            tokens, embedding, config, dtype, device, beside=beside
+        )
 
     @property
     def stream_bytes(self) -> int:
@@ -217,16 +225,6 @@ class Run:
         self._stopwatch.add(state.document["seconds"])
         self._streams.go_on_from(state.tensors)
         self._waiting = from_tensors(state.tensors)
-
-
-def _embedded(
-    config: DecoderConfig,
-    device: torch.device,
-    embedding: Callable[[], Tensor | QuantizedWeight],
-    tokens: Tensor,
-    beside: Tensor | None,
-) -> Tensor:
-    return embedded(tokens, embedding(), config, compute_dtype(device), device, beside=beside)
 
 
 def _site_done(sites: list[SiteResult], progress: Progress, result: SiteResult) -> None:

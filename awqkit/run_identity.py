@@ -41,7 +41,7 @@ def run_identity(
         "the version of awqkit": VERSION,
         "the version of torch": torch.__version__,
         "the device": ", ".join(sorted(set(map(_device_name, devices)))),
-        "the model's name": checkpoint.folder.name,
+        "the model's name": checkpoint.name,
         "--calib-dataset": _absolute(calib_dataset),
         **options,
         **source,

@@ -40,7 +40,6 @@ class Streams:
         """embed: by the quantized model's embedding; embed_original: by the source's."""
         self._ranks = ranks
         self._device = device
-        self._embed = embed
         self._shares = Shares.of(
             rows=len(rows.tokens),
             held_out=len(rows.held_out),
@@ -109,10 +108,10 @@ class Streams:
             }
         )
 
-    def begin_held_out_again(self) -> None:
+    def begin_held_out_again(self, embed: Embed) -> None:
         """Take the quantized model's held-out rows back to where they entered it."""
         tokens = self._held_out_tokens[list(self._own_held_out)]
-        self.held_out.begin_again(self._embed(tokens, None))
+        self.held_out.begin_again(embed(tokens, None))
 
     def whole_held_out(self) -> HeldOutRows | None:
         """All held-out rows, in the first process; None in the others."""

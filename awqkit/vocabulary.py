@@ -41,9 +41,13 @@ class Vocabulary:
         """The source's, in host memory."""
         return self.embedding() if self.is_tied else self._checkpoint.tensor(LM_HEAD)
 
-    def running_embedding(self) -> Tensor | QuantizedWeight:
-        """What the quantized model looks tokens up in; in host memory."""
-        return self.embedding() if self._rounded_embedding is None else self._rounded_embedding
+    def running_embedding(self, source: Tensor) -> Tensor | QuantizedWeight:
+        """What the quantized model looks tokens up in, on the device of source.
+
+        source: `embedding`; it is given back where the embedding stays dense.
+        """
+        rounded = self._rounded_embedding
+        return source if rounded is None else rounded.to(source.device)
 
     def running_head(self, source: Tensor, dtype: torch.dtype) -> Tensor:
         """What the quantized model computes with in the place of source, on its device.

@@ -79,8 +79,8 @@ class WholeModel:
         )
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        embedding, config = self._vocabulary.running_embedding(), self._checkpoint.config
-        return embedded(tokens, embedding, config, self._dtype, self._device)
+        embedding = self._vocabulary.running_embedding(self._vocabulary.embedding())
+        return embedded(tokens, embedding, self._checkpoint.config, self._dtype, self._device)
 
     def _readout(self) -> Readout:
         config = self._checkpoint.config

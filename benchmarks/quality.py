@@ -3,7 +3,7 @@
     python benchmarks/quality.py MODEL --text FILE --json benchmarks/results/quality.json
 
 Each way is written as a checkpoint, loaded by the runtime, and compared with the original model:
-perplexity, and KL divergence in nats per token.
+perplexity, and KL divergence in nats per token. --text and --json may be given several times.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import argparse
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from awqkit.device import resolve_device
 from awqkit.search.affine import in_groups, min_max_grid, nearest_codes, to_quantized_weight
 from awqkit_runtime import load
 
+#: From token ids [1, T] to logits [1, T, vocab].
+Model = Callable[[Tensor], Tensor]
 WAYS = ("round to nearest", "fast", "balanced without scales", "balanced", "best")
 
 
@@ -42,41 +44,66 @@ class Row:
 
 def main() -> None:
     options = parse_options()
-    rows = text_rows(options.model, options.text, options.seqlen)
-    reference = log_probabilities(options.model, rows)
-    results = [Row(way="original", perplexity=perplexity(reference, rows), kl=0.0, seconds=0.0)]
-    show(results[0])
+    device = resolve_device("auto")
+    original = load(options.model, device=device, dtype=torch.float32)
+    texts = [Text.of(options.model, path, options.seqlen) for path in options.text]
+    for text in texts:
+        text.tell(score("original", original, original, text, 0.0))
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             out, start = Path(folder) / way.replace(" ", "-"), time.perf_counter()
             make(way, options, out)
             seconds = time.perf_counter() - start
-            results.append(score(way, out, rows, reference, seconds))
-            show(results[-1])
-    nearest = results[1].kl
-    for row in results[2:]:
-        print(f"{row.way}: {row.kl / nearest:.3f} of round-to-nearest's KL")
-    if options.json:
+            model = load(out, device=device, dtype=torch.float32)
+            for text in texts:
+                text.tell(score(way, model, original, text, seconds))
+    for text, path in zip(texts, options.json or [], strict=bool(options.json)):
         save_results(
-            options.json,
+            path,
             model=options.model.name,
-            text=options.text.name,
-            tokens=rows.numel(),
+            text=text.name,
+            tokens=text.ids.numel(),
             calibration=f"{options.calib_dataset} {options.calib_samples}x{options.calib_seqlen}",
-            rows=[asdict(row) for row in results],
+            rows=[asdict(row) for row in text.rows],
         )
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True, action="append")
     parser.add_argument("--seqlen", type=int, default=512, help="tokens a row of the text")
     parser.add_argument("--calib-dataset", default="self")
     parser.add_argument("--calib-samples", type=int, default=128)
     parser.add_argument("--calib-seqlen", type=int, default=2048)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, action="append", help="one for each --text")
+    options = parser.parse_args()
+    if options.json and len(options.json) != len(options.text):
+        parser.error("give --json as often as --text")
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """ids: int64 [rows, seqlen].  rows: what was found on it."""
+
+    name: str
+    ids: Tensor
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Path, path: Path, seqlen: int) -> Text:
+        return cls(name=path.name, ids=text_rows(model, path, seqlen))
+
+    def tell(self, row: Row) -> None:
+        """Keep a row and print it, with how much of round-to-nearest's KL is gone in it."""
+        self.rows.append(row)
+        gap = f"   gap closed {1 - row.kl / self.rows[1].kl:.1%}" if len(self.rows) > 2 else ""
+        print(
+            f"{self.name:12} {row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   "
+            f"{row.seconds:6.1f} s{gap}",
+            flush=True,
+        )
 
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
@@ -112,30 +139,16 @@ def nearest(source: Checkpoint) -> Iterator[tuple[str, Tensor | QuantizedWeight]
             yield name, weight
 
 
-def log_probabilities(folder: Path, rows: Tensor) -> Tensor:
-    """float32 [rows, seqlen - 1, vocab] on the host: of each next token."""
-    device = resolve_device("auto")
-    model = load(folder, device=device, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = torch.cat([model(row.unsqueeze(0).to(device)).cpu() for row in rows])
-    return torch.log_softmax(logits[:, :-1], dim=-1)
-
-
-def score(way: str, folder: Path, rows: Tensor, reference: Tensor, seconds: float) -> Row:
-    log = log_probabilities(folder, rows)
-    kl = float((reference.exp() * (reference - log)).sum(-1).mean())
-    return Row(way=way, perplexity=perplexity(log, rows), kl=kl, seconds=round(seconds, 1))
-
-
-def perplexity(log: Tensor, rows: Tensor) -> float:
-    return math.exp(-float(log.gather(-1, rows[:, 1:].unsqueeze(-1)).mean()))
-
-
-def show(row: Row) -> None:
-    print(
-        f"{row.way:24} perplexity {row.perplexity:8.3f}   KL {row.kl:.5f}   {row.seconds:6.1f} s",
-        flush=True,
-    )
+@torch.inference_mode()
+def score(way: str, model: Model, original: Model, text: Text, seconds: float) -> Row:
+    device, kl, loss = resolve_device("auto"), 0.0, 0.0
+    for ids in text.ids.split(1):
+        ids = ids.to(device)
+        log, reference = (torch.log_softmax(each(ids)[:, :-1], -1) for each in (model, original))
+        kl += float((reference.exp() * (reference - log)).sum())
+        loss -= float(log.gather(-1, ids[:, 1:].unsqueeze(-1)).sum())
+    count = text.ids[:, 1:].numel()
+    return Row(way=way, perplexity=math.exp(loss / count), kl=kl / count, seconds=round(seconds, 1))
 
 
 if __name__ == "__main__":

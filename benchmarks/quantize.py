@@ -1,7 +1,7 @@
 """How long a conversion takes and how much memory, on a model of a given shape with random weights.
 
 python benchmarks/quantize.py --shape internlm2.5-7b --json benchmarks/results/quantize.json
-python benchmarks/quantize.py --shape llama-70b --layers 2 --gpu-gb 24
+python benchmarks/quantize.py --shape llama-70b --layers 2 --gpu-gb 24 --quality balanced
 """
 
 from __future__ import annotations

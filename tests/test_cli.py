@@ -56,6 +56,15 @@ def test_converts_and_says_what_it_did(model, tmp_path, as_option: bool) -> None
     assert "<svg" in page.read_text() and "model" in page.read_text()
 
 
+def test_text_without_a_row_to_spare_is_told_of(model, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A line of no great length. " * 5)
+    sizes = ["--calib-samples", 4, "--calib-seqlen", 32]
+    result = run(convert, model, tmp_path / "out", "--calib-dataset", text, *sizes)
+    assert result.exit_code == 0, result.output
+    assert "Not compared with the original" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
@@ -188,6 +197,26 @@ def test_interrupt_ends_quietly_and_leaves_nothing(model, tmp_path) -> None:
     assert process.stderr is not None
     assert "Sampling" in process.stderr.readline()
     time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_while_libraries_are_imported_ends_quietly(model, tmp_path) -> None:
+    code = (
+        "import sys; from awqkit.cli import convert; print('begun', flush=True); "
+        "convert(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(model), str(tmp_path / "out"), *SELF],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

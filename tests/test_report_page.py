@@ -13,6 +13,7 @@ import torch
 
 from awqkit import QuantConfig, quantize
 from awqkit.charts import BOTTOM, HEIGHT, TOP, Line, histogram, line_chart
+from awqkit.conversion import _score_table as score_table
 from awqkit.report import Report, read_report
 from awqkit.report_page import render, verdict, write_html
 from tests.tiny_models import write_tiny_model
@@ -88,12 +89,34 @@ def test_the_verdict_follows_the_figures(report: Report, kl: float, said: str) -
     assert evaluation is not None
     quantized = replace(evaluation.quantized, kl=kl, agreement=0.931)
     better = replace(evaluation, quantized=quantized, nearest=replace(evaluation.nearest, kl=0.5))
-    assert said in verdict(better) and "93 of 100" in verdict(better)
-    assert "Plain rounding" not in verdict(better)
+    better_said = verdict(better, was_wanted=True)
+    assert said in better_said and "93 of 100" in better_said
+    assert "Plain rounding" not in better_said
     worse = replace(evaluation, quantized=quantized, nearest=replace(evaluation.nearest, kl=0.001))
-    assert "Plain rounding would have lost less" in verdict(worse)
-    assert "not known" in verdict(None)
-    assert verdict(evaluation) in html.unescape(render(report))
+    assert "Plain rounding would have lost less" in verdict(worse, was_wanted=True)
+    assert verdict(evaluation, was_wanted=True) in html.unescape(render(report))
+
+
+def test_a_comparison_that_there_is_not_has_its_reason(report: Report) -> None:
+    assert "not known" in verdict(None, was_wanted=False)
+    assert "--no-evaluate" in verdict(None, was_wanted=False)
+    assert "--no-evaluate" not in verdict(None, was_wanted=True)
+    page = html.unescape(render(replace(report, evaluation=None)))
+    assert verdict(None, was_wanted=True) in page
+
+
+def test_what_rounding_would_have_done_better_is_no_gap_closed(report: Report) -> None:
+    evaluation = report.evaluation
+    assert evaluation is not None and "is gone" in str(score_table(report).caption)
+    worse = replace(evaluation, nearest=replace(evaluation.nearest, kl=evaluation.quantized.kl / 2))
+    caption = str(score_table(replace(report, evaluation=worse)).caption)
+    assert "%" not in caption and "calibration text" in caption
+
+
+def test_blocks_are_counted_in_whole_steps(report: Report) -> None:
+    labels = re.findall(r'text-anchor="middle">([^<]*)<', render(report))
+    blocks = [label for label in labels if label not in ("−1", "−0.5", "0.5")]
+    assert blocks and all(float(label).is_integer() for label in blocks)
 
 
 def test_pictures_of_sites_are_consistent(report: Report) -> None:

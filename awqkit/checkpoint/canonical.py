@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from awqkit.checkpoint.decoder_config import DecoderConfig, ExpertsConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -66,6 +68,13 @@ def canonical_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes[LM_HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def in_written_order(names: Sequence[str]) -> list[str]:
+    """Those of a model's tensors as a conversion writes them: beside its first block what no block
+    changes, the rest in the order of execution."""
+    ends = [name for name in (EMBEDDING, LM_HEAD) if name in names]
+    return ends + [name for name in names if name not in ends]
 
 
 def _expert_shapes(experts: ExpertsConfig, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,19 @@ def resolve_source(source: str | Path, *, files: Sequence[str] = MODEL_FILES) ->
         f"There is no such folder: {source}. Check the spelling, or name a model of the "
         "Hugging Face Hub as organisation/name."
     )
+
+
+def model_name(folder: Path) -> str:
+    """What the model is called: its folder's name or, in the hub's cache, its repository's.
+
+    >>> model_name(Path("models--org--model/snapshots/0123abcd"))
+    'model'
+    """
+    path = Path(os.path.abspath(folder))  # of "." too, and without following links
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return path.name
 
 
 def _looks_like_hub_id(source: str) -> bool:

@@ -16,7 +16,7 @@ from awqkit.checkpoint.errors import CheckpointError
 from awqkit.checkpoint.families import find_family
 from awqkit.checkpoint.families.family import read_dtype
 from awqkit.checkpoint.gptq import read_sidecar, require_plain, surplus_biases
-from awqkit.checkpoint.hub import resolve_source
+from awqkit.checkpoint.hub import model_name, resolve_source
 from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.placement import Placement, place_tensors
 from awqkit.checkpoint.quantization_config import read_quantization
@@ -57,6 +57,11 @@ class Checkpoint:
         self.format = format
         self._placements = placements
         self._weight_bytes = weight_bytes
+
+    @property
+    def name(self) -> str:
+        """What the model is called; see hub.model_name."""
+        return model_name(self.folder)
 
     def names(self) -> tuple[str, ...]:
         """Canonical names in the order of execution; a quantized linear is listed as its weight."""

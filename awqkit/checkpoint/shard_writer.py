@@ -57,13 +57,17 @@ class ShardWriter:
         for shard in self._shards:
             shard.close()
 
+    def flush(self) -> None:
+        """See what was written so far reach the disk."""
+        for shard in self._shards:
+            shard.flush()
+
     def state(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """What `restore` needs besides the files: fit for JSON, and tensors not yet written.
 
         Everything that was written has reached the disk when this returns.
         """
-        for shard in self._shards:
-            shard.flush()
+        self.flush()
         return [shard.state() for shard in self._shards], dict(
             self._shards[-1].odd if self._shards else {}
         )

@@ -16,6 +16,9 @@ from awqkit.checkpoint.packed_weight import PackedWeight
 from awqkit.checkpoint.quantized_weight import QuantizedWeight
 from awqkit.checkpoint.reader import Checkpoint, open_checkpoint
 
+#: Weights that are read at once.
+READERS = 2
+
 
 def verify_written(
     folder: Path, expected: Mapping[str, str], *, out: Path, device: torch.device
@@ -37,16 +40,16 @@ def verify_written(
 def _read_ahead(
     written: Checkpoint, names: Iterable[str]
 ) -> Iterator[tuple[str, Tensor | PackedWeight]]:
-    """The weights by name, the next one read while this one is compared."""
+    """The weights by name, the next ones read while this one is compared."""
 
     def read(name: str) -> tuple[str, Tensor | PackedWeight]:
         return name, written.packed(name) if written.is_quantized(name) else written.tensor(name)
 
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(READERS) as threads:
         ahead: deque[Future[tuple[str, Tensor | PackedWeight]]] = deque()
         for name in names:
-            ahead.append(thread.submit(read, name))
-            if len(ahead) > 1:
+            ahead.append(threads.submit(read, name))
+            if len(ahead) > READERS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -130,6 +130,11 @@ class CheckpointWriter:
             for stored_name, tensor in _packed(*complete, self._format).items():
                 self._shards.add(stored_name, tensor)
 
+    def flush(self) -> None:
+        """See what was added so far reach the disk, but for what is kept."""
+        with reporting_output_errors(self._out):
+            self._shards.flush()
+
     def finish(self, documents: Documents, *, device: torch.device = CPU) -> None:
         """Complete the folder, then read everything back and compare it with what was given.
 

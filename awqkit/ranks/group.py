@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -60,14 +60,14 @@ class Group:
         with _reporting_loss():
             if self.rank:
                 for row in rows:
-                    dist.send(raw_bytes(row.to(self._device).contiguous()), dst=0)
+                    _pass(dist.isend, raw_bytes(row.to(self._device).contiguous()), 0)
                 return []
             shapes = [(size, *rows.shape[1:]) for size in sizes[1:]]
             others = [torch.empty(shape, dtype=rows.dtype) for shape in shapes]
             for source, theirs in enumerate(others, start=1):
                 for row in theirs:
                     buffer = torch.empty_like(row, device=self._device)
-                    dist.recv(raw_bytes(buffer), src=source)
+                    _pass(dist.irecv, raw_bytes(buffer), source)
                     row.copy_(buffer)
             return [rows, *others]
 
@@ -98,6 +98,12 @@ class Group:
         tensor = tensor.to(self._device)
         dist.broadcast(tensor, src=source)
         return tensor
+
+
+def _pass(operation: Callable[..., dist.Work | None], tensor: Tensor, peer: int) -> None:
+    """Alone, without such a batch, NCCL's users are warned of what it may cost."""
+    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer)]):
+        work.wait()
 
 
 @contextmanager

@@ -7,18 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from awqkit.errors import QuantizationError
+from awqkit.interrupts import stops_held_back
 from awqkit.ranks.child import Done, Failed, Start, Told
 from awqkit.ranks.errors import LostRankError
 
 #: Where one process misses another, seconds until the other's own end is no longer awaited.
 SECONDS_FOR_THE_CAUSE = 5.0
-DECIDED_BY_PARENT = {signal.SIGINT, signal.SIGTERM}
 
 
 class WorkerTraceback(Exception):
@@ -57,7 +56,7 @@ class _Process:
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from awqkit.ranks.child import main; main({theirs.fileno()})"
         )
-        with theirs, _signals_held_back():
+        with theirs, stops_held_back():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
@@ -109,13 +108,3 @@ def _watched(processes: dict[Connection, _Process], on_message: Callable[[Any], 
             else:
                 raise message.error from WorkerTraceback(message.trace)
     return results[0]
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """A process that is started here never sees these signals; this one does, a little later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, DECIDED_BY_PARENT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

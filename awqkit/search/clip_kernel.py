@@ -71,8 +71,8 @@ def choose_ranges(
                 width,
                 block.start // GROUP_SIZE,
                 size // GROUP_SIZE,
+                count,
                 step,
-                COUNT=count,
                 ROWS=at_once,
                 GROUP=GROUP_SIZE,
                 LEAST_SHARE=LEAST_SHARE,
@@ -82,7 +82,7 @@ def choose_ranges(
             )
 
 
-@triton.jit(do_not_specialize=["rows", "first", "groups"])
+@triton.jit(do_not_specialize=["rows", "first", "groups", "count"])
 def _choose_ranges(  # type: ignore[no-untyped-def]
     weight_at,
     factor_at,
@@ -103,8 +103,8 @@ def _choose_ranges(  # type: ignore[no-untyped-def]
     width,
     first,
     groups,
+    count,
     step,
-    COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     LEAST_SHARE: tl.constexpr,
@@ -144,21 +144,22 @@ def _choose_ranges(  # type: ignore[no-untyped-def]
         best_low_share, best_high_share = first_low_share, first_high_share
         best_scale = tl.full((ROWS,), 1.0, tl.float32)
         best_zero = tl.zeros((ROWS,), tl.float32)
-        for candidate in range(COUNT * COUNT):
-            low_share = first_low_share + (candidate // COUNT - (COUNT - 1) / 2) * step
+        for low_try in range(count):
+            low_share = first_low_share + (low_try - (count - 1) / 2) * step
             low_share = tl.minimum(tl.maximum(low_share, LEAST_SHARE), MOST_SHARE)
-            high_share = first_high_share + (candidate % COUNT - (COUNT - 1) / 2) * step
-            high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
-            scale, zero = grid_for_range(low * low_share, high * high_share)
-            delta = rounding_error(weight, scale * louder, zero) * factor
-            added = (tl.dot(delta.to(tl.float16), own) + others) * delta
-            added = tl.sum(added, axis=1)
-            better = added < least
-            least = tl.where(better, added, least)
-            best_low_share = tl.where(better, low_share, best_low_share)
-            best_high_share = tl.where(better, high_share, best_high_share)
-            best_scale = tl.where(better, scale, best_scale)
-            best_zero = tl.where(better, zero, best_zero)
+            for high_try in range(count):
+                high_share = first_high_share + (high_try - (count - 1) / 2) * step
+                high_share = tl.minimum(tl.maximum(high_share, LEAST_SHARE), MOST_SHARE)
+                scale, zero = grid_for_range(low * low_share, high * high_share)
+                delta = rounding_error(weight, scale * louder, zero) * factor
+                added = (tl.dot(delta.to(tl.float16), own) + others) * delta
+                added = tl.sum(added, axis=1)
+                better = added < least
+                least = tl.where(better, added, least)
+                best_low_share = tl.where(better, low_share, best_low_share)
+                best_high_share = tl.where(better, high_share, best_high_share)
+                best_scale = tl.where(better, scale, best_scale)
+                best_zero = tl.where(better, zero, best_zero)
 
         after = (rounding_error(weight, best_scale * louder, best_zero) * factor).to(tl.float16)
         before = tl.load(error_at + at, mask=tile, other=0.0)  # again, instead of keeping it

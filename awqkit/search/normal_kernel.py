@@ -34,7 +34,7 @@ def normal_equations(steps: Tensor, inputs: Equilibrated) -> Tensor:
     return normal.mul_(largest).mul_(largest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def _normal(  # type: ignore[no-untyped-def]
     steps_at,
     matrix_at,

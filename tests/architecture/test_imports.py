@@ -20,7 +20,8 @@ ARROWS = {
     "awqkit.stopwatch": set(),
     "awqkit.decoder": {"awqkit.checkpoint"},
     "awqkit.search": {"awqkit.checkpoint"},
-    "awqkit.ranks": {"awqkit.errors"},
+    "awqkit.interrupts": set(),
+    "awqkit.ranks": {"awqkit.errors", "awqkit.interrupts"},
     "awqkit.calibration": {
         "awqkit.decoder",
         "awqkit.checkpoint",

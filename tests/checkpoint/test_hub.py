@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from awqkit.checkpoint import CheckpointError, open_checkpoint
-from awqkit.checkpoint.hub import resolve_source
+from awqkit.checkpoint.hub import model_name, resolve_source
 
 
 class Network:
@@ -155,3 +155,12 @@ def test_gated_repository(network: Network) -> None:
     network.answer = refusal(GatedRepoError)
     with pytest.raises(CheckpointError, match=r"gated.*HF_TOKEN"):
         resolve_source("org/model")
+
+
+def test_a_model_is_called_as_its_folder_or_repository(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "models--org--some-model" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    assert model_name(folder) == "some-model"
+    assert model_name(tmp_path / "own" / "model") == "model"
+    monkeypatch.chdir(folder.parent)
+    assert model_name(Path()) == "snapshots"

@@ -83,7 +83,7 @@ def start(model: Path, out: Path, text: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     journal = out.parent / f".{out.name}.partial" / "journal" / "journal.json"
     deadline = time.monotonic() + 120
