@@ -113,7 +113,8 @@ def instance(text: str) -> PagedDecodeInstance:
 
 
 def planned(name: str) -> PagedDecodeInstance:
-    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS)
+    device = torch.device("cuda", torch.cuda.current_device())
+    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS, gpu_model(device))
 
 
 def choices(name: str, others: Sequence[PagedDecodeInstance]) -> list[PagedDecodeInstance]:

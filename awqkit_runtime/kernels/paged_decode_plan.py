@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,7 +20,10 @@ MOST_HEADS = 16
 #: Query heads of one tile of the tensor cores, and tokens of another.
 _TILE_HEADS, _TILE_TOKENS = 8, 16
 #: Of shared memory, for who attends over what.
-_SCHEDULE_BYTES = 7 * 2**10
+_FIXED_BYTES = 6 * 2**10
+_WARPS = 8
+#: Of a warp's ring. More would not be under way any sooner.
+_FEWEST_SLOTS, _MOST_SLOTS = 2, 12
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Of so many blocks one may be left without work for the sake of an even share.
@@ -31,7 +34,7 @@ _SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
 
 @dataclass(frozen=True, kw_only=True)
 class PagedDecodeInstance:
-    """The macros of paged_decode.cu. blocks: on one multiprocessor at once."""
+    """The macros of paged_decode.cu. blocks: that a multiprocessor has room for at once."""
 
     head_dim: int
     key_bits: int
@@ -39,6 +42,7 @@ class PagedDecodeInstance:
     head_tiles: int
     token_tiles: int
     warps: int
+    slots: int
     blocks: int
 
     @property
@@ -52,6 +56,7 @@ class PagedDecodeInstance:
                 f"PD_HEAD_TILES={self.head_tiles}",
                 f"PD_TOKEN_TILES={self.token_tiles}",
                 f"PD_WARPS={self.warps}",
+                f"PD_SLOTS={self.slots}",
                 f"PD_BLOCKS={self.blocks}",
             ),
         )
@@ -63,12 +68,17 @@ class PagedDecodeInstance:
 
     @property
     def shared_bytes(self) -> int:
-        return _SCHEDULE_BYTES + self.warps * self.record_bytes
+        return _FIXED_BYTES + self.warps * self.slots * self.slot_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Keys or values of one step of a warp, and the parameters of codes."""
+        row = self.head_dim * max(self.key_bits, self.value_bits) // 8
+        return _TILE_TOKENS * self.token_tiles * (row + (4 if self.key_bits < 16 else 0))
 
     def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
         """group: query heads of a key-value head."""
-        blocks = max(1, min(self.blocks, gpu.blocks_that_fit(self.shared_bytes)))
-        grid = gpu.multiprocessors * blocks
+        grid = gpu.multiprocessors * (1 if gpu.overlaps_launches else self.blocks)
         return PagedDecodePlan(
             program=self.program,
             shape=LaunchShape(
@@ -78,7 +88,7 @@ class PagedDecodeInstance:
                 overlap=True,
             ),
             teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
-            workspace_bytes=2 * grid * self.record_bytes,
+            workspace_bytes=(2 + self.warps) * grid * self.record_bytes,
             arrivals=grid,
         )
 
@@ -121,36 +131,40 @@ def can_decode(format: PageFormat, num_heads: int) -> bool:
 def plan_paged_decode(format: PageFormat, num_heads: int, gpu: GpuModel) -> PagedDecodePlan:
     """How rows of num_heads query heads attend over pages that can_decode allows."""
     group = num_heads // format.num_kv_heads
-    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group)
+    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group, gpu)
     return instance.plan(group, gpu)
 
 
-def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> PagedDecodeInstance:
+def instance_for(
+    head_dim: int, key_bits: int, value_bits: int, group: int, gpu: GpuModel
+) -> PagedDecodeInstance:
     """The instance for `group` query heads of a key-value head.
 
-    A warp keeps queries, outputs and the keys and values of a step in registers. So bigger heads
-    leave room for fewer warps, and smaller tiles of keys and values let a step take two of them:
-    what is under way from memory is what all warps of a multiprocessor load in a step.
+    A warp keeps queries and outputs in registers. Where they are few, two blocks have room on a
+    multiprocessor: of one launch and of the next, which fills its rings while the first one runs.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
     tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
-    if not light:
-        warps, blocks = 8, 1
-    elif key_bits == 16 or head_tiles > 1:
-        warps, blocks = 12, 1
-    else:
-        warps, blocks = 8, 2
-    return PagedDecodeInstance(
+    one_slot = PagedDecodeInstance(
         head_dim=head_dim,
         key_bits=key_bits,
         value_bits=value_bits,
         head_tiles=head_tiles,
         token_tiles=2 if tile_registers <= small else 1,
-        warps=warps,
-        blocks=blocks,
+        warps=_WARPS,
+        slots=1,
+        blocks=1,
     )
+    blocks = 2 if light and slots_that_fit(one_slot, gpu, blocks=2) > _FEWEST_SLOTS else 1
+    return replace(one_slot, slots=slots_that_fit(one_slot, gpu, blocks), blocks=blocks)
+
+
+def slots_that_fit(instance: PagedDecodeInstance, gpu: GpuModel, blocks: int) -> int:
+    """Of each warp's ring, where so many blocks share a multiprocessor."""
+    room = gpu.shared_bytes_a_block(blocks) - _FIXED_BYTES
+    return min(_MOST_SLOTS, room // (instance.warps * instance.slot_bytes))
 
 
 def even_blocks(grid: int, segments: int) -> int:
@@ -170,10 +184,10 @@ def even_blocks(grid: int, segments: int) -> int:
     return blocks if blocks >= grid - grid // _IDLE_BLOCKS else grid
 
 
-def all_instances() -> list[PagedDecodeInstance]:
+def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
     """Every one that instance_for can give."""
     instances = (
-        instance_for(head_dim, *widths, group)
+        instance_for(head_dim, *widths, group, gpu)
         for head_dim in HEAD_DIMS
         for widths in WIDTHS
         for group in (1, MOST_HEADS)

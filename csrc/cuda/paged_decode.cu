@@ -16,12 +16,15 @@
 // done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
-// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_BLOCKS
-// (wanted blocks of an SM, for registers).
-// Launch: any grid, best PD_BLOCKS an SM. block = 32 · PD_WARPS.
-//   dynamic shared memory = 7168 + PD_WARPS · record,
+// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_SLOTS (of
+// a warp's ring), PD_BLOCKS (blocks that an SM has room for, for registers).
+// Launch: any grid, block = 32 · PD_WARPS. Best is a block for each SM, and room for one of the next
+// launch, which then fills its ring while this one runs.
+//   dynamic shared memory = 6144 + PD_WARPS · PD_SLOTS · slot,
+//   where slot = 16 · PD_TOKEN_TILES · (the wider row of keys and values + 4 for codes' parameters)
+//   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
-//   workspace: 2 · grid · record bytes. arrivals: grid integers, zero before the first launch.
+//   arrivals: grid integers, zero before the first launch.
 // Alignment: q rows 8 bytes, all other pointers 16.
 #include "paged_decode_walk.cuh"
 
@@ -36,10 +39,26 @@ struct Complete {
 
 struct SharedMemory {
   ScheduleMemory schedule;
+  Pieces pieces;
   Complete complete[2];  // of the segment that began in an earlier block, of the one that began here
 };
 
+// What all warps of a block know, and then the ring of every warp.
+constexpr int kFixedBytes = 6 * 1024;
+static_assert(sizeof(SharedMemory) <= kFixedBytes);
+
+// What this thread knows to be written of a part of a segment is all that the block has of it.
+__device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory,
+                                       const Segment& segment, const Sharing& sharing) {
+  int* arrivals = problem.arrivals + sharing.first_block;
+  if (add_in_order(arrivals, 1) != sharing.parts - 1) return;
+  *arrivals = 0;
+  memory.complete[sharing.first_block == static_cast<int>(blockIdx.x)] = {
+      sharing.parts, sharing.first_block, segment.row, segment.head};
+}
+
 // What a block has of a segment goes to the output, or to the workspace if other blocks have more.
+// Here: what one warp has of it, if that is all.
 struct Settle {
   const Problem& problem;
   const Schedule& schedule;
@@ -53,66 +72,109 @@ struct Settle {
       store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
       return;
     }
-    const bool begins = block == sharing.first_block;
-    store_record(problem.record(block, begins, lane), softmax, group.count, lane);
+    store_record(problem.record(block, block == sharing.first_block, lane), softmax, group.count, lane);
     __syncwarp();
-    if (lane != 0) return;
-    int* arrivals = problem.arrivals + sharing.first_block;
-    if (add_in_order(arrivals, 1) != sharing.parts - 1) return;
-    *arrivals = 0;
-    memory.complete[begins] = {sharing.parts, sharing.first_block, segment.row, segment.head};
+    if (lane == 0) arrive(problem, memory, segment, sharing);
   }
 };
 
-// Every kWarps-th part of a segment, from L2, where other blocks have written them.
+// Pieces of a segment, from the warp that opens it on.
+struct PieceRecords {
+  const Pieces& pieces;
+  int first, count, lane;
+
+  __device__ __forceinline__ const float4* find(int i) const {
+    const float4* record = i == 0 ? pieces.openings[first] : pieces.continuations[first + i];
+    return record == nullptr ? nullptr : record + lane;
+  }
+
+  __device__ __forceinline__ float4 load(const float4* from) const { return *from; }
+};
+
+// Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
-  int first_block;
-  int first, end, lane;
-  static constexpr int stride = kWarps;
+  int first_block, count, lane;
 
-  __device__ __forceinline__ bool holds(int) const { return true; }
-
-  __device__ __forceinline__ float4 load(int part, int quad) const {
-    return __ldcg(problem.record(first_block + part, part == 0, lane) + quad);
+  __device__ __forceinline__ const float4* find(int i) const {
+    return problem.record(first_block + i, i == 0, lane);
   }
+
+  __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
 };
 
-// The whole block: every warp adds up the parts of its turn, the first warp what they have.
-__device__ __forceinline__ void merge_parts(const Problem& problem, const Complete& complete,
-                                            float4* slots) {
+// Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
+template <class Records, class Use>
+__device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int count = problem.heads.at(complete.head).count;
-  Softmax softmax;
-  softmax.reset();
-  add_far_records(softmax, PartRecords{problem, complete.first_block, warp, complete.parts, lane},
-                  count, lane);
-  const int sharers = min(kWarps, complete.parts);
-  if (warp > 0 && warp < sharers)
-    store_record(slots + warp * kRecordQuads * 32 + lane, softmax, count, lane);
-  __syncthreads();
-  if (warp == 0) {
-    add_records(softmax, SlotRecords{slots + lane, Run{0, kWarps}, 1, sharers}, count, lane);
-    store_output(problem.out_of(complete.row, problem.heads.at(complete.head)), softmax, count, lane);
+#pragma unroll 1
+  for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
+    const int n = i / kDimTiles, tile = i % kDimTiles;
+    if (has_heads(n, count, lane)) use(add_tiles(records, n, tile), n, tile);
   }
-  __syncthreads();
+}
+
+// The whole block: all that its warps have left of the segment that warp `first` opens.
+__device__ __forceinline__ void join_pieces(const Problem& problem, const Schedule& schedule,
+                                            const Pieces& pieces, int first) {
+  const int lane = threadIdx.x % 32, block = blockIdx.x;
+  const Segment segment = pieces.opened[first];
+  const Run run = schedule.run();
+  int last = first + 1;
+  while (last < kWarps && run.part(last) < min(segment.end, run.end)) ++last;
+  const HeadGroup group = problem.heads.at(segment.head);
+  const Sharing sharing = schedule.sharing(segment);
+  u16* out = problem.out_of(segment.row, group);
+  float4* record = problem.record(block, block == sharing.first_block, lane);
+  add_all_tiles(PieceRecords{pieces, first, last - first, lane}, group.count,
+                [&](const TileSum& total, int n, int tile) {
+                  if (sharing.parts == 1)
+                    store_output_tile(out, total, n, tile, group.count, lane);
+                  else
+                    store_record_tile(record, total, n, tile);
+                });
+}
+
+// The whole block.
+__device__ __forceinline__ void merge_parts(const Problem& problem, const Complete& complete) {
+  const int lane = threadIdx.x % 32;
+  const HeadGroup group = problem.heads.at(complete.head);
+  u16* out = problem.out_of(complete.row, group);
+  add_all_tiles(PartRecords{problem, complete.first_block, complete.parts, lane}, group.count,
+                [&](const TileSum& total, int n, int tile) {
+                  store_output_tile(out, total, n, tile, group.count, lane);
+                });
+}
+
+// One thread, when the whole block has written what it has of segments that its warps share.
+__device__ __forceinline__ void arrive_with_joined(const Problem& problem, const Schedule& schedule,
+                                                   SharedMemory& memory) {
+#pragma unroll 1
+  for (int warp = 0; warp < kWarps; ++warp) {
+    if (memory.pieces.openings[warp] == nullptr) continue;
+    const Segment segment = memory.pieces.opened[warp];
+    const Sharing sharing = schedule.sharing(segment);
+    if (sharing.parts > 1) arrive(problem, memory, segment, sharing);
+  }
 }
 
 __device__ __forceinline__ void attend(const Problem& problem, const Schedule& schedule,
-                                       SharedMemory& memory, float4* slots) {
-  const Settle settle{problem, schedule, memory};
+                                       SharedMemory& memory) {
+  const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
-    Walk walk(problem, schedule, slots);
-    walk.go(settle);
-    __syncthreads();
-    walk.join(settle);
+    Walk walk(problem, schedule, memory.pieces, ring);
+    walk.go(Settle{problem, schedule, memory});
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    const Complete complete = memory.complete[i];
-    if (complete.parts > 0) merge_parts(problem, complete, slots);
-  }
+  for (int warp = 0; warp < kWarps; ++warp)
+    if (memory.pieces.openings[warp] != nullptr) join_pieces(problem, schedule, memory.pieces, warp);
+  __syncthreads();
+  if (threadIdx.x == 0) arrive_with_joined(problem, schedule, memory);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i)
+    if (memory.complete[i].parts > 0) merge_parts(problem, memory.complete[i]);
 }
 
 __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Schedule& schedule,
@@ -125,12 +187,6 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Sc
     for (int i = threadIdx.x; i < quads; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
   }
 }
-
-// What the schedule keeps, and then a record of every warp.
-constexpr int kScheduleBytes = 7 * 1024;
-static_assert(sizeof(SharedMemory) <= kScheduleBytes);
-
-extern __shared__ float4 shared_quads[];
 
 }  // namespace paged_decode
 
@@ -159,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
   if (schedule.has_work())
-    attend(problem, schedule, memory, shared_quads + kScheduleBytes / 16);
+    attend(problem, schedule, memory);
   else if (blockIdx.x == 0)
     awqkit::wait_for_predecessor();
   clear_idle_rows(problem, schedule, rows);
