@@ -23,7 +23,7 @@ _TILE_HEADS, _TILE_TOKENS = 8, 16
 _FIXED_BYTES = 6 * 2**10
 _WARPS = 8
 #: Of a warp's ring. More would not be under way any sooner.
-_FEWEST_SLOTS, _MOST_SLOTS = 2, 12
+_FEWEST_SLOTS, _MOST_SLOTS = 3, 12
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Of so many blocks one may be left without work for the sake of an even share.
@@ -68,7 +68,12 @@ class PagedDecodeInstance:
 
     @property
     def shared_bytes(self) -> int:
-        return _FIXED_BYTES + self.warps * self.slots * self.slot_bytes
+        return _FIXED_BYTES + self.warps * self.ring_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        """Of each warp, which leaves a record in it in the end."""
+        return self.slots * self.slot_bytes
 
     @property
     def slot_bytes(self) -> int:
@@ -147,24 +152,30 @@ def instance_for(
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
     tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
-    one_slot = PagedDecodeInstance(
+    ringless = PagedDecodeInstance(
         head_dim=head_dim,
         key_bits=key_bits,
         value_bits=value_bits,
         head_tiles=head_tiles,
         token_tiles=2 if tile_registers <= small else 1,
         warps=_WARPS,
-        slots=1,
+        slots=0,
         blocks=1,
     )
-    blocks = 2 if light and slots_that_fit(one_slot, gpu, blocks=2) > _FEWEST_SLOTS else 1
-    return replace(one_slot, slots=slots_that_fit(one_slot, gpu, blocks), blocks=blocks)
+    shapes = ((_WARPS, 2), (_WARPS, 1)) if light else ((_WARPS, 1),)
+    for warps, blocks in shapes:
+        instance = _with_slots(replace(ringless, warps=warps, blocks=blocks), gpu)
+        if instance.slots >= _FEWEST_SLOTS and instance.ring_bytes >= instance.record_bytes:
+            return instance
+    return _with_slots(replace(ringless, warps=_WARPS // 2), gpu)
 
 
-def slots_that_fit(instance: PagedDecodeInstance, gpu: GpuModel, blocks: int) -> int:
-    """Of each warp's ring, where so many blocks share a multiprocessor."""
-    room = gpu.shared_bytes_a_block(blocks) - _FIXED_BYTES
-    return min(_MOST_SLOTS, room // (instance.warps * instance.slot_bytes))
+def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
+    """With rings that fill the shared memory."""
+    room = gpu.shared_bytes_a_block(instance.blocks) - _FIXED_BYTES
+    return replace(
+        instance, slots=min(_MOST_SLOTS, room // (instance.warps * instance.slot_bytes))
+    )
 
 
 def even_blocks(grid: int, segments: int) -> int:

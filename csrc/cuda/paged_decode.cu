@@ -30,31 +30,26 @@
 
 namespace paged_decode {
 
-// A segment all of whose parts lie in the workspace; parts 0: none.
-struct Complete {
-  int parts;
-  int first_block;
-  int row, head;
-};
-
 struct SharedMemory {
   ScheduleMemory schedule;
   Pieces pieces;
-  Complete complete[2];  // of the segment that began in an earlier block, of the one that began here
+  // Of the segment that began in an earlier block, and of the one that began here.
+  SharedSegment shared[2];
+  bool joined[2];    // by the block's warps
+  bool complete[2];  // all of its parts lie in the workspace
 };
 
 // What all warps of a block know, and then the ring of every warp.
 constexpr int kFixedBytes = 6 * 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
-// What this thread knows to be written of a part of a segment is all that the block has of it.
-__device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory,
-                                       const Segment& segment, const Sharing& sharing) {
+// What this thread knows to be written of a shared segment is all that the block has of it.
+__device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
+  const Sharing sharing = memory.shared[begins].sharing;
   int* arrivals = problem.arrivals + sharing.first_block;
   if (add_in_order(arrivals, 1) != sharing.parts - 1) return;
   *arrivals = 0;
-  memory.complete[sharing.first_block == static_cast<int>(blockIdx.x)] = {
-      sharing.parts, sharing.first_block, segment.row, segment.head};
+  memory.complete[begins] = true;
 }
 
 // What a block has of a segment goes to the output, or to the workspace if other blocks have more.
@@ -65,27 +60,34 @@ struct Settle {
   SharedMemory& memory;
 
   __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
-    const int lane = threadIdx.x % 32, block = blockIdx.x;
+    const int lane = threadIdx.x % 32;
     const HeadGroup group = problem.heads.at(segment.head);
-    const Sharing sharing = schedule.sharing(segment);
-    if (sharing.parts == 1) {
+    const Run run = schedule.run();
+    if (run.holds(segment)) {
       store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
       return;
     }
-    store_record(problem.record(block, block == sharing.first_block, lane), softmax, group.count, lane);
+    const bool begins = segment.begin >= run.begin;
+    store_record(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
     __syncwarp();
-    if (lane == 0) arrive(problem, memory, segment, sharing);
+    if (lane == 0) arrive(problem, memory, begins);
   }
 };
 
 // Pieces of a segment, from the warp that opens it on.
 struct PieceRecords {
   const Pieces& pieces;
-  int first, count, lane;
+  int first;
+  u32 others;  // bits of the warps that continue it
+  int lane;
 
-  __device__ __forceinline__ const float4* find(int i) const {
-    const float4* record = i == 0 ? pieces.openings[first] : pieces.continuations[first + i];
-    return record == nullptr ? nullptr : record + lane;
+  __device__ __forceinline__ int count() const { return 1 + __popc(others); }
+
+  __device__ __forceinline__ const float4* next(int i) {
+    if (i == 0) return pieces.openings[first] + lane;
+    const int warp = __ffs(others) - 1;
+    others &= others - 1;
+    return pieces.continuations[warp] + lane;
   }
 
   __device__ __forceinline__ float4 load(const float4* from) const { return *from; }
@@ -94,87 +96,91 @@ struct PieceRecords {
 // Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
-  int first_block, count, lane;
+  Sharing sharing;
+  int lane;
 
-  __device__ __forceinline__ const float4* find(int i) const {
-    return problem.record(first_block + i, i == 0, lane);
+  __device__ __forceinline__ int count() const { return sharing.parts; }
+
+  __device__ __forceinline__ const float4* next(int i) const {
+    return problem.record(sharing.first_block + i, i == 0, lane);
   }
 
   __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
 };
 
 // Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
-template <class Records, class Use>
+template <int kTogether, class Records, class Use>
 __device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
     const int n = i / kDimTiles, tile = i % kDimTiles;
-    if (has_heads(n, count, lane)) use(add_tiles(records, n, tile), n, tile);
+    if (has_heads(n, count, lane)) use(add_tiles<kTogether>(records, n, tile), n, tile);
   }
 }
 
-// The whole block: all that its warps have left of the segment that warp `first` opens.
-__device__ __forceinline__ void join_pieces(const Problem& problem, const Schedule& schedule,
-                                            const Pieces& pieces, int first) {
-  const int lane = threadIdx.x % 32, block = blockIdx.x;
-  const Segment segment = pieces.opened[first];
-  const Run run = schedule.run();
-  int last = first + 1;
-  while (last < kWarps && run.part(last) < min(segment.end, run.end)) ++last;
+// The whole block: what its warps have left of the segment that warp `first` opens.
+__device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory& memory,
+                                            const Run& run, int first, u32 others) {
+  const int lane = threadIdx.x % 32;
+  const Segment segment = memory.pieces.opened[first];
   const HeadGroup group = problem.heads.at(segment.head);
-  const Sharing sharing = schedule.sharing(segment);
+  const bool whole = run.holds(segment), begins = segment.begin >= run.begin;
   u16* out = problem.out_of(segment.row, group);
-  float4* record = problem.record(block, block == sharing.first_block, lane);
-  add_all_tiles(PieceRecords{pieces, first, last - first, lane}, group.count,
-                [&](const TileSum& total, int n, int tile) {
-                  if (sharing.parts == 1)
-                    store_output_tile(out, total, n, tile, group.count, lane);
-                  else
-                    store_record_tile(record, total, n, tile);
-                });
+  float4* record = problem.record(blockIdx.x, begins, lane);
+  if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
+  add_all_tiles<4>(PieceRecords{memory.pieces, first, others, lane}, group.count,
+                   [&](const TileSum& total, int n, int tile) {
+                     if (whole)
+                       store_output_tile(out, total, n, tile, group.count, lane);
+                     else
+                       store_record_tile(record, total, n, tile);
+                   });
+}
+
+// The whole block: a piece that continues another belongs to the last one opened before it.
+__device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
+                                                const Run& run) {
+  const int lane = threadIdx.x % 32;
+  const bool exists = lane < kWarps;
+  const u32 continuing = __ballot_sync(kAll, exists && memory.pieces.continuations[lane] != nullptr);
+  u32 opening = __ballot_sync(kAll, exists && memory.pieces.openings[lane] != nullptr);
+#pragma unroll 1
+  while (opening != 0) {
+    const int first = __ffs(opening) - 1;
+    opening &= opening - 1;
+    const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
+    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first));
+  }
 }
 
 // The whole block.
-__device__ __forceinline__ void merge_parts(const Problem& problem, const Complete& complete) {
+__device__ __forceinline__ void merge_parts(const Problem& problem, const SharedSegment& segment) {
   const int lane = threadIdx.x % 32;
-  const HeadGroup group = problem.heads.at(complete.head);
-  u16* out = problem.out_of(complete.row, group);
-  add_all_tiles(PartRecords{problem, complete.first_block, complete.parts, lane}, group.count,
-                [&](const TileSum& total, int n, int tile) {
-                  store_output_tile(out, total, n, tile, group.count, lane);
-                });
-}
-
-// One thread, when the whole block has written what it has of segments that its warps share.
-__device__ __forceinline__ void arrive_with_joined(const Problem& problem, const Schedule& schedule,
-                                                   SharedMemory& memory) {
-#pragma unroll 1
-  for (int warp = 0; warp < kWarps; ++warp) {
-    if (memory.pieces.openings[warp] == nullptr) continue;
-    const Segment segment = memory.pieces.opened[warp];
-    const Sharing sharing = schedule.sharing(segment);
-    if (sharing.parts > 1) arrive(problem, memory, segment, sharing);
-  }
+  const HeadGroup group = problem.heads.at(segment.head);
+  u16* out = problem.out_of(segment.row, group);
+  add_all_tiles<8>(PartRecords{problem, segment.sharing, lane}, group.count,
+                   [&](const TileSum& total, int n, int tile) {
+                     store_output_tile(out, total, n, tile, group.count, lane);
+                   });
 }
 
 __device__ __forceinline__ void attend(const Problem& problem, const Schedule& schedule,
                                        SharedMemory& memory) {
   const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
-    Walk walk(problem, schedule, memory.pieces, ring);
+    Walk walk(problem, schedule, memory.pieces, memory.shared, ring);
     walk.go(Settle{problem, schedule, memory});
   }
   __syncthreads();
-#pragma unroll 1
-  for (int warp = 0; warp < kWarps; ++warp)
-    if (memory.pieces.openings[warp] != nullptr) join_pieces(problem, schedule, memory.pieces, warp);
+  join_all_pieces(problem, memory, schedule.run());
+  if (memory.shared[0].sharing.parts + memory.shared[1].sharing.parts == 0) return;
   __syncthreads();
-  if (threadIdx.x == 0) arrive_with_joined(problem, schedule, memory);
+  if (threadIdx.x < 2 && memory.joined[threadIdx.x]) arrive(problem, memory, threadIdx.x);
   __syncthreads();
 #pragma unroll 1
   for (int i = 0; i < 2; ++i)
-    if (memory.complete[i].parts > 0) merge_parts(problem, memory.complete[i]);
+    if (memory.complete[i]) merge_parts(problem, memory.shared[i]);
 }
 
 __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Schedule& schedule,
@@ -200,7 +206,10 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
   using namespace paged_decode;
   SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_quads);
   awqkit::let_successor_start();
-  if (threadIdx.x < 2) memory.complete[threadIdx.x].parts = 0;
+  if (threadIdx.x < 2) {
+    memory.shared[threadIdx.x].sharing.parts = 0;
+    memory.joined[threadIdx.x] = memory.complete[threadIdx.x] = false;
+  }
   const Problem problem{q,
                         page_table,
                         out,
@@ -212,11 +221,11 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
-  // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
-  // successor's at once.
+  // Blocks without work wait as well: a launch ends after its predecessor, and a multiprocessor must not
+  // have room for two blocks of the successor while others still have none.
   if (schedule.has_work())
     attend(problem, schedule, memory);
-  else if (blockIdx.x == 0)
+  else
     awqkit::wait_for_predecessor();
   clear_idle_rows(problem, schedule, rows);
 }

@@ -61,25 +61,23 @@ struct TileSum {
   }
 };
 
-// Records whose loads are under way together.
-constexpr int kTogether = 4;
-
-// Tile `tile` of head tile n, of records.count records in their order. records.find(i): the lane's
-// first float4 of one, null where there is none; the first one must be there.
-template <class Records>
-__device__ __forceinline__ TileSum add_tiles(const Records& records, int n, int tile) {
+// Tile `tile` of head tile n, of records.count() records, at least one, in their order. kTogether: whose
+// loads are under way at once. records.next(i): the lane's first float4 of record i, asked in order.
+template <int kTogether, class Records>
+__device__ __forceinline__ TileSum add_tiles(Records records, int n, int tile) {
+  const int count = records.count();
   const int heads = n * (1 + kDimTiles) * 32;
   TileSum total;
   total.reset();
 #pragma unroll 1
-  for (int first = 0; first < records.count; first += kTogether) {
+  for (int first = 0; first < count; first += kTogether) {
     float4 head[kTogether], out[kTogether];
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       head[k] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
       out[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      const float4* record = first + k < records.count ? records.find(first + k) : nullptr;
-      if (record == nullptr) continue;
+      if (first + k >= count) continue;
+      const float4* record = records.next(first + k);
       head[k] = records.load(record + heads);
       out[k] = records.load(record + heads + (1 + tile) * 32);
     }

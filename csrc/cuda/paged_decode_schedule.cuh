@@ -36,6 +36,11 @@ struct Sharing {
 struct Run {
   int begin, end;
 
+  // Whether all of a segment is in it.
+  __device__ __forceinline__ bool holds(const Segment& segment) const {
+    return segment.begin >= begin && segment.end <= end;
+  }
+
   __device__ __forceinline__ int part(int warp) const {
     return begin + (end - begin) * warp / kWarps;
   }

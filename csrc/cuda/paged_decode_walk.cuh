@@ -66,6 +66,12 @@ struct Pieces {
   const float4* continuations[kWarps];
 };
 
+// A segment that other blocks have parts of as well; parts 0: none.
+struct SharedSegment {
+  Sharing sharing;
+  int row, head;
+};
+
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
  public:
@@ -133,9 +139,10 @@ class Feed {
 class Walk {
  public:
   // ring: its offset in shared memory.
+  // shared: of the block, of the segment that began in an earlier one and of the one that began here.
   __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule, Pieces& pieces,
-                                  u32 ring)
-      : problem_(problem), schedule_(schedule), pieces_(pieces), ring_(ring),
+                                  SharedSegment (&shared)[2], u32 ring)
+      : problem_(problem), schedule_(schedule), pieces_(pieces), shared_(shared), ring_(ring),
         warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {
     if (lane_ == 0) pieces.openings[warp_] = pieces.continuations[warp_] = nullptr;
   }
@@ -150,7 +157,7 @@ class Walk {
     Feed feed(problem_, schedule_, unit, end, lane_);
     Ring ring(ring_);
     segment_ = feed.segment();
-    fill(ring, feed);
+    fill(ring, feed, unit, end);
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
@@ -162,20 +169,37 @@ class Walk {
   }
 
  private:
-  __device__ __forceinline__ static void fill(Ring& ring, Feed& feed) {
-    bool waited = false;
+  // First with what was stored long ago; the rest when the predecessor has ended.
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, int unit, int end) {
+    int slot = 0;
 #pragma unroll 1
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (!waited && feed.meets_newest()) {
-        awqkit::wait_for_predecessor();
-        waited = true;
+    for (int waited = 0; waited < 2; ++waited) {
+#pragma unroll 1
+      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) {
+        if (slot % 2 == 0)
+          feed.send_keys(ring.pass());
+        else
+          feed.send_values(ring.pass());
       }
-      if (slot % 2 == 0)
-        feed.send_keys(ring.pass());
-      else
-        feed.send_values(ring.pass());
+      if (waited) break;
+      note_shared(unit, end);
+      awqkit::wait_for_predecessor();
     }
-    if (!waited) awqkit::wait_for_predecessor();
+  }
+
+  // One warp of a block knows how its run begins, one how it ends.
+  __device__ __forceinline__ void note_shared(int unit, int end) {
+    const Run run = schedule_.run();
+    if (unit == run.begin && segment_.begin < run.begin) note_shared(0, segment_);
+    if (end != run.end) return;
+    const Segment last = schedule_.find(end - 1);
+    if (last.begin >= run.begin && last.end > run.end) note_shared(1, last);
+  }
+
+  __device__ __forceinline__ void note_shared(bool begins, const Segment& segment) {
+    const Sharing sharing = schedule_.sharing(segment);
+    if (lane_ == 0) shared_[begins] = {sharing, segment.row, segment.head};
+    __syncwarp();
   }
 
   // A slot that is read is filled at once with what comes kSlots later.
@@ -233,6 +257,7 @@ class Walk {
   const Problem& problem_;
   const Schedule& schedule_;
   Pieces& pieces_;
+  SharedSegment (&shared_)[2];
   u32 ring_;
   int warp_, lane_;
   Segment segment_;

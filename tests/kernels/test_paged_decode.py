@@ -14,6 +14,7 @@ from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.paged_decode import paged_decode, prepare_decode
 from awqkit_runtime.kernels.paged_decode_plan import HEAD_DIMS, WIDTHS, all_instances
+from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.cuda_random import random_bf16
 from tests.kernels.paged_rows import PagedRows, exact_attention, paged_rows
 from tests.kernels.test_paged_decode_plan import page_format
@@ -29,7 +30,7 @@ MIXED = [0, 1, 63, 64, 65, 1000, 0, 130, 17]
 def compiled() -> None:
     """All at once, several at a time."""
     device = torch.device("cuda", torch.cuda.current_device())
-    programs = {instance.program for instance in all_instances()}
+    programs = {instance.program for instance in all_instances(gpu_model(device))}
     compile_programs(programs, device_architecture(device))
 
 
