@@ -40,7 +40,7 @@ struct SharedMemory {
 };
 
 // What all warps of a block know, and then the ring of every warp.
-constexpr int kFixedBytes = 6 * 1024;
+constexpr int kFixedBytes = (kWarps > 8 ? 8 : 6) * 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 // What this thread knows to be written of a shared segment is all that the block has of it.

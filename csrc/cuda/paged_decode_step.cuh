@@ -47,15 +47,24 @@ class Step {
   // slot: of the step's values, all of which are read after this.
   __device__ __forceinline__ void attend(Softmax& softmax, u32 slot, const Visible& visible,
                                          int lane) {
+    ValueTile values[kTokenTiles];
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      ValueTile values;
-      values.read(slot, t, lane);
-      if (!visible.whole)
-        values.clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+      values[t].read_params(slot, t, lane);
+      if constexpr (!kQuantized) values[t].read(slot, t, lane);
+    }
+    // All of a step at once: without a branch between them, tiles overlap.
+    if (!visible.whole) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t)
+        values[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      if constexpr (kQuantized) values[t].read(slot, t, lane);
       u32 b[kHeadTiles][2];
-      softmax.weigh(b, scores_[t], values.params);
-      softmax.add(values, b);
+      softmax.weigh(b, scores_[t], values[t].params);
+      softmax.add(values[t], b);
     }
   }
 

@@ -60,6 +60,9 @@ struct ValueTile {
       for (int i = 0; i < kValueLoads; ++i)
         take<kValueLoad>(words[index] + i * kLoadWords,
                          rows + (16 * tile + 4 * index) * kValueRow + 8 * i * kValueLoad);
+  }
+
+  __device__ __forceinline__ void read_params(u32 slot, int tile, int lane) {
     if constexpr (kQuantized) {
       const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
 #pragma unroll
