@@ -129,7 +129,7 @@ __device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory
   u16* out = problem.out_of(segment.row, group);
   float4* record = problem.record(blockIdx.x, begins, lane);
   if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
-  add_all_tiles<4>(PieceRecords{memory.pieces, first, others, lane}, group.count,
+  add_all_tiles<8>(PieceRecords{memory.pieces, first, others, lane}, group.count,
                    [&](const TileSum& total, int n, int tile) {
                      if (whole)
                        store_output_tile(out, total, n, tile, group.count, lane);
@@ -165,12 +165,12 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Shared
                    });
 }
 
-__device__ __forceinline__ void attend(const Problem& problem, const Schedule& schedule,
+__device__ __forceinline__ void attend(const Problem& problem, Schedule& schedule,
                                        SharedMemory& memory) {
   const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
     Walk walk(problem, schedule, memory.pieces, memory.shared, ring);
-    walk.go(Settle{problem, schedule, memory});
+    walk.go(schedule, Settle{problem, schedule, memory});
   }
   __syncthreads();
   join_all_pieces(problem, memory, schedule.run());
@@ -220,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         ScoreScale{factor, cap},
                         q_stride,
                         table_stride};
-  const Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
+  Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
   // Blocks without work wait as well: a launch ends after its predecessor, and a multiprocessor must not
   // have room for two blocks of the successor while others still have none.
   if (schedule.has_work())

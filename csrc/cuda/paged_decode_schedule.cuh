@@ -32,17 +32,13 @@ struct Sharing {
   int parts;
 };
 
-// A block's run of units, and the parts of it that its warps take.
+// A run of units: that of a block, or the part of it that a warp takes.
 struct Run {
   int begin, end;
 
   // Whether all of a segment is in it.
   __device__ __forceinline__ bool holds(const Segment& segment) const {
     return segment.begin >= begin && segment.end <= end;
-  }
-
-  __device__ __forceinline__ int part(int warp) const {
-    return begin + (end - begin) * warp / kWarps;
   }
 };
 
@@ -55,6 +51,7 @@ struct ScheduleMemory {
   int blocks;  // that share them
   int snap;
   int boundaries[2];  // of this block's run
+  int parts[kWarps + 1];  // and of those of its warps
 };
 
 class Schedule {
@@ -96,6 +93,26 @@ class Schedule {
 
   __device__ __forceinline__ Run run() const {
     return {memory_.boundaries[0], memory_.boundaries[1]};
+  }
+
+  // All warps of the block, once: the warp's part of the run, and the segment that it begins with.
+  // Equal parts, but that a boundary not far from the end of a segment moves there: it spares a join.
+  __device__ __forceinline__ Run take_part(int warp, Segment& first) {
+    const Run all = run();
+    const int units = all.end - all.begin;
+    if (units == 0) return all;
+    const int share = (units + kWarps - 1) / kWarps;
+    const int most = min(kPageTokens / kTokens, share == 1 ? 0 : (share + 1) / 2);
+    int unit = all.begin + units * warp / kWarps;
+    first = find(unit);
+    const int before = unit - max(first.begin, all.begin), after = min(first.end, all.end) - unit;
+    if (min(before, after) <= most) unit += before <= after ? -before : after;
+    memory_.parts[warp] = unit;
+    if (warp == 0) memory_.parts[kWarps] = all.end;
+    __syncthreads();
+    const Run part{unit, memory_.parts[warp + 1]};
+    if (part.begin < part.end && part.begin == first.end) first = this->after(first);
+    return part;
   }
 
   __device__ __forceinline__ int length(int row) const {

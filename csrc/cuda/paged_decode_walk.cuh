@@ -75,15 +75,13 @@ struct SharedSegment {
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
  public:
-  // The whole warp. There must be a unit.
-  __device__ __forceinline__ Feed(const Problem& problem, const Schedule& schedule, int unit, int end,
-                                  int lane)
-      : problem_(problem), schedule_(schedule), base_(shared_address(shared_quads)), unit_(unit),
-        end_(end), lane_(lane) {
-    enter(schedule.find(unit));
+  // part: not empty. first: the segment that it begins with.
+  __device__ __forceinline__ Feed(const Problem& problem, const Schedule& schedule, const Run& part,
+                                  const Segment& first, int lane)
+      : problem_(problem), schedule_(schedule), base_(shared_address(shared_quads)),
+        unit_(part.begin), end_(part.end), lane_(lane) {
+    enter(first);
   }
-
-  __device__ __forceinline__ const Segment& segment() const { return segment_; }
 
   // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
   __device__ __forceinline__ bool meets_newest() const {
@@ -150,14 +148,14 @@ class Walk {
   // Waits for the predecessor when the ring is filled with what was there before it.
   // settle(softmax, segment) is called with all that the block has of a segment, if it is the warp's.
   template <class Settle>
-  __device__ __forceinline__ void go(const Settle& settle) {
-    int unit = schedule_.run().part(warp_);
-    const int end = schedule_.run().part(warp_ + 1);
+  __device__ __forceinline__ void go(Schedule& schedule, const Settle& settle) {
+    const Run part = schedule.take_part(warp_, segment_);
+    int unit = part.begin;
+    const int end = part.end;
     if (unit == end) return awqkit::wait_for_predecessor();
-    Feed feed(problem_, schedule_, unit, end, lane_);
+    Feed feed(problem_, schedule_, part, segment_, lane_);
     Ring ring(ring_);
-    segment_ = feed.segment();
-    fill(ring, feed, unit, end);
+    fill(ring, feed, part);
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
@@ -170,7 +168,7 @@ class Walk {
 
  private:
   // First with what was stored long ago; the rest when the predecessor has ended.
-  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, int unit, int end) {
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, const Run& part) {
     int slot = 0;
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
@@ -182,18 +180,18 @@ class Walk {
           feed.send_values(ring.pass());
       }
       if (waited) break;
-      note_shared(unit, end);
+      note_shared(part);
       awqkit::wait_for_predecessor();
     }
   }
 
   // One warp of a block knows how its run begins, one how it ends.
-  __device__ __forceinline__ void note_shared(int unit, int end) {
+  __device__ __forceinline__ void note_shared(const Run& part) {
     const Run run = schedule_.run();
-    if (unit == run.begin && segment_.begin < run.begin) note_shared(0, segment_);
-    if (end != run.end) return;
-    const Segment last = schedule_.find(end - 1);
-    if (last.begin >= run.begin && last.end > run.end) note_shared(1, last);
+    if (part.begin == run.begin && segment_.begin < run.begin) note_shared(false, segment_);
+    if (part.end != run.end) return;
+    const Segment last = schedule_.find(run.end - 1);
+    if (last.begin >= run.begin && last.end > run.end) note_shared(true, last);
   }
 
   __device__ __forceinline__ void note_shared(bool begins, const Segment& segment) {
