@@ -16,7 +16,6 @@ _SHARED_KIB = {
     **{"sm_100a": 228, "sm_103a": 228, "sm_120a": 100, "sm_121a": 100},
 }
 _LEAST_SHARED_KIB = 100
-_OVERLAP_ARCH = 90
 #: What each block on a multiprocessor takes of it besides its own.
 _BLOCK_OVERHEAD = 2**10
 
@@ -37,11 +36,6 @@ class GpuModel:
     def shared_bytes(self) -> int:
         """Shared memory of one multiprocessor."""
         return _SHARED_KIB.get(self.arch, _LEAST_SHARED_KIB) * 2**10
-
-    @property
-    def overlaps_launches(self) -> bool:
-        """Whether a launch may begin before its predecessor ends (programmatic dependent launch)."""
-        return int(self.arch.removeprefix("sm_").rstrip("af")) >= _OVERLAP_ARCH
 
     def blocks_that_fit(self, shared_bytes: int) -> int:
         """How many blocks of so much shared memory one multiprocessor holds."""

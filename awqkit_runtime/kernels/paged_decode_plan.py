@@ -20,8 +20,9 @@ MOST_HEADS = 16
 #: Query heads of one tile of the tensor cores, and tokens of another.
 _TILE_HEADS, _TILE_TOKENS = 8, 16
 #: Of shared memory, for who attends over what.
-_FIXED_BYTES = 6 * 2**10
-_WARPS = 8
+_FIXED_BYTES = 8 * 2**10
+#: Of a block. Codes are more to compute.
+_WARPS, _WARPS_ON_CODES = 8, 12
 #: Of a warp's ring. More would not be under way any sooner.
 _FEWEST_SLOTS, _MOST_SLOTS = 3, 12
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
@@ -34,7 +35,7 @@ _SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
 
 @dataclass(frozen=True, kw_only=True)
 class PagedDecodeInstance:
-    """The macros of paged_decode.cu. blocks: that a multiprocessor has room for at once."""
+    """The macros of paged_decode.cu."""
 
     head_dim: int
     key_bits: int
@@ -43,7 +44,6 @@ class PagedDecodeInstance:
     token_tiles: int
     warps: int
     slots: int
-    blocks: int
 
     @property
     def program(self) -> Program:
@@ -57,7 +57,6 @@ class PagedDecodeInstance:
                 f"PD_TOKEN_TILES={self.token_tiles}",
                 f"PD_WARPS={self.warps}",
                 f"PD_SLOTS={self.slots}",
-                f"PD_BLOCKS={self.blocks}",
             ),
         )
 
@@ -83,7 +82,7 @@ class PagedDecodeInstance:
 
     def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
         """group: query heads of a key-value head."""
-        grid = gpu.multiprocessors * (1 if gpu.overlaps_launches else self.blocks)
+        grid = gpu.multiprocessors
         return PagedDecodePlan(
             program=self.program,
             shape=LaunchShape(
@@ -145,37 +144,34 @@ def instance_for(
 ) -> PagedDecodeInstance:
     """The instance for `group` query heads of a key-value head.
 
-    A warp keeps queries and outputs in registers. Where they are few, two blocks have room on a
-    multiprocessor: of one launch and of the next, which fills its rings while the first one runs.
+    A warp keeps queries and outputs in registers, so bigger heads leave room for fewer warps. Their
+    rings fill the shared memory: what is under way to them is what a multiprocessor waits for.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
     tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
+    most_warps = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
     ringless = PagedDecodeInstance(
         head_dim=head_dim,
         key_bits=key_bits,
         value_bits=value_bits,
         head_tiles=head_tiles,
         token_tiles=2 if tile_registers <= small else 1,
-        warps=_WARPS,
+        warps=most_warps,
         slots=0,
-        blocks=1,
     )
-    shapes = ((_WARPS, 2), (_WARPS, 1)) if light else ((_WARPS, 1),)
-    for warps, blocks in shapes:
-        instance = _with_slots(replace(ringless, warps=warps, blocks=blocks), gpu)
+    for warps in (most_warps, _WARPS, _WARPS // 2):
+        instance = _with_slots(replace(ringless, warps=warps), gpu)
         if instance.slots >= _FEWEST_SLOTS and instance.ring_bytes >= instance.record_bytes:
-            return instance
-    return _with_slots(replace(ringless, warps=_WARPS // 2), gpu)
+            break
+    return instance
 
 
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
-    """With rings that fill the shared memory."""
-    room = gpu.shared_bytes_a_block(instance.blocks) - _FIXED_BYTES
-    return replace(
-        instance, slots=min(_MOST_SLOTS, room // (instance.warps * instance.slot_bytes))
-    )
+    """With rings that fill the shared memory of a multiprocessor."""
+    room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
+    return replace(instance, slots=min(_MOST_SLOTS, room // instance.slot_bytes))
 
 
 def even_blocks(grid: int, segments: int) -> int:
@@ -184,8 +180,8 @@ def even_blocks(grid: int, segments: int) -> int:
     Each takes the same number of segments, or each segment the same number of blocks. All of the
     grid where that is impossible, or would leave more than a few without work.
 
-    >>> even_blocks(264, 128), even_blocks(264, 512), even_blocks(264, 300)
-    (256, 256, 264)
+    >>> even_blocks(132, 128), even_blocks(132, 512), even_blocks(132, 300)
+    (128, 128, 132)
     """
     if segments <= grid:
         blocks = grid // segments * segments

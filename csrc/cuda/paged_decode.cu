@@ -17,10 +17,9 @@
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
 // of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_SLOTS (of
-// a warp's ring), PD_BLOCKS (blocks that an SM has room for, for registers).
-// Launch: any grid, block = 32 · PD_WARPS. Best is a block for each SM, and room for one of the next
-// launch, which then fills its ring while this one runs.
-//   dynamic shared memory = 6144 + PD_WARPS · PD_SLOTS · slot,
+// a warp's ring).
+// Launch: any grid, best a block for each SM. block = 32 · PD_WARPS.
+//   dynamic shared memory = 8192 + PD_WARPS · PD_SLOTS · slot,
 //   where slot = 16 · PD_TOKEN_TILES · (the wider row of keys and values + 4 for codes' parameters)
 //   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
@@ -40,7 +39,7 @@ struct SharedMemory {
 };
 
 // What all warps of a block know, and then the ring of every warp.
-constexpr int kFixedBytes = (kWarps > 8 ? 8 : 6) * 1024;
+constexpr int kFixedBytes = 8 * 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 // What this thread knows to be written of a shared segment is all that the block has of it.
@@ -196,7 +195,7 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Sc
 
 }  // namespace paged_decode
 
-extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
+extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
     paged_decode_kernel(const unsigned short* q, const unsigned char* keys,
                         const unsigned char* values, const unsigned int* params,
                         const int* page_table, const int* lengths, unsigned short* out,
@@ -221,11 +220,11 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, PD_BLOCKS)
                         q_stride,
                         table_stride};
   Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
-  // Blocks without work wait as well: a launch ends after its predecessor, and a multiprocessor must not
-  // have room for two blocks of the successor while others still have none.
+  // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
+  // successor's at once.
   if (schedule.has_work())
     attend(problem, schedule, memory);
-  else
+  else if (blockIdx.x == 0)
     awqkit::wait_for_predecessor();
   clear_idle_rows(problem, schedule, rows);
 }

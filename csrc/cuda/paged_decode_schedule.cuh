@@ -170,8 +170,9 @@ class Schedule {
 
   // Where the run of a block begins.
   __device__ __forceinline__ int boundary(int block) const {
-    const int unit =
-        static_cast<int>(static_cast<long long>(memory_.total) * block / memory_.blocks);
+    // total · block / blocks, without 64 bits.
+    const u32 blocks = memory_.blocks, each = memory_.total / blocks, rest = memory_.total % blocks;
+    const int unit = each * block + rest * block / blocks;
     if (unit == 0 || unit == memory_.total) return unit;
     const Segment segment = find(unit);
     const int before = unit - segment.begin, after = segment.end - unit;

@@ -68,10 +68,9 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
                 plan = plan_paged_decode(page_format(head_dim, bits), 2 * group, gpu)
                 instance = instance_for(head_dim, *bits, group, gpu)
                 assert plan.teams * 8 * instance.head_tiles >= group
-                assert plan.shape.grid[0] % gpu.multiprocessors == 0
-                assert plan.shape.block[0] * instance.blocks <= 2048
+                assert plan.shape.grid[0] == gpu.multiprocessors
+                assert plan.shape.block[0] <= 1024
                 assert plan.shape.shared_bytes <= _BLOCK_SHARED[gpu.arch] * 1024
-                assert gpu.blocks_that_fit(plan.shape.shared_bytes) >= instance.blocks
                 assert plan.arrivals == plan.shape.grid[0]
                 records = (2 + instance.warps) * plan.arrivals
                 assert plan.workspace_bytes == records * instance.record_bytes
@@ -91,15 +90,6 @@ def test_a_slot_holds_keys_or_values_of_a_step_and_their_parameters() -> None:
     assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 4)
     assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 16 * (128 + 4)
     assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 4)
-
-
-def test_where_launches_overlap_a_launch_leaves_room_for_the_next_one() -> None:
-    format = page_format()
-    for arch, blocks in (("sm_80", 2), ("sm_90a", 1), ("sm_100a", 1)):
-        gpu = GPUS[arch]
-        plan = plan_paged_decode(format, 8, gpu)
-        assert plan.shape.grid[0] == blocks * gpu.multiprocessors
-        assert gpu.blocks_that_fit(plan.shape.shared_bytes) == 2
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
