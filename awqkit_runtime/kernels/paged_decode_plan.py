@@ -19,8 +19,10 @@ WIDTHS = ((16, 16), (8, 8), (4, 4), (8, 4))
 MOST_HEADS = 16
 #: Query heads of one tile of the tensor cores, and tokens of another.
 _TILE_HEADS, _TILE_TOKENS = 8, 16
-#: Of shared memory, for who attends over what.
-_FIXED_BYTES = 8 * 2**10
+#: Of shared memory, for what all warps of a block know.
+_FIXED_BYTES = 2**10
+#: What a block, and each of its warps, knows of its share.
+_SHARE_BYTES = 48
 #: Of a block. Codes are more to compute.
 _WARPS, _WARPS_ON_CODES = 8, 12
 #: Of a warp's ring. More would not be under way any sooner.
@@ -94,6 +96,7 @@ class PagedDecodeInstance:
             teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
             workspace_bytes=(2 + self.warps) * grid * self.record_bytes,
             arrivals=grid,
+            share_bytes=(1 + self.warps) * grid * _SHARE_BYTES,
         )
 
 
@@ -102,6 +105,7 @@ class PagedDecodePlan:
     """One launch, which serves any rows, pages and lengths.
 
     teams: that the query heads of a key-value head are cut into. arrivals: zero int32 counters.
+    share_bytes: who reads what, which a launch of share_shape finds once a step.
     """
 
     program: Program
@@ -109,6 +113,15 @@ class PagedDecodePlan:
     teams: int
     workspace_bytes: int
     arrivals: int
+    share_bytes: int
+
+    @property
+    def share_shape(self) -> LaunchShape:
+        return replace(self.shape, shared_bytes=0)
+
+    @property
+    def share_entry(self) -> str:
+        return "paged_decode_schedule"
 
     @property
     def entry(self) -> str:

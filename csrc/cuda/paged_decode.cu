@@ -25,28 +25,26 @@
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
 //   arrivals: grid integers, zero before the first launch.
 // Alignment: q rows 8 bytes, all other pointers 16.
+#include "paged_decode_schedule.cuh"
 #include "paged_decode_walk.cuh"
 
 namespace paged_decode {
 
 struct SharedMemory {
-  ScheduleMemory schedule;
   Pieces pieces;
-  // Of the segment that began in an earlier block, and of the one that began here.
-  SharedSegment shared[2];
-  bool joined[2];    // by the block's warps
-  bool complete[2];  // all of its parts lie in the workspace
+  SharedSegment shared[2];  // as BlockShare has them
+  bool joined[2];           // by the block's warps
+  bool complete[2];         // all of their parts lie in the workspace
 };
 
 // What all warps of a block know, and then the ring of every warp.
-constexpr int kFixedBytes = 8 * 1024;
+constexpr int kFixedBytes = 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 // What this thread knows to be written of a shared segment is all that the block has of it.
 __device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
-  const Sharing sharing = memory.shared[begins].sharing;
-  int* arrivals = problem.arrivals + sharing.first_block;
-  if (add_in_order(arrivals, 1) != sharing.parts - 1) return;
+  int* arrivals = problem.arrivals + memory.shared[begins].first_block;
+  if (add_in_order(arrivals, 1) != memory.shared[begins].parts - 1) return;
   *arrivals = 0;
   memory.complete[begins] = true;
 }
@@ -55,13 +53,12 @@ __device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& mem
 // Here: what one warp has of it, if that is all.
 struct Settle {
   const Problem& problem;
-  const Schedule& schedule;
+  const Run& run;
   SharedMemory& memory;
 
   __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
     const HeadGroup group = problem.heads.at(segment.head);
-    const Run run = schedule.run();
     if (run.holds(segment)) {
       store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
       return;
@@ -95,13 +92,13 @@ struct PieceRecords {
 // Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
-  Sharing sharing;
+  SharedSegment segment;
   int lane;
 
-  __device__ __forceinline__ int count() const { return sharing.parts; }
+  __device__ __forceinline__ int count() const { return segment.parts; }
 
   __device__ __forceinline__ const float4* next(int i) const {
-    return problem.record(sharing.first_block + i, i == 0, lane);
+    return problem.record(segment.first_block + i, i == 0, lane);
   }
 
   __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
@@ -158,22 +155,22 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Shared
   const int lane = threadIdx.x % 32;
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
-  add_all_tiles<8>(PartRecords{problem, segment.sharing, lane}, group.count,
+  add_all_tiles<8>(PartRecords{problem, segment, lane}, group.count,
                    [&](const TileSum& total, int n, int tile) {
                      store_output_tile(out, total, n, tile, group.count, lane);
                    });
 }
 
-__device__ __forceinline__ void attend(const Problem& problem, Schedule& schedule,
+__device__ __forceinline__ void attend(const Problem& problem, const Run& run, const WarpShare& share,
                                        SharedMemory& memory) {
   const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
-    Walk walk(problem, schedule, memory.pieces, memory.shared, ring);
-    walk.go(schedule, Settle{problem, schedule, memory});
+    Walk walk(problem, run, memory.pieces, ring);
+    walk.go(share, Settle{problem, run, memory});
   }
   __syncthreads();
-  join_all_pieces(problem, memory, schedule.run());
-  if (memory.shared[0].sharing.parts + memory.shared[1].sharing.parts == 0) return;
+  join_all_pieces(problem, memory, run);
+  if (memory.shared[0].parts + memory.shared[1].parts == 0) return;
   __syncthreads();
   if (threadIdx.x < 2 && memory.joined[threadIdx.x]) arrive(problem, memory, threadIdx.x);
   __syncthreads();
@@ -182,33 +179,63 @@ __device__ __forceinline__ void attend(const Problem& problem, Schedule& schedul
     if (memory.complete[i]) merge_parts(problem, memory.shared[i]);
 }
 
-__device__ __forceinline__ void clear_idle_rows(const Problem& problem, const Schedule& schedule,
-                                                int rows) {
+__device__ __forceinline__ void clear_idle_rows(const Problem& problem, int rows) {
   const int quads = problem.pages.kv_heads * problem.heads.group * kHeadDim / 8;
+  awqkit::wait_for_predecessor();
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    if (schedule.length(row) > 0) continue;
-    awqkit::wait_for_predecessor();
+    if (__ldcg(problem.line.lengths + row) > 0) continue;
     uint4* out = reinterpret_cast<uint4*>(problem.out) + static_cast<size_t>(row) * quads;
     for (int i = threadIdx.x; i < quads; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
   }
 }
 
+// Where a block's share lies, and behind it those of its warps.
+__device__ __forceinline__ uint4* share_of(uint4* shares) {
+  return shares + static_cast<size_t>(blockIdx.x) * ((1 + kWarps) * (kShareBytes / 16));
+}
+
 }  // namespace paged_decode
+
+// No successor starts before this kernel has ended: the shares are read ahead of a predecessor's end,
+// however many kernels overlap between the two.
+extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
+    paged_decode_schedule(const int* lengths, uint4* shares, int rows, int heads, int window,
+                          int even_blocks) {
+  using namespace paged_decode;
+  __shared__ ScheduleMemory memory;
+  awqkit::wait_for_predecessor();
+  const Line line{lengths, heads, window};
+  Schedule schedule(memory, line, rows, even_blocks);
+  const int warp = threadIdx.x / 32;
+  WarpShare mine{};
+  BlockShare share{};
+  share.run = schedule.run();
+  share.idle_rows = schedule.has_idle_rows();
+  if (share.run.begin < share.run.end) {
+    mine = schedule.take_part();
+    for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
+  }
+  if (threadIdx.x % 32 != 0) return;
+  uint4* to = share_of(shares);
+  if (warp == 0) *reinterpret_cast<BlockShare*>(to) = share;
+  *reinterpret_cast<WarpShare*>(to + (1 + warp) * (kShareBytes / 16)) = mine;
+  __threadfence();
+}
 
 extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
     paged_decode_kernel(const unsigned short* q, const unsigned char* keys,
                         const unsigned char* values, const unsigned int* params,
-                        const int* page_table, const int* lengths, unsigned short* out,
-                        float4* workspace, int* arrivals, int rows, int q_stride, int table_stride,
-                        int kv_heads, int group, int teams, int window, float factor, float cap,
-                        int even_blocks) {
+                        const int* page_table, const int* lengths, const uint4* shares,
+                        unsigned short* out, float4* workspace, int* arrivals, int rows, int q_stride,
+                        int table_stride, int kv_heads, int group, int teams, int window, float factor,
+                        float cap) {
   using namespace paged_decode;
   SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_quads);
   awqkit::let_successor_start();
-  if (threadIdx.x < 2) {
-    memory.shared[threadIdx.x].sharing.parts = 0;
-    memory.joined[threadIdx.x] = memory.complete[threadIdx.x] = false;
-  }
+  const uint4* from = share_of(const_cast<uint4*>(shares));
+  const BlockShare share = load_share<BlockShare>(from);
+  const WarpShare mine =
+      load_share<WarpShare>(from + (1 + threadIdx.x / 32) * (kShareBytes / 16));
   const Problem problem{q,
                         page_table,
                         out,
@@ -216,15 +243,23 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
                         arrivals,
                         Pages{keys, values, params, kv_heads},
                         HeadLayout{group, teams},
+                        Line{lengths, kv_heads * teams, window},
                         ScoreScale{factor, cap},
                         q_stride,
                         table_stride};
-  Schedule schedule(memory.schedule, lengths, rows, kv_heads * teams, even_blocks, window);
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
-  if (schedule.has_work())
-    attend(problem, schedule, memory);
-  else if (blockIdx.x == 0)
+  if (share.run.begin < share.run.end) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) {
+        memory.shared[i] = share.shared[i];
+        memory.joined[i] = memory.complete[i] = false;
+      }
+    }
+    __syncthreads();
+    attend(problem, share.run, mine, memory);
+  } else if (blockIdx.x == 0) {
     awqkit::wait_for_predecessor();
-  clear_idle_rows(problem, schedule, rows);
+  }
+  if (share.idle_rows) clear_idle_rows(problem, rows);
 }

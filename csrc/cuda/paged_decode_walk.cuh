@@ -6,7 +6,7 @@
 #pragma once
 
 #include "paged_decode_merge.cuh"
-#include "paged_decode_schedule.cuh"
+#include "paged_decode_line.cuh"
 #include "paged_decode_step.cuh"
 
 namespace paged_decode {
@@ -21,6 +21,7 @@ struct Problem {
   int* arrivals;          // a block: parts of the segment that begins there; zero between launches
   Pages pages;
   HeadLayout heads;
+  Line line;
   ScoreScale scale;
   int q_stride;
   int table_stride;
@@ -66,21 +67,14 @@ struct Pieces {
   const float4* continuations[kWarps];
 };
 
-// A segment that other blocks have parts of as well; parts 0: none.
-struct SharedSegment {
-  Sharing sharing;
-  int row, head;
-};
-
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
  public:
-  // part: not empty. first: the segment that it begins with.
-  __device__ __forceinline__ Feed(const Problem& problem, const Schedule& schedule, const Run& part,
-                                  const Segment& first, int lane)
-      : problem_(problem), schedule_(schedule), base_(shared_address(shared_quads)),
-        unit_(part.begin), end_(part.end), lane_(lane) {
-    enter(first);
+  // share: not empty.
+  __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share, int lane)
+      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
+        end_(share.part.end), lane_(lane) {
+    enter(share.first);
   }
 
   // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
@@ -111,7 +105,7 @@ class Feed {
 
   __device__ __forceinline__ void advance() {
     if (unit_ == segment_.end)
-      enter(schedule_.after(segment_));
+      enter(problem_.line.after(segment_));
     else if (segment_.tokens_before(unit_) % kPageTokens == 0)
       find_place();
     else
@@ -125,7 +119,6 @@ class Feed {
   }
 
   const Problem& problem_;
-  const Schedule& schedule_;
   u32 base_;
   int unit_, end_, lane_;
   Segment segment_;
@@ -136,11 +129,9 @@ class Feed {
 
 class Walk {
  public:
-  // ring: its offset in shared memory.
-  // shared: of the block, of the segment that began in an earlier one and of the one that began here.
-  __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule, Pieces& pieces,
-                                  SharedSegment (&shared)[2], u32 ring)
-      : problem_(problem), schedule_(schedule), pieces_(pieces), shared_(shared), ring_(ring),
+  // run: of the block. ring: its offset in shared memory.
+  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces, u32 ring)
+      : problem_(problem), run_(run), pieces_(pieces), ring_(ring),
         warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {
     if (lane_ == 0) pieces.openings[warp_] = pieces.continuations[warp_] = nullptr;
   }
@@ -148,27 +139,27 @@ class Walk {
   // Waits for the predecessor when the ring is filled with what was there before it.
   // settle(softmax, segment) is called with all that the block has of a segment, if it is the warp's.
   template <class Settle>
-  __device__ __forceinline__ void go(Schedule& schedule, const Settle& settle) {
-    const Run part = schedule.take_part(warp_, segment_);
-    int unit = part.begin;
-    const int end = part.end;
+  __device__ __forceinline__ void go(const WarpShare& share, const Settle& settle) {
+    int unit = share.part.begin;
+    const int end = share.part.end;
     if (unit == end) return awqkit::wait_for_predecessor();
-    Feed feed(problem_, schedule_, part, segment_, lane_);
+    Feed feed(problem_, share, lane_);
     Ring ring(ring_);
-    fill(ring, feed, part);
+    fill(ring, feed);
+    segment_ = share.first;
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
       for (; unit < piece_end; ++unit) attend(ring, feed, queries, visible_at(unit));
       end_piece(begin, unit, unit == end, settle);
       if (unit == end) return;
-      segment_ = schedule_.after(segment_);
+      segment_ = problem_.line.after(segment_);
     }
   }
 
  private:
   // First with what was stored long ago; the rest when the predecessor has ended.
-  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, const Run& part) {
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed) {
     int slot = 0;
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
@@ -179,25 +170,8 @@ class Walk {
         else
           feed.send_values(ring.pass());
       }
-      if (waited) break;
-      note_shared(part);
-      awqkit::wait_for_predecessor();
+      if (!waited) awqkit::wait_for_predecessor();
     }
-  }
-
-  // One warp of a block knows how its run begins, one how it ends.
-  __device__ __forceinline__ void note_shared(const Run& part) {
-    const Run run = schedule_.run();
-    if (part.begin == run.begin && segment_.begin < run.begin) note_shared(false, segment_);
-    if (part.end != run.end) return;
-    const Segment last = schedule_.find(run.end - 1);
-    if (last.begin >= run.begin && last.end > run.end) note_shared(true, last);
-  }
-
-  __device__ __forceinline__ void note_shared(bool begins, const Segment& segment) {
-    const Sharing sharing = schedule_.sharing(segment);
-    if (lane_ == 0) shared_[begins] = {sharing, segment.row, segment.head};
-    __syncwarp();
   }
 
   // A slot that is read is filled at once with what comes kSlots later.
@@ -237,10 +211,9 @@ class Walk {
 
   template <class Settle>
   __device__ __forceinline__ void end_piece(int begin, int end, bool last, const Settle& settle) {
-    const Run run = schedule_.run();
-    const bool continues = begin != max(segment_.begin, run.begin);
+    const bool continues = begin != max(segment_.begin, run_.begin);
     softmax_.gather();
-    if (!continues && end == min(segment_.end, run.end)) return settle(softmax_, segment_);
+    if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
     float4* record = last ? shared_quads + ring_ / 16 : problem_.record_of_warp(warp_);
     store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
     if (lane_ != 0) return;
@@ -253,9 +226,8 @@ class Walk {
   }
 
   const Problem& problem_;
-  const Schedule& schedule_;
+  Run run_;
   Pieces& pieces_;
-  SharedSegment (&shared_)[2];
   u32 ring_;
   int warp_, lane_;
   Segment segment_;

@@ -12,7 +12,12 @@ from torch import Tensor
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
-from awqkit_runtime.kernels.paged_decode import paged_decode, prepare_decode
+from awqkit_runtime.kernels.paged_decode import (
+    DecodeRows,
+    paged_decode,
+    prepare_decode,
+    share_rows,
+)
 from awqkit_runtime.kernels.paged_decode_plan import HEAD_DIMS, WIDTHS, all_instances
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.cuda_random import random_bf16
@@ -51,6 +56,10 @@ def queries(rows: PagedRows, group: int, seed: int = 1, scale: float = 1.0) -> T
     return random_bf16(len(rows.slots), heads, form.head_dim, seed=seed, scale=scale)
 
 
+def shared(rows: PagedRows, heads: int, window: int | None = None) -> DecodeRows:
+    return share_rows(rows.pool.format, heads, rows.page_table, rows.lengths, window=window)
+
+
 def attend(
     rows: PagedRows, q: Tensor, window: int | None = None, softcap: float | None = None
 ) -> Tensor:
@@ -58,10 +67,8 @@ def attend(
         return paged_decode(
             q,
             rows.pool.layer(0),
-            rows.page_table,
-            rows.lengths,
+            shared(rows, q.shape[1], window),
             scale=q.shape[-1] ** -0.5,
-            window=window,
             softcap=softcap,
         )
 
@@ -173,16 +180,19 @@ def test_takes_queries_from_wider_rows() -> None:
 
 def test_no_rows_are_no_work() -> None:
     rows = paged_rows(page_format(), [5], seed=7)
-    out = paged_decode(
-        random_bf16(0, 4, 128, seed=1),
-        rows.pool.layer(0),
-        rows.page_table[:0],
-        rows.lengths[:0],
-        scale=1.0,
-        window=None,
-        softcap=None,
-    )
+    none = share_rows(rows.pool.format, 4, rows.page_table[:0], rows.lengths[:0], window=None)
+    q = random_bf16(0, 4, 128, seed=1)
+    out = paged_decode(q, rows.pool.layer(0), none, scale=1.0, softcap=None)
     assert out.shape == (0, 4, 128)
+
+
+def test_layers_take_the_rows_that_a_step_shared_once() -> None:
+    rows = paged_rows(page_format(kv_heads=8), [3000, 0, 200], seed=10)
+    once = shared(rows, 32)
+    for seed in (1, 2, 3):
+        q = queries(rows, 4, seed=seed)
+        out = paged_decode(q, rows.pool.layer(0), once, scale=128**-0.5, softcap=None)
+        assert torch.equal(out, attend(rows, q))
 
 
 def test_refuses_what_it_cannot_read() -> None:
@@ -201,3 +211,8 @@ def test_refuses_what_it_cannot_read() -> None:
         wide = PagedRows(**{**vars(rows), name: getattr(rows, name).long()})
         with pytest.raises(TypeError, match=name):
             attend(wide, q)
+    with pytest.raises(TypeError, match="BF16"):
+        paged_decode(q, rows.pool.layer(0), shared(rows, 2), scale=1.0, softcap=None)
+    other = paged_rows(page_format(bits=(4, 4)), [5, 6], seed=8)
+    with pytest.raises(TypeError, match="shared for"):
+        paged_decode(q, rows.pool.layer(0), shared(other, 4), scale=1.0, softcap=None)
