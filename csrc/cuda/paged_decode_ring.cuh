@@ -14,7 +14,7 @@ constexpr int kSlots = PD_SLOTS;
 constexpr int kParamBytes = kQuantized ? 4 * kTokens : 0;
 constexpr int kParamOffset = kTokens * (kKeyRow > kValueRow ? kKeyRow : kValueRow);
 constexpr int kSlotBytes = kParamOffset + kParamBytes;
-static_assert(kSlots >= 2 && kSlotBytes % 16 == 0);
+static_assert(kSlots % 2 == 0 && kSlots >= 2 && kSlotBytes % 16 == 0);
 
 extern __shared__ float4 shared_quads[];
 

@@ -179,18 +179,10 @@ class Walk {
                                          const Visible& visible) {
     Step step;
     step.multiply_keys(queries, ring.oldest(), lane_);
-    const u32 key_slot = ring.pass();
-    if constexpr (kSlots % 2 == 0)
-      feed.send_keys(key_slot);
-    else
-      feed.send_values(key_slot);
+    feed.send_keys(ring.pass());
     step.score(softmax_, queries, problem_.scale, visible, lane_);
     step.attend(softmax_, ring.oldest(), visible, lane_);
-    const u32 value_slot = ring.pass();
-    if constexpr (kSlots % 2 == 0)
-      feed.send_values(value_slot);
-    else
-      feed.send_keys(value_slot);
+    feed.send_values(ring.pass());
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {

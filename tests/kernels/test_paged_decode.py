@@ -172,6 +172,30 @@ def test_is_captured_and_replayed_with_other_values(bits: tuple[int, int]) -> No
         assert torch.equal(second, attend(now, first, window=200))
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[15000], [128] * 128, [1900] * 16, [1, 4000, 0, 77]],
+    ids=lambda n: f"{len(n)}x{n[0]}",
+)
+def test_launches_that_overlap_give_what_each_gives_alone(
+    lengths: Sequence[int], bits: tuple[int, int]
+) -> None:
+    rows = paged_rows(page_format(128, bits, kv_heads=8), lengths, seed=12)
+    many = [queries(rows, 4, seed=seed) for seed in range(12)]
+    alone = [attend(rows, q) for q in many]
+    once = shared(rows, 32)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [
+            paged_decode(q, rows.pool.layer(0), once, scale=128**-0.5, softcap=None) for q in many
+        ]
+    for _ in range(5):
+        graph.replay()
+    for out, expected in zip(outs, alone, strict=True):
+        assert torch.equal(out, expected)
+
+
 def test_takes_queries_from_wider_rows() -> None:
     rows = paged_rows(page_format(128, (8, 8), kv_heads=2), [70, 0, 300], seed=6)
     qkv = random_bf16(3, 12 * 128, seed=1)
