@@ -5,9 +5,9 @@
 Every time is of one launch in a CUDA graph of many, each over the pages of another layer, and all
 layers together exceed the L2 cache. Heads are those of a 7B model: 32 over 8 key-value heads of
 128 elements. Launches follow each other as in a step of a model: one may start before the one ahead
-has ended, but reads its input only afterwards. --instances times other compilations of the kernel
-for a format (token tiles x warps x blocks of a multiprocessor) beside the one that
-the plan chooses.
+has ended, but reads its input only afterwards. Who reads what is found once before all launches.
+--instances times other compilations of the kernel for a format (token tiles x warps x slots of a
+warp's ring) beside the one that the plan chooses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
-from awqkit_runtime.kernels.paged_decode import run_paged_decode
+from awqkit_runtime.kernels.paged_decode import paged_decode, run_share_rows
 from awqkit_runtime.kernels.paged_decode_plan import PagedDecodeInstance, instance_for
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 
@@ -72,9 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--formats", nargs="+", choices=WIDTHS, default=tuple(WIDTHS))
     parser.add_argument("--shapes", nargs="+", type=numbers, default=SHAPES, metavar="BxCONTEXT")
-    parser.add_argument(
-        "--instances", nargs="+", type=instance, default=(), metavar="FORMAT:TxWxBxA"
-    )
+    parser.add_argument("--instances", nargs="+", type=instance, default=(), metavar="FORMAT:TxWxS")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -104,16 +102,17 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def instance(text: str) -> PagedDecodeInstance:
-    """ "int4:2x12x1": the format's instance with other tiles, warps and blocks."""
+    """ "int4:2x8x12": the format's instance with other tiles, warps and slots."""
     name, _, rest = text.partition(":")
     if name not in WIDTHS or rest.count("x") != 2:
         raise argparse.ArgumentTypeError(f"{text} is not a format and three numbers")
-    tiles, warps, blocks = numbers(rest)
-    return replace(planned(name), token_tiles=tiles, warps=warps, blocks=blocks)
+    tiles, warps, slots = numbers(rest)
+    return replace(planned(name), token_tiles=tiles, warps=warps, slots=slots)
 
 
 def planned(name: str) -> PagedDecodeInstance:
-    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS)
+    device = torch.device("cuda", torch.cuda.current_device())
+    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS, gpu_model(device))
 
 
 def choices(name: str, others: Sequence[PagedDecodeInstance]) -> list[PagedDecodeInstance]:
@@ -142,7 +141,7 @@ def measure(
         us = time_layers(instance, pool, q, table, lengths) / layers
         yield Row(
             format=name,
-            instance=f"{instance.token_tiles}x{instance.warps}x{instance.blocks}",
+            instance=f"{instance.token_tiles}x{instance.warps}x{instance.slots}",
             batch=batch,
             context=context,
             megabytes=size / 1e6,
@@ -156,19 +155,11 @@ def time_layers(
     instance: PagedDecodeInstance, pool: PagePool, q: Tensor, table: Tensor, lengths: Tensor
 ) -> float:
     plan = instance.plan(HEADS // KV_HEADS, gpu_model(q.device))
+    rows = run_share_rows(plan, pool.format, HEADS, table, lengths, window=None)
 
     def attend_in_every_layer() -> None:
         for layer in range(pool.format.num_layers):
-            run_paged_decode(
-                plan,
-                q,
-                pool.layer(layer),
-                table,
-                lengths,
-                scale=HEAD_DIM**-0.5,
-                window=None,
-                softcap=None,
-            )
+            paged_decode(q, pool.layer(layer), rows, scale=HEAD_DIM**-0.5, softcap=None)
 
     return microseconds(attend_in_every_layer)
 

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.page_format import pages_for
-from awqkit_runtime.cache.page_kernels import append_projected, decode, decodes_in_kernels
+from awqkit_runtime.cache.page_kernels import (
+    append_projected,
+    decode,
+    decodes_in_kernels,
+    rows_by_window,
+)
 from awqkit_runtime.cache.paged_attention import PagedAttention, SequenceSpan
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.decode_places import decode_places
+from awqkit_runtime.kernels.paged_decode import DecodeRows
 from awqkit_runtime.kernels.rotary import AttendProjected, HeadNorms
 
 
@@ -34,11 +40,13 @@ class DecodeAttention:
         self._page_table = page_table
         self._positions = positions
         self._config = config
-        #: Slots and lengths of the step, for kernels. They are computed before any layer: attention
-        #: reads lengths before the kernel in front of it has ended, so these must be there earlier.
-        self._places = (
-            decode_places(page_table, positions) if decodes_in_kernels(pool, config) else None
-        )
+        #: Slots and rows of the step, for kernels. They are computed before any layer: attention
+        #: reads rows before the kernel in front of it has ended, so these must be there earlier.
+        self._places: tuple[Tensor, dict[int | None, DecodeRows]] | None = None
+        if decodes_in_kernels(pool, config):
+            slots, lengths = decode_places(page_table, positions)
+            rows = rows_by_window(pool, page_table, lengths, config=config)
+            self._places = slots, rows
         #: Its rows that are not idle, and attention over their pages.
         self._active: tuple[Tensor, PagedAttention] | None = None
 
@@ -51,11 +59,11 @@ class DecodeAttention:
         self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, norms: HeadNorms | None
     ) -> Tensor:
         assert self._places is not None
-        slots, lengths = self._places
+        slots, rows = self._places
         q, _, _ = append_projected(
             *(self._pool, layer, qkv, cos, sin, norms, slots), config=self._config
         )
-        return decode(*(self._pool, layer, q, self._page_table, lengths), config=self._config)
+        return decode(*(self._pool, layer, q, rows), config=self._config)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim] after rotary → like q.

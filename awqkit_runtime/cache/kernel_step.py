@@ -15,12 +15,14 @@ from awqkit_runtime.cache.page_kernels import (
     appends_in_kernels,
     decode,
     decodes_in_kernels,
+    rows_by_window,
 )
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.prompt_attention import PreparedCall, StepTensors, prepare_call
 from awqkit_runtime.cache.prompt_plan import plan_prompts
 from awqkit_runtime.cache.sequence_span import SequenceSpan
 from awqkit_runtime.kernels.flash_attention import has_square_kernels
+from awqkit_runtime.kernels.paged_decode import DecodeRows
 from awqkit_runtime.kernels.rotary import HeadNorms
 
 
@@ -53,6 +55,7 @@ class KernelStep:
         }
         self._slots = send(torch.cat([_new_slots(span) for span in spans]), pool.device)
         self._numbers = arrays.send(pool.device)
+        self._decode_rows = self._share_decodes() if decodes else {}
 
     def attend(
         self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, norms: HeadNorms | None
@@ -78,10 +81,13 @@ class KernelStep:
 
     def _decode(self, layer: int, q: Tensor) -> Tensor:
         """q: of the rows with one new token, [decodes, heads, head_dim]."""
+        return decode(*(self._pool, layer, q, self._decode_rows), config=self._config)
+
+    def _share_decodes(self) -> dict[int | None, DecodeRows]:
         assert self._decodes is not None
         page_table = self._decodes.page_table(self._numbers)
         lengths = self._decodes.lengths(self._numbers)
-        return decode(*(self._pool, layer, q, page_table, lengths), config=self._config)
+        return rows_by_window(self._pool, page_table, lengths, config=self._config)
 
     def _prepare_calls(
         self, prompts: Sequence[SequenceSpan], window: int | None, arrays: IntArrays

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.kernels.paged_decode import can_decode, paged_decode
+from awqkit_runtime.kernels.paged_decode import (
+    DecodeRows,
+    can_decode,
+    paged_decode,
+    share_rows,
+)
 from awqkit_runtime.kernels.rotary import HeadNorms
 from awqkit_runtime.kernels.rotary_append import can_append, rotary_append_
 
@@ -48,19 +55,28 @@ def append_projected(
     return q, k, v
 
 
+def rows_by_window(
+    pool: PagePool, page_table: Tensor, lengths: Tensor, *, config: DecoderConfig
+) -> dict[int | None, DecodeRows]:
+    """kernels.paged_decode.share_rows for each window that layers have."""
+    windows = dict.fromkeys(config.window(layer) for layer in range(config.num_layers))
+    return {
+        window: share_rows(pool.format, config.num_heads, page_table, lengths, window=window)
+        for window in windows
+    }
+
+
 def decode(
     pool: PagePool,
     layer: int,
     q: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
+    rows: Mapping[int | None, DecodeRows],
     *,
     config: DecoderConfig,
 ) -> Tensor:
-    """kernels.paged_decode of one layer: q [rows, heads, head_dim] → like q."""
+    """kernels.paged_decode of one layer: q [rows, heads, head_dim] → like q. rows: by window."""
     return paged_decode(
-        *(q, pool.layer(layer), page_table, lengths),
+        *(q, pool.layer(layer), rows[config.window(layer)]),
         scale=config.softmax_scale,
-        window=config.window(layer),
         softcap=config.attention_softcap,
     )

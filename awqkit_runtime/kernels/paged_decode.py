@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -18,78 +19,134 @@ from awqkit_runtime.kernels.paged_decode_plan import (
 )
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 
-__all__ = ["can_decode", "paged_decode", "prepare_decode", "run_paged_decode"]
+__all__ = ["DecodeRows", "can_decode", "paged_decode", "prepare_decode", "share_rows"]
 
 #: Of a row of q: the kernel reads four elements at once.
 _Q_ALIGNMENT = 4
 
 
-def paged_decode(
-    q: Tensor,
-    pages: LayerPages,
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodeRows:
+    """What all launches of a step have in common whose layers have the same window.
+
+    shares: int32, which tokens each warp reads, as paged_decode.cu keeps them. A graph that captured
+    launches holds the addresses of these tensors: they must live as long as it is replayed, unless
+    it captured share_rows too.
+    """
+
+    plan: PagedDecodePlan
+    format: PageFormat
+    num_heads: int
+    page_table: Tensor
+    lengths: Tensor
+    window: int | None
+    shares: Tensor
+
+
+def share_rows(
+    format: PageFormat,
+    num_heads: int,
     page_table: Tensor,
     lengths: Tensor,
     *,
-    scale: float,
     window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """softmax(scale · q·kᵀ) · v over the keys of every row.
+) -> DecodeRows:
+    """Share the keys of a step's rows among the warps of the device, in one small launch.
 
-    q: BF16 [rows, heads, head_dim], in the pages' key frame; rows may be strided. page_table:
-    int32 [rows, width], the pages of each row in order. lengths: int32 [rows], the keys of each row
-    with that of its new token, all of which are stored; 0: an idle row, whose output is zeros. With
-    a window a row sees its last `window` keys; with a softcap the scores x become
-    softcap · tanh(x / softcap). Returns BF16 [rows, heads, head_dim], the same bits every time.
+    page_table: int32 [rows, width], the pages of each row in order. lengths: int32 [rows], the keys
+    of each row with that of its new token; 0: an idle row. With a window a row sees its last
+    `window` keys. TypeError for other tensors, or pages that can_decode does not allow.
 
-    pages must be such as can_decode allows, TypeError for other tensors than these. Nothing waits
-    for the device, and the launch does not depend on what page_table and lengths hold: a CUDA graph
-    that captured it, after prepare_decode, may be replayed with other values in them.
-
-    lengths, page_table and all tokens but the newest are read while the launches ahead may still
-    run. Only kernels that start their successors early matter, and they may write q and store the
-    new tokens but none of the rest; whatever is written before a launch without overlap is there.
+    The launch does not depend on what the tensors hold. It waits for those ahead, and none behind
+    it starts before it has ended: paged_decode reads what it wrote without waiting.
     """
-    plan = plan_paged_decode(pages.format, q.shape[1], gpu_model(q.device))
-    return run_paged_decode(
-        plan, q, pages, page_table, lengths, scale=scale, window=window, softcap=softcap
+    if not can_decode(format, num_heads):
+        raise TypeError(f"paged_decode does not take {num_heads} heads over {format}")
+    plan = plan_paged_decode(format, num_heads, gpu_model(lengths.device))
+    return run_share_rows(plan, format, num_heads, page_table, lengths, window=window)
+
+
+def run_share_rows(
+    plan: PagedDecodePlan,
+    format: PageFormat,
+    num_heads: int,
+    page_table: Tensor,
+    lengths: Tensor,
+    *,
+    window: int | None,
+) -> DecodeRows:
+    """As share_rows, for launches of a plan that was made for these pages and heads."""
+    for name, tensor, dims in (("page_table", page_table, 2), ("lengths", lengths, 1)):
+        if (
+            tensor.dtype != torch.int32
+            or tensor.dim() != dims
+            or tensor.shape[0] != len(lengths)
+            or tensor.stride(-1) != 1
+        ):
+            raise TypeError(
+                f"{name} must be int32 with {dims} dimensions and {len(lengths)} rows, not "
+                f"{tensor.dtype} {[*tensor.shape]} with strides {tensor.stride()}"
+            )
+    shares = torch.empty(plan.share_bytes // 4, dtype=torch.int32, device=lengths.device)
+    rows, kv_heads = len(lengths), format.num_kv_heads
+    if rows:
+        arguments = (
+            *(lengths, shares, rows, kv_heads * plan.teams, window or 0),
+            plan.even_blocks(rows, kv_heads),
+        )
+        kernel(plan.program, plan.share_entry, lengths.device).launch(plan.share_shape, arguments)
+    return DecodeRows(
+        plan=plan,
+        format=format,
+        num_heads=num_heads,
+        page_table=page_table,
+        lengths=lengths,
+        window=window,
+        shares=shares,
     )
 
 
-def run_paged_decode(
-    plan: PagedDecodePlan,
-    q: Tensor,
-    pages: LayerPages,
-    page_table: Tensor,
-    lengths: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+def paged_decode(
+    q: Tensor, pages: LayerPages, rows: DecodeRows, *, scale: float, softcap: float | None
 ) -> Tensor:
-    """As paged_decode, by a plan that was made for these pages and heads."""
-    _require_fitting(q, pages.format, page_table, lengths)
-    rows, heads, head_dim = q.shape
-    out = q.new_empty((rows, heads, head_dim))
-    if not rows:
+    """softmax(scale · q·kᵀ) · v over the keys of every row.
+
+    q: BF16 [rows, heads, head_dim], in the pages' key frame; rows may be strided. All keys that the
+    rows' lengths count are stored. With a softcap the scores x become
+    softcap · tanh(x / softcap). Returns BF16 [rows, heads, head_dim], zeros for idle rows, the same
+    bits every time. TypeError for other tensors than those that `rows` was made for.
+
+    Nothing waits for the device, and the launch does not depend on what lengths and page table
+    hold: a CUDA graph that captured it, with share_rows and after prepare_decode, may be replayed
+    with other values in them.
+
+    rows' tensors and all tokens but the newest are read while the launches ahead may still
+    run. Only kernels that start their successors early matter, and they may write q and store the
+    new tokens but none of the rest; whatever is written before a launch without overlap is there.
+    """
+    _require_fitting(q, pages.format, rows)
+    count, heads, head_dim = q.shape
+    out = q.new_empty((count, heads, head_dim))
+    if not count:
         return out
+    plan, table = rows.plan, rows.page_table
     kv_heads = pages.format.num_kv_heads
     arguments = (
-        *(q, pages.keys, pages.values, pages.params, page_table, lengths, out),
+        *(q, pages.keys, pages.values, pages.params, table, rows.lengths, rows.shares, out),
         *_scratch(plan, q.device),
-        *(rows, q.stride(0), page_table.stride(0), kv_heads, heads // kv_heads, plan.teams),
-        window or 0,
+        *(count, q.stride(0), table.stride(0), kv_heads, heads // kv_heads, plan.teams),
+        rows.window or 0,
         *score_scale(scale, softcap),
-        plan.even_blocks(rows, kv_heads),
     )
     kernel(plan.program, plan.entry, q.device).launch(plan.shape, arguments)
     return out
 
 
 def prepare_decode(format: PageFormat, num_heads: int, device: torch.device) -> None:
-    """Compile, load and make room for what paged_decode launches; a capture allows none of it."""
+    """Compile, load and make room for what a step launches; a capture allows none of it."""
     plan = plan_paged_decode(format, num_heads, gpu_model(device))
     compile_programs({plan.program}, device_architecture(device))
+    kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
     kernel(plan.program, plan.entry, device).prepare(plan.shape)
     _scratch(plan, device)
 
@@ -104,29 +161,18 @@ def _scratch(plan: PagedDecodePlan, device: torch.device) -> tuple[Tensor, Tenso
     )
 
 
-def _require_fitting(q: Tensor, format: PageFormat, page_table: Tensor, lengths: Tensor) -> None:
-    rows, heads, head_dim = q.shape
-    if not can_decode(format, heads):
-        raise TypeError(f"paged_decode does not take {heads} heads over {format}")
+def _require_fitting(q: Tensor, format: PageFormat, rows: DecodeRows) -> None:
+    wanted = (len(rows.lengths), rows.num_heads, format.head_dim)
+    if format != rows.format:
+        raise TypeError(f"the rows were shared for {rows.format}, not for {format}")
     if (
         q.dtype != torch.bfloat16
-        or head_dim != format.head_dim
-        or q.stride()[1:] != (head_dim, 1)
+        or q.shape != wanted
+        or q.stride()[1:] != (format.head_dim, 1)
         or q.stride(0) % _Q_ALIGNMENT
         or q.storage_offset() % _Q_ALIGNMENT
     ):
         raise TypeError(
-            f"q must be BF16 [rows, heads, {format.head_dim}] with contiguous heads, not "
+            f"q must be BF16 {[*wanted]} with contiguous heads, not "
             f"{q.dtype} {[*q.shape]} with strides {q.stride()}"
         )
-    for name, tensor, dims in (("page_table", page_table, 2), ("lengths", lengths, 1)):
-        if (
-            tensor.dtype != torch.int32
-            or tensor.dim() != dims
-            or tensor.shape[0] != rows
-            or tensor.stride(-1) != 1
-        ):
-            raise TypeError(
-                f"{name} must be int32 with {dims} dimensions and {rows} rows, not "
-                f"{tensor.dtype} {[*tensor.shape]} with strides {tensor.stride()}"
-            )

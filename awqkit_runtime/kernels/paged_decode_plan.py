@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,8 +19,14 @@ WIDTHS = ((16, 16), (8, 8), (4, 4), (8, 4))
 MOST_HEADS = 16
 #: Query heads of one tile of the tensor cores, and tokens of another.
 _TILE_HEADS, _TILE_TOKENS = 8, 16
-#: Of shared memory, for who attends over what.
-_SCHEDULE_BYTES = 7 * 2**10
+#: Of shared memory, for what all warps of a block know.
+_FIXED_BYTES = 2**10
+#: What a block, and each of its warps, knows of its share.
+_SHARE_BYTES = 48
+#: Of a block. Codes are more to compute.
+_WARPS, _WARPS_ON_CODES = 8, 12
+#: Of a warp's ring, in pairs. More would not be under way any sooner.
+_FEWEST_SLOTS, _MOST_SLOTS = 4, 12
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Of so many blocks one may be left without work for the sake of an even share.
@@ -31,7 +37,7 @@ _SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
 
 @dataclass(frozen=True, kw_only=True)
 class PagedDecodeInstance:
-    """The macros of paged_decode.cu. blocks: on one multiprocessor at once."""
+    """The macros of paged_decode.cu."""
 
     head_dim: int
     key_bits: int
@@ -39,7 +45,7 @@ class PagedDecodeInstance:
     head_tiles: int
     token_tiles: int
     warps: int
-    blocks: int
+    slots: int
 
     @property
     def program(self) -> Program:
@@ -52,7 +58,7 @@ class PagedDecodeInstance:
                 f"PD_HEAD_TILES={self.head_tiles}",
                 f"PD_TOKEN_TILES={self.token_tiles}",
                 f"PD_WARPS={self.warps}",
-                f"PD_BLOCKS={self.blocks}",
+                f"PD_SLOTS={self.slots}",
             ),
         )
 
@@ -63,12 +69,22 @@ class PagedDecodeInstance:
 
     @property
     def shared_bytes(self) -> int:
-        return _SCHEDULE_BYTES + self.warps * self.record_bytes
+        return _FIXED_BYTES + self.warps * self.ring_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        """Of each warp, which leaves a record in it in the end."""
+        return self.slots * self.slot_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Keys or values of one step of a warp, and the parameters of codes."""
+        row = self.head_dim * max(self.key_bits, self.value_bits) // 8
+        return _TILE_TOKENS * self.token_tiles * (row + (4 if self.key_bits < 16 else 0))
 
     def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
         """group: query heads of a key-value head."""
-        blocks = max(1, min(self.blocks, gpu.blocks_that_fit(self.shared_bytes)))
-        grid = gpu.multiprocessors * blocks
+        grid = gpu.multiprocessors
         return PagedDecodePlan(
             program=self.program,
             shape=LaunchShape(
@@ -78,8 +94,9 @@ class PagedDecodeInstance:
                 overlap=True,
             ),
             teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
-            workspace_bytes=2 * grid * self.record_bytes,
+            workspace_bytes=(2 + self.warps) * grid * self.record_bytes,
             arrivals=grid,
+            share_bytes=(1 + self.warps) * grid * _SHARE_BYTES,
         )
 
 
@@ -88,6 +105,7 @@ class PagedDecodePlan:
     """One launch, which serves any rows, pages and lengths.
 
     teams: that the query heads of a key-value head are cut into. arrivals: zero int32 counters.
+    share_bytes: who reads what, which a launch of share_shape finds once a step.
     """
 
     program: Program
@@ -95,6 +113,15 @@ class PagedDecodePlan:
     teams: int
     workspace_bytes: int
     arrivals: int
+    share_bytes: int
+
+    @property
+    def share_shape(self) -> LaunchShape:
+        return replace(self.shape, shared_bytes=0)
+
+    @property
+    def share_entry(self) -> str:
+        return "paged_decode_schedule"
 
     @property
     def entry(self) -> str:
@@ -121,36 +148,44 @@ def can_decode(format: PageFormat, num_heads: int) -> bool:
 def plan_paged_decode(format: PageFormat, num_heads: int, gpu: GpuModel) -> PagedDecodePlan:
     """How rows of num_heads query heads attend over pages that can_decode allows."""
     group = num_heads // format.num_kv_heads
-    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group)
+    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group, gpu)
     return instance.plan(group, gpu)
 
 
-def instance_for(head_dim: int, key_bits: int, value_bits: int, group: int) -> PagedDecodeInstance:
+def instance_for(
+    head_dim: int, key_bits: int, value_bits: int, group: int, gpu: GpuModel
+) -> PagedDecodeInstance:
     """The instance for `group` query heads of a key-value head.
 
-    A warp keeps queries, outputs and the keys and values of a step in registers. So bigger heads
-    leave room for fewer warps, and smaller tiles of keys and values let a step take two of them:
-    what is under way from memory is what all warps of a multiprocessor load in a step.
+    A warp keeps queries and outputs in registers, so bigger heads leave room for fewer warps. Their
+    rings fill the shared memory: what is under way to them is what a multiprocessor waits for.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
     tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
-    if not light:
-        warps, blocks = 8, 1
-    elif key_bits == 16 or head_tiles > 1:
-        warps, blocks = 12, 1
-    else:
-        warps, blocks = 8, 2
-    return PagedDecodeInstance(
+    most_warps = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
+    ringless = PagedDecodeInstance(
         head_dim=head_dim,
         key_bits=key_bits,
         value_bits=value_bits,
         head_tiles=head_tiles,
         token_tiles=2 if tile_registers <= small else 1,
-        warps=warps,
-        blocks=blocks,
+        warps=most_warps,
+        slots=0,
     )
+    for warps in (most_warps, _WARPS, _WARPS // 2):
+        instance = _with_slots(replace(ringless, warps=warps), gpu)
+        if instance.slots >= _FEWEST_SLOTS and instance.ring_bytes >= instance.record_bytes:
+            break
+    return instance
+
+
+def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
+    """With rings that fill the shared memory of a multiprocessor."""
+    room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
+    pairs = room // (2 * instance.slot_bytes)
+    return replace(instance, slots=min(_MOST_SLOTS, 2 * pairs))
 
 
 def even_blocks(grid: int, segments: int) -> int:
@@ -159,8 +194,8 @@ def even_blocks(grid: int, segments: int) -> int:
     Each takes the same number of segments, or each segment the same number of blocks. All of the
     grid where that is impossible, or would leave more than a few without work.
 
-    >>> even_blocks(264, 128), even_blocks(264, 512), even_blocks(264, 300)
-    (256, 256, 264)
+    >>> even_blocks(132, 128), even_blocks(132, 512), even_blocks(132, 300)
+    (128, 128, 132)
     """
     if segments <= grid:
         blocks = grid // segments * segments
@@ -170,10 +205,10 @@ def even_blocks(grid: int, segments: int) -> int:
     return blocks if blocks >= grid - grid // _IDLE_BLOCKS else grid
 
 
-def all_instances() -> list[PagedDecodeInstance]:
+def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
     """Every one that instance_for can give."""
     instances = (
-        instance_for(head_dim, *widths, group)
+        instance_for(head_dim, *widths, group, gpu)
         for head_dim in HEAD_DIMS
         for widths in WIDTHS
         for group in (1, MOST_HEADS)

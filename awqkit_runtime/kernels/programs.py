@@ -49,7 +49,7 @@ def all_programs(arch: str) -> list[Program]:
     gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
     plans = [plan for n, k in _SHAPES for plan in all_plans(n, k, gpu)]
     of_heads = (program for programs in _OF_HEADS for program in programs.values())
-    decodes = (instance.program for instance in all_instances())
+    decodes = (instance.program for instance in all_instances(gpu))
     programs = {*FIXED, *OF_RANKS, *of_heads, *decodes, *(plan.program for plan in plans)}
     return sorted(programs, key=lambda program: program.name)
 

@@ -63,6 +63,7 @@ struct HeadLayout {
   int teams;
 
   __device__ __forceinline__ HeadGroup at(int unit_head) const {
+    if (teams == 1) return {unit_head, unit_head * group, group};
     const int kv_head = unit_head / teams, share = (group + teams - 1) / teams;
     const int begin = (unit_head - kv_head * teams) * share;
     return {kv_head, kv_head * group + begin, min(share, group - begin)};

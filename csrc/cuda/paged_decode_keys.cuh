@@ -5,7 +5,7 @@
 // register that a load fills is (after its codes are widened) an operand as it stands.
 #pragma once
 
-#include "paged_decode_format.cuh"
+#include "paged_decode_ring.cuh"
 
 namespace paged_decode {
 
@@ -24,20 +24,21 @@ struct KeyTile {
   u32 words[2][kKeyWords];
   u32 params[2];
 
-  // place: of the tile's first token.
-  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
-    const unsigned char* from = pages.keys + static_cast<size_t>(place.row) * kKeyRow +
-                                (score_token(lane) * kKeyRow + lane % 4 * kKeyLoad);
+  // slot: of the step's keys. tile: of the step.
+  __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
+    const u32 row = score_token(lane) * kKeyRow, column = lane % 4 * kKeyLoad;
+    const u32 swizzle = key_swizzle(score_token(lane));
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < kKeyLoads; ++i)
-        load_once<kKeyLoad>(words[half] + i * (kKeyLoad / 4),
-                            from + 8 * half * kKeyRow + 4 * i * kKeyLoad);
+      for (int i = 0; i < kKeyLoads; ++i) {
+        const u32 rows = slot + (16 * tile + 8 * half) * kKeyRow;
+        take<kKeyLoad>(words[half] + i * (kKeyLoad / 4), rows + lane_byte(row + column, swizzle, i));
+      }
     if constexpr (kQuantized) {
-      const u32* pairs = pages.params + place.params + score_token(lane);
+      const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
+      for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
     }
   }
 
@@ -55,6 +56,13 @@ struct KeyTile {
         a[half + 2] = word >> 8 & mask;
       }
     }
+  }
+
+ private:
+  // The swizzle changes bit 6, so that loads of even and of odd i have one address each.
+  __device__ __forceinline__ static u32 lane_byte(u32 first, u32 swizzle, int i) {
+    if constexpr (kKeyLoad == 16) return ((first + 64 * (i % 2)) ^ swizzle) + 128 * (i / 2);
+    return (first ^ swizzle) + 4 * i * kKeyLoad;
   }
 };
 

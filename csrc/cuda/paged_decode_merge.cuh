@@ -31,92 +31,91 @@ __device__ __forceinline__ void store_record(float4* record, const Softmax& soft
   }
 }
 
-// What a lane has of a record and a head tile; what there is not weighs nothing.
-struct RecordPiece {
-  float4 head;  // maxima, sums
-  float4 out[kDimTiles];
+// One tile of the output of all that several records hold.
+struct TileSum {
+  float out[4];  // as Softmax.out
+  float maximum[2];
+  float sum[2];
 
-  template <class Records>
-  __device__ __forceinline__ void load(const Records& records, int at, int n) {
-    const bool exists = at < records.end && records.holds(at);
-    const int first = n * (1 + kDimTiles) * 32;
-    head = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
-    if (exists) head = records.load(at, first);
+  __device__ __forceinline__ void reset() {
 #pragma unroll
-    for (int j = 0; j < kDimTiles; ++j) {
-      out[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (exists) out[j] = records.load(at, first + (1 + j) * 32);
-    }
+    for (int e = 0; e < 4; ++e) out[e] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) maximum[i] = minus_infinity(), sum[i] = 0.0f;
   }
 
-  __device__ __forceinline__ void add_to(Softmax& softmax, int n) const {
-    const float weight[2] = {power_of_two(head.x - softmax.maximum[n][0]),
-                             power_of_two(head.y - softmax.maximum[n][1])};
-    softmax.sum[n][0] += head.z * weight[0];
-    softmax.sum[n][1] += head.w * weight[1];
+  __device__ __forceinline__ void scale(const float (&factor)[2]) {
 #pragma unroll
-    for (int j = 0; j < kDimTiles; ++j) {
-      softmax.out[n][j][0] += out[j].x * weight[0];
-      softmax.out[n][j][1] += out[j].y * weight[1];
-      softmax.out[n][j][2] += out[j].z * weight[0];
-      softmax.out[n][j][3] += out[j].w * weight[1];
-    }
+    for (int i = 0; i < 2; ++i) sum[i] *= factor[i], out[i] *= factor[i], out[2 + i] *= factor[i];
+  }
+
+  // heads: maxima, sums. tile: of the same record.
+  __device__ __forceinline__ void add(const float4& heads, const float4& tile) {
+    const float weight[2] = {power_of_two(heads.x - maximum[0]), power_of_two(heads.y - maximum[1])};
+    sum[0] += heads.z * weight[0];
+    sum[1] += heads.w * weight[1];
+    out[0] += tile.x * weight[0];
+    out[1] += tile.y * weight[1];
+    out[2] += tile.z * weight[0];
+    out[3] += tile.w * weight[1];
   }
 };
 
-// The softmax goes on with all that `records` hold. It must have been gathered, or be reset. Records
-// names them by numbers first, first + stride, … below end, of which those count that it holds.
-template <class Records>
-__device__ __forceinline__ void add_records(Softmax& softmax, const Records& records, int count,
-                                            int lane) {
+// Tile `tile` of head tile n, of records.count() records, at least one, in their order. kTogether: whose
+// loads are under way at once. records.next(i): the lane's first float4 of record i, asked in order.
+template <int kTogether, class Records>
+__device__ __forceinline__ TileSum add_tiles(Records records, int n, int tile) {
+  const int count = records.count();
+  const int heads = n * (1 + kDimTiles) * 32;
+  TileSum total;
+  total.reset();
+#pragma unroll 1
+  for (int first = 0; first < count; first += kTogether) {
+    float4 head[kTogether], out[kTogether];
 #pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-    if (!has_heads(n, count, lane)) continue;
-    float top[2] = {softmax.maximum[n][0], softmax.maximum[n][1]};
-#pragma unroll 4
-    for (int at = records.first; at < records.end; at += records.stride) {
-      if (!records.holds(at)) continue;
-      const float4 head = records.load(at, n * (1 + kDimTiles) * 32);
-      top[0] = fmaxf(top[0], head.x);
-      top[1] = fmaxf(top[1], head.y);
+    for (int k = 0; k < kTogether; ++k) {
+      head[k] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
+      out[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (first + k >= count) continue;
+      const float4* record = records.next(first + k);
+      head[k] = records.load(record + heads);
+      out[k] = records.load(record + heads + (1 + tile) * 32);
     }
-    softmax.lower(n, top);
-#pragma unroll 2
-    for (int at = records.first; at < records.end; at += records.stride) {
-      if (!records.holds(at)) continue;
-      RecordPiece piece;
-      piece.load(records, at, n);
-      piece.add_to(softmax, n);
+    float factor[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float top = total.maximum[i];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) top = fmaxf(top, i == 0 ? head[k].x : head[k].y);
+      factor[i] = power_of_two(total.maximum[i] - top);
+      total.maximum[i] = top;
     }
+    total.scale(factor);
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) total.add(head[k], out[k]);
   }
+  return total;
 }
 
-// Records of global memory whose loads are under way together.
-constexpr int kTogether = 2;
+// record: the lane's first float4.
+__device__ __forceinline__ void store_record_tile(float4* record, const TileSum& total, int n,
+                                                  int tile) {
+  float4* to = record + n * (1 + kDimTiles) * 32;
+  if (tile == 0)
+    to[0] = make_float4(total.maximum[0], total.maximum[1], total.sum[0], total.sum[1]);
+  to[(1 + tile) * 32] = make_float4(total.out[0], total.out[1], total.out[2], total.out[3]);
+}
 
-// The same where loads take long: two records come at once, and nothing is read twice. If the softmax
-// was reset there must be the first record.
-template <class Records>
-__device__ __forceinline__ void add_far_records(Softmax& softmax, const Records& records,
-                                                int count, int lane) {
+// out: as store_output.
+__device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total, int n, int tile,
+                                                  int count, int lane) {
 #pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-    if (!has_heads(n, count, lane)) continue;
-#pragma unroll 1
-    for (int at = records.first; at < records.end; at += kTogether * records.stride) {
-      RecordPiece pieces[kTogether];
-      float top[2] = {softmax.maximum[n][0], softmax.maximum[n][1]};
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) pieces[k].load(records, at + k * records.stride, n);
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        top[0] = fmaxf(top[0], pieces[k].head.x);
-        top[1] = fmaxf(top[1], pieces[k].head.y);
-      }
-      softmax.lower(n, top);
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) pieces[k].add_to(softmax, n);
-    }
+  for (int i = 0; i < 2; ++i) {
+    const int head = 8 * n + 2 * (lane % 4) + i;
+    if (head >= count) continue;
+    const float factor = 1.0f / total.sum[i];
+    *reinterpret_cast<u32*>(out + head * kHeadDim + value_dim(tile, lane / 4)) =
+        pack_bf16(total.out[i] * factor, total.out[2 + i] * factor);
   }
 }
 

@@ -8,26 +8,23 @@ namespace paged_decode {
 using awqkit::u16;
 using awqkit::u32;
 
-// kBytes (16, 8, 4 or 2) that are read once: past L1, in program order. Two bytes come as the low
-// half of a word.
-template <int kBytes>
-__device__ __forceinline__ void load_once(u32* words, const void* from) {
-  if constexpr (kBytes == 16) {
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(from));
-  } else if constexpr (kBytes == 8) {
-    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "l"(from));
-  } else if constexpr (kBytes == 4) {
-    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
-  } else {
-    static_assert(kBytes == 2);
-    u16 half;
-    asm volatile("ld.global.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(from));
-    words[0] = half;
-  }
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+  return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes to shared memory, past L1 and without registers.
+__device__ __forceinline__ void copy_async(u32 target, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// All of this thread's but the kPending groups that it committed last.
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // c += a · b, BF16 operands, FP32 accumulators, m16n8k16.

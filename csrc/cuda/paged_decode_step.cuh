@@ -1,6 +1,5 @@
-// One step of a warp: kTokens tokens of one head, from memory through scores and weights to the
-// output. Registers are the only buffer: what a step has used up is loaded again at once for the
-// next one, so that loads are under way while the rest of the step is computed.
+// One step of a warp: kTokens tokens of one head, from their slots through scores and weights to the
+// output.
 #pragma once
 
 #include "paged_decode_softmax.cuh"
@@ -9,21 +8,12 @@ namespace paged_decode {
 
 class Step {
  public:
-  // place: of the step's first token.
-  __device__ __forceinline__ void load_keys(const Pages& pages, const Place& place, int lane) {
-#pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) keys_[t].load(pages, tile_of(place, t), lane);
-  }
-
-  __device__ __forceinline__ void load_values(const Pages& pages, const Place& place, int lane) {
-#pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) values_[t].load(pages, tile_of(place, t), lane);
-  }
-
-  // Keys are used up after this.
-  __device__ __forceinline__ void multiply_keys(const Queries& queries) {
+  // slot: of the step's keys, all of which are read after this.
+  __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot, int lane) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
+      KeyTile keys;
+      keys.read(slot, t, lane);
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
@@ -31,49 +21,54 @@ class Step {
 #pragma unroll
       for (int step = 0; step < kDimTiles; ++step) {
         u32 a[4];
-        keys_[t].operand(a, step);
+        keys.operand(a, step);
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
       }
       if constexpr (kQuantized) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) key_params_[t][half] = keys_[t].params[half];
+        for (int half = 0; half < 2; ++half) key_params_[t][half] = keys.params[half];
       }
     }
   }
 
-  // Products become exponents, those of tokens out of sight minus infinity.
-  __device__ __forceinline__ void score(const Queries& queries, const ScoreScale& scale,
-                                        const Visible& visible, int lane) {
+  // Products become exponents, those of tokens out of sight minus infinity; the maximum follows.
+  __device__ __forceinline__ void score(Softmax& softmax, const Queries& queries,
+                                        const ScoreScale& scale, const Visible& visible, int lane) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t)
 #pragma unroll
       for (int half = 0; half < 2; ++half) scale_products(t, half, queries, scale.factor);
     if (scale.cap != 0.0f) cap_scores(scale);
     if (!visible.whole) hide_scores(visible, lane);
+    softmax.follow(scores_);
   }
 
-  // Values are used up after this.
-  __device__ __forceinline__ void attend(Softmax& softmax, const Visible& visible, int lane) {
-    softmax.follow(scores_);
+  // slot: of the step's values, all of which are read after this.
+  __device__ __forceinline__ void attend(Softmax& softmax, u32 slot, const Visible& visible,
+                                         int lane) {
+    ValueTile values[kTokenTiles];
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      values[t].read_params(slot, t, lane);
+      if constexpr (!kQuantized) values[t].read(slot, t, lane);
+    }
+    // All of a step at once: without a branch between them, tiles overlap.
     if (!visible.whole) {
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t)
-        values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+        values[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
     }
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
+      if constexpr (kQuantized) values[t].read(slot, t, lane);
       u32 b[kHeadTiles][2];
-      softmax.weigh(b, scores_[t], values_[t].params);
-      softmax.add(values_[t], b);
+      softmax.weigh(b, scores_[t], values[t].params);
+      softmax.add(values[t], b);
     }
   }
 
  private:
-  __device__ __forceinline__ static Place tile_of(const Place& place, int t) {
-    return {place.row + 16 * t, place.params + 16 * t};
-  }
-
   // The products of token score_token + 8 · half become what ScoreScale takes.
   __device__ __forceinline__ void scale_products(int t, int half, const Queries& queries,
                                                  float factor) {
@@ -112,8 +107,6 @@ class Step {
           if (!visible.sees(16 * t + e / 2 * 8 + score_token(lane))) scores_[t][n][e] = minus_infinity();
   }
 
-  KeyTile keys_[kTokenTiles];
-  ValueTile values_[kTokenTiles];
   u32 key_params_[kTokenTiles][2];  // of the keys that the scores come from
   float scores_[kTokenTiles][kHeadTiles][4];
 };

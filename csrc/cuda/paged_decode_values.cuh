@@ -5,7 +5,7 @@
 // owns pieces as wide as a load, and takes two consecutive dimensions of them in every tile.
 #pragma once
 
-#include "paged_decode_format.cuh"
+#include "paged_decode_ring.cuh"
 
 namespace paged_decode {
 
@@ -50,21 +50,23 @@ struct ValueTile {
     return 4 * index + lane % 4;
   }
 
-  // place: of the tile's first token.
-  __device__ __forceinline__ void load(const Pages& pages, const Place& place, int lane) {
-    const unsigned char* from = pages.values + static_cast<size_t>(place.row) * kValueRow +
-                                (token(0, lane) * kValueRow + lane / 4 * kValueLoad);
+  // slot: of the step's values. tile: of the step.
+  __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
+    const u32 rows =
+        slot + ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
 #pragma unroll
     for (int index = 0; index < 4; ++index)
 #pragma unroll
       for (int i = 0; i < kValueLoads; ++i)
-        load_once<kValueLoad>(words[index] + i * kLoadWords,
-                              from + token(index, 0) * kValueRow + 8 * i * kValueLoad);
+        take<kValueLoad>(words[index] + i * kLoadWords,
+                         rows + (16 * tile + 4 * index) * kValueRow + 8 * i * kValueLoad);
+  }
+
+  __device__ __forceinline__ void read_params(u32 slot, int tile, int lane) {
     if constexpr (kQuantized) {
-      const u32* pairs =
-          pages.params + place.params + pages.kv_heads * kPageTokens + score_token(lane);
+      const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_once<4>(params + half, pairs + 8 * half);
+      for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
     }
   }
 

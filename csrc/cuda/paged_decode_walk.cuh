@@ -1,12 +1,12 @@
 // A warp's walk along its part of the line of units, segment by segment.
 //
-// A piece is what one warp sees of a segment. The first of a block's pieces of a segment stays with
-// its warp, which adds those of the warps after it; they leave theirs in shared memory, one each, for
-// only a warp's first piece can continue another one's.
+// A piece is what one warp sees of a segment. Pieces of a segment that several warps of a block share
+// are left as records: in the warp's ring when it has no more to read, else in the workspace, for only a
+// warp's first piece can continue another one's.
 #pragma once
 
 #include "paged_decode_merge.cuh"
-#include "paged_decode_schedule.cuh"
+#include "paged_decode_line.cuh"
 #include "paged_decode_step.cuh"
 
 namespace paged_decode {
@@ -16,10 +16,12 @@ struct Problem {
   const u16* q;           // [rows, kv_heads · group, kHeadDim], rows q_stride apart
   const int* page_table;  // [rows, pages], rows table_stride apart
   u16* out;               // [rows, kv_heads · group, kHeadDim]
-  float4* workspace;      // two records a block: of its first segment, and of its last
+  float4* workspace;      // two records a block, of its first segment and of its last; and, behind
+                          // those of all blocks, one of each of its warps
   int* arrivals;          // a block: parts of the segment that begins there; zero between launches
   Pages pages;
   HeadLayout heads;
+  Line line;
   ScoreScale scale;
   int q_stride;
   int table_stride;
@@ -30,6 +32,11 @@ struct Problem {
 
   __device__ __forceinline__ float4* record(int block, bool begins, int lane) const {
     return workspace + static_cast<size_t>(2 * block + begins) * kRecordQuads * 32 + lane;
+  }
+
+  __device__ __forceinline__ float4* record_of_warp(int warp) const {
+    const int at = 2 * gridDim.x + blockIdx.x * kWarps + warp;
+    return workspace + static_cast<size_t>(at) * kRecordQuads * 32;
   }
 };
 
@@ -52,111 +59,130 @@ class PageIds {
   int row_ = -1, base_ = 0, id_ = 0;
 };
 
-// What the warps of a block have left in shared memory.
-struct SlotRecords {
-  const float4* slots;
-  Run run;
-  int first, end;
-  static constexpr int stride = 1;
+// What the warps of a block have left of segments that several of them share. Records: of lane 0, null
+// where there is none.
+struct Pieces {
+  Segment opened[kWarps];  // that begin in this warp, as far as this block goes, and go on in the next
+  const float4* openings[kWarps];
+  const float4* continuations[kWarps];
+};
 
-  __device__ __forceinline__ bool holds(int warp) const {
-    return run.part(warp) < run.part(warp + 1);
+// Keeps a warp's ring full, with what its part of the line comes to next.
+class Feed {
+ public:
+  // share: not empty.
+  __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share, int lane)
+      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
+        end_(share.part.end), lane_(lane) {
+    enter(share.first);
   }
 
-  __device__ __forceinline__ float4 load(int warp, int quad) const {
-    return slots[warp * kRecordQuads * 32 + quad];
+  // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
+  __device__ __forceinline__ bool meets_newest() const {
+    return unit_ < end_ && segment_.tokens_before(unit_) + kTokens >= segment_.length;
   }
+
+  // Keys and values follow each other.
+  __device__ __forceinline__ void send_keys(u32 slot) {
+    if (unit_ < end_) copy_keys(base_ + slot, problem_.pages, place_, lane_);
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void send_values(u32 slot) {
+    if (unit_ < end_) {
+      copy_values(base_ + slot, problem_.pages, place_, lane_);
+      if (++unit_ < end_) advance();
+    }
+    commit_copies();
+  }
+
+ private:
+  __device__ __forceinline__ void enter(const Segment& segment) {
+    segment_ = segment;
+    kv_head_ = problem_.heads.at(segment.head).kv_head;
+    find_place();
+  }
+
+  __device__ __forceinline__ void advance() {
+    if (unit_ == segment_.end)
+      enter(problem_.line.after(segment_));
+    else if (segment_.tokens_before(unit_) % kPageTokens == 0)
+      find_place();
+    else
+      place_ = {place_.row + kTokens, place_.params + kTokens};
+  }
+
+  __device__ __forceinline__ void find_place() {
+    const int token = segment_.tokens_before(unit_);
+    const int page = ids_.find(problem_, segment_, token / kPageTokens, lane_);
+    place_ = place_of(problem_.pages, page, kv_head_, token % kPageTokens);
+  }
+
+  const Problem& problem_;
+  u32 base_;
+  int unit_, end_, lane_;
+  Segment segment_;
+  int kv_head_;
+  Place place_;
+  PageIds ids_;
 };
 
 class Walk {
  public:
-  __device__ __forceinline__ Walk(const Problem& problem, const Schedule& schedule,
-                                  float4* slots)
-      : problem_(problem), schedule_(schedule), slots_(slots),
-        warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {}
+  // run: of the block. ring: its offset in shared memory.
+  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces, u32 ring)
+      : problem_(problem), run_(run), pieces_(pieces), ring_(ring),
+        warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {
+    if (lane_ == 0) pieces.openings[warp_] = pieces.continuations[warp_] = nullptr;
+  }
 
-  // Waits for the predecessor when the first loads are on their way.
-  // settle(softmax, segment) is called with all that the block has of a segment.
+  // Waits for the predecessor when the ring is filled with what was there before it.
+  // settle(softmax, segment) is called with all that the block has of a segment, if it is the warp's.
   template <class Settle>
-  __device__ __forceinline__ void go(const Settle& settle) {
-    int unit = schedule_.run().part(warp_);
-    const int end = schedule_.run().part(warp_ + 1);
-    Step step;
-    Place place;
-    bool early = false;
-    if (unit < end) {
-      enter(schedule_.find(unit));
-      place = place_at(unit);
-      // All but the row's newest token was stored long ago.
-      early = segment_.tokens_before(unit) + kTokens < segment_.length;
-      if (early) load(step, place);
-    }
-    awqkit::wait_for_predecessor();
-    if (unit == end) return;
-    if (!early) load(step, place);
+  __device__ __forceinline__ void go(const WarpShare& share, const Settle& settle) {
+    int unit = share.part.begin;
+    const int end = share.part.end;
+    if (unit == end) return awqkit::wait_for_predecessor();
+    Feed feed(problem_, share, lane_);
+    Ring ring(ring_);
+    fill(ring, feed);
+    segment_ = share.first;
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
-      for (; unit < piece_end; ++unit) {
-        const Visible visible = visible_at(unit);
-        const bool more = unit + 1 < end;
-        // The next unit may belong to the next segment, which is entered as soon as this one ends.
-        if (more) place = unit + 1 < piece_end ? place_after(place, unit + 1) : first_place_after();
-        step.multiply_keys(queries);
-        if (more) step.load_keys(problem_.pages, place, lane_);
-        step.score(queries, problem_.scale, visible, lane_);
-        step.attend(softmax_, visible, lane_);
-        if (more) step.load_values(problem_.pages, place, lane_);
-      }
-      end_piece(begin, unit, settle);
+      for (; unit < piece_end; ++unit) attend(ring, feed, queries, visible_at(unit));
+      end_piece(begin, unit, unit == end, settle);
       if (unit == end) return;
-      enter(schedule_.after(segment_));
+      segment_ = problem_.line.after(segment_);
     }
   }
 
-  // When all warps have gone: what continues in other warps comes together.
-  template <class Settle>
-  __device__ __forceinline__ void join(const Settle& settle) {
-    if (!open_) return;
-    const Run run = schedule_.run();
-    const int end = min(segment_.end, run.end);
-    int last = warp_ + 1;
-    while (last < kWarps && run.part(last) < end) ++last;
-    const int count = problem_.heads.at(segment_.head).count;
-    add_records(softmax_, SlotRecords{slots_ + lane_, run, warp_ + 1, last}, count, lane_);
-    settle(softmax_, segment_);
-  }
-
  private:
-  __device__ __forceinline__ void load(Step& step, const Place& place) const {
-    step.load_keys(problem_.pages, place, lane_);
-    step.load_values(problem_.pages, place, lane_);
+  // First with what was stored long ago; the rest when the predecessor has ended.
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed) {
+    int slot = 0;
+#pragma unroll 1
+    for (int waited = 0; waited < 2; ++waited) {
+#pragma unroll 1
+      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) {
+        if (slot % 2 == 0)
+          feed.send_keys(ring.pass());
+        else
+          feed.send_values(ring.pass());
+      }
+      if (!waited) awqkit::wait_for_predecessor();
+    }
   }
 
-  __device__ __forceinline__ void enter(const Segment& segment) {
-    segment_ = segment;
-    kv_head_ = problem_.heads.at(segment.head).kv_head;
-  }
-
-  __device__ __forceinline__ Place place_at(int unit) {
-    return place_in(segment_, kv_head_, unit);
-  }
-
-  // Of the unit that follows the one at `place` in its segment.
-  __device__ __forceinline__ Place place_after(const Place& place, int unit) {
-    if (segment_.tokens_before(unit) % kPageTokens == 0) return place_at(unit);
-    return {place.row + kTokens, place.params + kTokens};
-  }
-
-  __device__ __forceinline__ Place first_place_after() {
-    const Segment next = schedule_.after(segment_);
-    return place_in(next, problem_.heads.at(next.head).kv_head, next.begin);
-  }
-
-  __device__ __forceinline__ Place place_in(const Segment& segment, int kv_head, int unit) {
-    const int token = segment.tokens_before(unit);
-    const int page = ids_.find(problem_, segment, token / kPageTokens, lane_);
-    return place_of(problem_.pages, page, kv_head, token % kPageTokens);
+  // A slot that is read is filled at once with what comes kSlots later.
+  __device__ __forceinline__ void attend(Ring& ring, Feed& feed, const Queries& queries,
+                                         const Visible& visible) {
+    Step step;
+    step.multiply_keys(queries, ring.oldest(), lane_);
+    feed.send_keys(ring.pass());
+    step.score(softmax_, queries, problem_.scale, visible, lane_);
+    step.attend(softmax_, ring.oldest(), visible, lane_);
+    feed.send_values(ring.pass());
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {
@@ -176,30 +202,30 @@ class Walk {
   }
 
   template <class Settle>
-  __device__ __forceinline__ void end_piece(int begin, int end, const Settle& settle) {
-    const Run run = schedule_.run();
+  __device__ __forceinline__ void end_piece(int begin, int end, bool last, const Settle& settle) {
+    const bool continues = begin != max(segment_.begin, run_.begin);
     softmax_.gather();
-    if (begin != max(segment_.begin, run.begin))
-      store_record(slot(warp_), softmax_, problem_.heads.at(segment_.head).count, lane_);
-    else if (end == min(segment_.end, run.end))
-      settle(softmax_, segment_);
-    else
-      open_ = true;
-  }
-
-  __device__ __forceinline__ float4* slot(int warp) const {
-    return slots_ + warp * kRecordQuads * 32 + lane_;
+    if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
+    float4* record = last ? shared_quads + ring_ / 16 : problem_.record_of_warp(warp_);
+    store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
+    if (lane_ != 0) return;
+    if (continues) {
+      pieces_.continuations[warp_] = record;
+    } else {
+      pieces_.openings[warp_] = record;
+      pieces_.opened[warp_] = segment_;
+    }
   }
 
   const Problem& problem_;
-  const Schedule& schedule_;
-  float4* slots_;
+  Run run_;
+  Pieces& pieces_;
+  u32 ring_;
   int warp_, lane_;
-  PageIds ids_;
   Segment segment_;
-  int kv_head_;
   Softmax softmax_;
-  bool open_ = false;
 };
+
+static_assert(kSlots * kSlotBytes >= kRecordFloats * 4, "a warp leaves a record in its ring");
 
 }  // namespace paged_decode

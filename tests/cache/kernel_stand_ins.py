@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from awqkit_runtime.cache import decode_attention, kernel_step, page_kernels, prompt_attention
 from awqkit_runtime.cache.key_frame import KeyFrame
 from awqkit_runtime.cache.page_access import read_vectors, write_vectors
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages
+from awqkit_runtime.cache.page_format import PAGE_TOKENS, LayerPages, PageFormat
 from awqkit_runtime.cache.page_rows import (
     LayerRows,
     TokenRows,
@@ -25,6 +27,7 @@ from awqkit_runtime.kernels.rotary_append import LayerFrame
 def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     """For every kernel and torch's own attention on CUDA, on any device."""
     patch.setattr(page_kernels, "rotary_append_", rotary_append_)
+    patch.setattr(page_kernels, "share_rows", share_rows)
     patch.setattr(page_kernels, "paged_decode", paged_decode)
     patch.setattr(prompt_attention, "ragged_attention", ragged_attention)
     patch.setattr(prompt_attention, "square_attention", square_attention)
@@ -86,23 +89,32 @@ def _rows(pages: LayerPages, slots: Tensor) -> tuple[LayerRows, TokenRows]:
     return layer, token_rows(form, row_starts(layer), slots)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """As far as the stand-in needs kernels.paged_decode.DecodeRows."""
+
+    page_table: Tensor
+    lengths: Tensor
+    window: int | None
+
+
+def share_rows(
+    format: PageFormat, num_heads: int, page_table: Tensor, lengths: Tensor, *, window: int | None
+) -> Rows:
+    assert num_heads % format.num_kv_heads == 0
+    return Rows(page_table=page_table, lengths=lengths, window=window)
+
+
 def paged_decode(
-    q: Tensor,
-    pages: LayerPages,
-    page_table: Tensor,
-    lengths: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    q: Tensor, pages: LayerPages, rows: Rows, *, scale: float, softcap: float | None
 ) -> Tensor:
     assert softcap is None
     out = torch.zeros_like(q)
-    for row, length in enumerate(lengths.tolist()):
+    for row, length in enumerate(rows.lengths.tolist()):
         shape = (length, pages.format.num_kv_heads, pages.format.head_dim)
         k, v = torch.empty(shape), torch.empty(shape)
-        page_gather_(pages, page_table[row], 0, k, v)
-        out[row : row + 1], _ = _attend(q[row : row + 1], k, v, scale, True, window)
+        page_gather_(pages, rows.page_table[row], 0, k, v)
+        out[row : row + 1], _ = _attend(q[row : row + 1], k, v, scale, True, rows.window)
     return out
 
 

@@ -12,8 +12,14 @@ from torch import Tensor
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
-from awqkit_runtime.kernels.paged_decode import paged_decode, prepare_decode
+from awqkit_runtime.kernels.paged_decode import (
+    DecodeRows,
+    paged_decode,
+    prepare_decode,
+    share_rows,
+)
 from awqkit_runtime.kernels.paged_decode_plan import HEAD_DIMS, WIDTHS, all_instances
+from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.cuda_random import random_bf16
 from tests.kernels.paged_rows import PagedRows, exact_attention, paged_rows
 from tests.kernels.test_paged_decode_plan import page_format
@@ -29,7 +35,7 @@ MIXED = [0, 1, 63, 64, 65, 1000, 0, 130, 17]
 def compiled() -> None:
     """All at once, several at a time."""
     device = torch.device("cuda", torch.cuda.current_device())
-    programs = {instance.program for instance in all_instances()}
+    programs = {instance.program for instance in all_instances(gpu_model(device))}
     compile_programs(programs, device_architecture(device))
 
 
@@ -50,6 +56,10 @@ def queries(rows: PagedRows, group: int, seed: int = 1, scale: float = 1.0) -> T
     return random_bf16(len(rows.slots), heads, form.head_dim, seed=seed, scale=scale)
 
 
+def shared(rows: PagedRows, heads: int, window: int | None = None) -> DecodeRows:
+    return share_rows(rows.pool.format, heads, rows.page_table, rows.lengths, window=window)
+
+
 def attend(
     rows: PagedRows, q: Tensor, window: int | None = None, softcap: float | None = None
 ) -> Tensor:
@@ -57,10 +67,8 @@ def attend(
         return paged_decode(
             q,
             rows.pool.layer(0),
-            rows.page_table,
-            rows.lengths,
+            shared(rows, q.shape[1], window),
             scale=q.shape[-1] ** -0.5,
-            window=window,
             softcap=softcap,
         )
 
@@ -164,6 +172,30 @@ def test_is_captured_and_replayed_with_other_values(bits: tuple[int, int]) -> No
         assert torch.equal(second, attend(now, first, window=200))
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[15000], [128] * 128, [1900] * 16, [1, 4000, 0, 77]],
+    ids=lambda n: f"{len(n)}x{n[0]}",
+)
+def test_launches_that_overlap_give_what_each_gives_alone(
+    lengths: Sequence[int], bits: tuple[int, int]
+) -> None:
+    rows = paged_rows(page_format(128, bits, kv_heads=8), lengths, seed=12)
+    many = [queries(rows, 4, seed=seed) for seed in range(12)]
+    alone = [attend(rows, q) for q in many]
+    once = shared(rows, 32)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [
+            paged_decode(q, rows.pool.layer(0), once, scale=128**-0.5, softcap=None) for q in many
+        ]
+    for _ in range(5):
+        graph.replay()
+    for out, expected in zip(outs, alone, strict=True):
+        assert torch.equal(out, expected)
+
+
 def test_takes_queries_from_wider_rows() -> None:
     rows = paged_rows(page_format(128, (8, 8), kv_heads=2), [70, 0, 300], seed=6)
     qkv = random_bf16(3, 12 * 128, seed=1)
@@ -172,16 +204,19 @@ def test_takes_queries_from_wider_rows() -> None:
 
 def test_no_rows_are_no_work() -> None:
     rows = paged_rows(page_format(), [5], seed=7)
-    out = paged_decode(
-        random_bf16(0, 4, 128, seed=1),
-        rows.pool.layer(0),
-        rows.page_table[:0],
-        rows.lengths[:0],
-        scale=1.0,
-        window=None,
-        softcap=None,
-    )
+    none = share_rows(rows.pool.format, 4, rows.page_table[:0], rows.lengths[:0], window=None)
+    q = random_bf16(0, 4, 128, seed=1)
+    out = paged_decode(q, rows.pool.layer(0), none, scale=1.0, softcap=None)
     assert out.shape == (0, 4, 128)
+
+
+def test_layers_take_the_rows_that_a_step_shared_once() -> None:
+    rows = paged_rows(page_format(kv_heads=8), [3000, 0, 200], seed=10)
+    once = shared(rows, 32)
+    for seed in (1, 2, 3):
+        q = queries(rows, 4, seed=seed)
+        out = paged_decode(q, rows.pool.layer(0), once, scale=128**-0.5, softcap=None)
+        assert torch.equal(out, attend(rows, q))
 
 
 def test_refuses_what_it_cannot_read() -> None:
@@ -200,3 +235,8 @@ def test_refuses_what_it_cannot_read() -> None:
         wide = PagedRows(**{**vars(rows), name: getattr(rows, name).long()})
         with pytest.raises(TypeError, match=name):
             attend(wide, q)
+    with pytest.raises(TypeError, match="BF16"):
+        paged_decode(q, rows.pool.layer(0), shared(rows, 2), scale=1.0, softcap=None)
+    other = paged_rows(page_format(bits=(4, 4)), [5, 6], seed=8)
+    with pytest.raises(TypeError, match="shared for"):
+        paged_decode(q, rows.pool.layer(0), shared(other, 4), scale=1.0, softcap=None)

@@ -23,6 +23,9 @@ from awqkit_runtime.kernels.paged_decode_plan import (
 
 #: KiB of shared memory that a block may have (CUDA C++ Programming Guide).
 _BLOCK_SHARED = {"sm_80": 163, "sm_89": 99, "sm_90a": 227, "sm_100a": 227}
+GPUS = {
+    arch: GpuModel(arch=arch, multiprocessors=number) for arch, number in MULTIPROCESSORS.items()
+}
 
 
 def page_format(
@@ -57,30 +60,49 @@ def test_refuses_other_pages() -> None:
     assert not can_decode(page_format(bits=(32, 32), dtype=torch.float32), 2)
 
 
-@pytest.mark.parametrize("arch", MULTIPROCESSORS)
-def test_every_plan_fits_its_card(arch: str) -> None:
-    gpu = GpuModel(arch=arch, multiprocessors=MULTIPROCESSORS[arch])
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
     for head_dim in HEAD_DIMS:
         for bits in WIDTHS:
             for group in range(1, MOST_HEADS + 1):
                 plan = plan_paged_decode(page_format(head_dim, bits), 2 * group, gpu)
-                instance = instance_for(head_dim, *bits, group)
+                instance = instance_for(head_dim, *bits, group, gpu)
                 assert plan.teams * 8 * instance.head_tiles >= group
-                assert plan.shape.grid[0] % gpu.multiprocessors == 0
-                assert plan.shape.block[0] * plan.shape.grid[0] // gpu.multiprocessors <= 2048
-                assert plan.shape.shared_bytes <= _BLOCK_SHARED[arch] * 1024
+                assert plan.shape.grid[0] == gpu.multiprocessors
+                assert plan.shape.block[0] <= 1024
+                assert plan.shape.shared_bytes <= _BLOCK_SHARED[gpu.arch] * 1024
                 assert plan.arrivals == plan.shape.grid[0]
-                assert plan.workspace_bytes == 2 * plan.arrivals * instance.record_bytes
+                records = (2 + instance.warps) * plan.arrivals
+                assert plan.workspace_bytes == records * instance.record_bytes
+                assert plan.share_bytes == 48 * plan.arrivals * (1 + instance.warps)
 
 
-def test_every_instance_that_a_plan_asks_for_is_compiled_ahead() -> None:
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_every_ring_holds_a_step_and_the_record_that_a_warp_leaves(gpu: GpuModel) -> None:
+    for instance in all_instances(gpu):
+        assert instance.slots >= 2
+        assert instance.slots % 2 == 0  # Keys and values take turns.
+        assert instance.slot_bytes % 16 == 0
+        assert instance.slots * instance.slot_bytes >= instance.record_bytes
+
+
+def test_a_slot_holds_keys_or_values_of_a_step_and_their_parameters() -> None:
+    gpu = GPUS["sm_90a"]
+    assert instance_for(128, 16, 16, 4, gpu).slot_bytes == 16 * 256
+    assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 4)
+    assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 16 * (128 + 4)
+    assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 4)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_every_instance_that_a_plan_asks_for_is_compiled_ahead(gpu: GpuModel) -> None:
     asked = {
-        instance_for(head_dim, *bits, group)
+        instance_for(head_dim, *bits, group, gpu)
         for head_dim in HEAD_DIMS
         for bits in WIDTHS
         for group in range(1, MOST_HEADS + 1)
     }
-    assert asked == set(all_instances())
+    assert asked == set(all_instances(gpu))
     assert len({instance.program for instance in asked}) == len(asked)
 
 
@@ -97,15 +119,14 @@ def test_equally_long_segments_get_equally_many_blocks_or_blocks_equally_many_se
 
 
 def test_a_plan_counts_every_team_of_heads_as_a_segment() -> None:
-    gpu = GpuModel(arch="sm_90a", multiprocessors=132)
-    plan = plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, gpu)
+    plan = plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, GPUS["sm_90a"])
     assert (plan.teams, plan.shape.grid[0]) == (2, 132)
     assert plan.even_blocks(rows=8, kv_heads=8) == 128
     assert plan.even_blocks(rows=9, kv_heads=8) == 132
 
 
 def test_a_record_holds_maxima_sums_and_outputs_of_every_lane() -> None:
-    instance = instance_for(128, 8, 8, 4)
+    instance = instance_for(128, 8, 8, 4, GPUS["sm_90a"])
     heads = 8 * instance.head_tiles
     # Each of the eight lanes that share a pair of heads keeps its own copy of maxima and sums.
     assert instance.record_bytes == 4 * (heads * 128 + 8 * 2 * heads)

@@ -1,0 +1,142 @@
+// What the warps of a block, and then the blocks of a launch, have of one segment comes together.
+//
+// Pieces of warps are added up by all warps of their block, a tile of the output each; the parts of
+// blocks, through L2, likewise by the block that is done last.
+#pragma once
+
+#include "paged_decode_walk.cuh"
+
+namespace paged_decode {
+
+struct SharedMemory {
+  Pieces pieces;
+  SharedSegment shared[2];  // as BlockShare has them
+  bool joined[2];           // by the block's warps
+  bool complete[2];         // all of their parts lie in the workspace
+};
+
+// What all warps of a block know, and then the ring of every warp.
+constexpr int kFixedBytes = 1024;
+static_assert(sizeof(SharedMemory) <= kFixedBytes);
+
+// What this thread knows to be written of a shared segment is all that the block has of it.
+__device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
+  int* arrivals = problem.arrivals + memory.shared[begins].first_block;
+  if (add_in_order(arrivals, 1) != memory.shared[begins].parts - 1) return;
+  *arrivals = 0;
+  memory.complete[begins] = true;
+}
+
+// What a block has of a segment goes to the output, or to the workspace if other blocks have more.
+// Here: what one warp has of it, if that is all.
+struct Settle {
+  const Problem& problem;
+  const Run& run;
+  SharedMemory& memory;
+
+  __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
+    const int lane = threadIdx.x % 32;
+    const HeadGroup group = problem.heads.at(segment.head);
+    if (run.holds(segment)) {
+      store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
+      return;
+    }
+    const bool begins = segment.begin >= run.begin;
+    store_record(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
+    __syncwarp();
+    if (lane == 0) arrive(problem, memory, begins);
+  }
+};
+
+// Pieces of a segment, from the warp that opens it on.
+struct PieceRecords {
+  const Pieces& pieces;
+  int first;
+  u32 others;  // bits of the warps that continue it
+  int lane;
+
+  __device__ __forceinline__ int count() const { return 1 + __popc(others); }
+
+  __device__ __forceinline__ const float4* next(int i) {
+    if (i == 0) return pieces.openings[first] + lane;
+    const int warp = __ffs(others) - 1;
+    others &= others - 1;
+    return pieces.continuations[warp] + lane;
+  }
+
+  __device__ __forceinline__ float4 load(const float4* from) const { return *from; }
+};
+
+// Parts of a segment, from L2, where other blocks have written them.
+struct PartRecords {
+  const Problem& problem;
+  SharedSegment segment;
+  int lane;
+
+  __device__ __forceinline__ int count() const { return segment.parts; }
+
+  __device__ __forceinline__ const float4* next(int i) const {
+    return problem.record(segment.first_block + i, i == 0, lane);
+  }
+
+  __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
+};
+
+// Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
+template <int kTogether, class Records, class Use>
+__device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
+    const int n = i / kDimTiles, tile = i % kDimTiles;
+    if (has_heads(n, count, lane)) use(add_tiles<kTogether>(records, n, tile), n, tile);
+  }
+}
+
+// The whole block: what its warps have left of the segment that warp `first` opens.
+__device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory& memory,
+                                            const Run& run, int first, u32 others) {
+  const int lane = threadIdx.x % 32;
+  const Segment segment = memory.pieces.opened[first];
+  const HeadGroup group = problem.heads.at(segment.head);
+  const bool whole = run.holds(segment), begins = segment.begin >= run.begin;
+  u16* out = problem.out_of(segment.row, group);
+  float4* record = problem.record(blockIdx.x, begins, lane);
+  if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
+  add_all_tiles<8>(PieceRecords{memory.pieces, first, others, lane}, group.count,
+                   [&](const TileSum& total, int n, int tile) {
+                     if (whole)
+                       store_output_tile(out, total, n, tile, group.count, lane);
+                     else
+                       store_record_tile(record, total, n, tile);
+                   });
+}
+
+// The whole block: a piece that continues another belongs to the last one opened before it.
+__device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
+                                                const Run& run) {
+  const int lane = threadIdx.x % 32;
+  const bool exists = lane < kWarps;
+  const u32 continuing = __ballot_sync(kAll, exists && memory.pieces.continuations[lane] != nullptr);
+  u32 opening = __ballot_sync(kAll, exists && memory.pieces.openings[lane] != nullptr);
+#pragma unroll 1
+  while (opening != 0) {
+    const int first = __ffs(opening) - 1;
+    opening &= opening - 1;
+    const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
+    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first));
+  }
+}
+
+// The whole block.
+__device__ __forceinline__ void merge_parts(const Problem& problem, const SharedSegment& segment) {
+  const int lane = threadIdx.x % 32;
+  const HeadGroup group = problem.heads.at(segment.head);
+  u16* out = problem.out_of(segment.row, group);
+  add_all_tiles<8>(PartRecords{problem, segment, lane}, group.count,
+                   [&](const TileSum& total, int n, int tile) {
+                     store_output_tile(out, total, n, tile, group.count, lane);
+                   });
+}
+
+}  // namespace paged_decode

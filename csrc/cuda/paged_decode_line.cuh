@@ -1,0 +1,104 @@
+// Who attends over what. All (row, head, step of kTokens tokens) units stand in one line, row by
+// row and head by head; blocks take equal runs of it, and the warps of a block equal parts of its
+// run (stream-K: Osama et al. 2023).
+//
+// A segment is all units of one row and head.
+#pragma once
+
+#include "paged_decode_format.cuh"
+
+namespace paged_decode {
+
+struct Segment {
+  int row, head;
+  int begin, end;   // on the line
+  int first_unit;   // which step of the row is at `begin`: earlier ones are outside the window
+  int length;       // keys of the row
+  int first_token;  // the first one visible
+
+  __device__ __forceinline__ int tokens_before(int unit) const {
+    return (first_unit + unit - begin) * kTokens;
+  }
+};
+
+// A run of units: that of a block, or the part of it that a warp takes.
+struct Run {
+  int begin, end;
+
+  // Whether all of a segment is in it.
+  __device__ __forceinline__ bool holds(const Segment& segment) const {
+    return segment.begin >= begin && segment.end <= end;
+  }
+};
+
+// A segment that several blocks have parts of, from the first one, where it begins, on. parts 0: none.
+struct SharedSegment {
+  int first_block;
+  int parts;
+  int row, head;
+};
+
+// What a block does, found once a step and then read by every launch of it.
+struct alignas(16) BlockShare {
+  Run run;                   // empty if there is nothing for it to do
+  SharedSegment shared[2];   // of the segment that began in an earlier block, of the one that began here
+  int idle_rows;             // whether there are any among those whose number it has modulo the grid's size
+};
+
+struct alignas(16) WarpShare {
+  Run part;
+  Segment first;  // that it begins with, if its part is not empty
+};
+
+constexpr int kShareBytes = 48;  // of a block, and then of each of its warps
+static_assert(sizeof(BlockShare) == kShareBytes && sizeof(WarpShare) == kShareBytes);
+
+// One of them, by 16 bytes at a time.
+template <class Share>
+__device__ __forceinline__ Share load_share(const uint4* from) {
+  union {
+    uint4 quads[kShareBytes / 16];
+    Share share;
+  } found;
+#pragma unroll
+  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = __ldcg(from + i);
+  return found.share;
+}
+
+// Of the whole batch. lengths [rows]: keys of each row. heads: of a row, or teams of heads.
+struct Line {
+  const int* lengths;
+  int heads;
+  int window;  // 0: none
+
+  __device__ __forceinline__ int first_token(int length) const {
+    return window > 0 ? max(length - window, 0) : 0;
+  }
+
+  // Of all heads of a row.
+  __device__ __forceinline__ int units_of(int length) const {
+    if (length <= 0) return 0;
+    return ((length + kTokens - 1) / kTokens - first_token(length) / kTokens) * heads;
+  }
+
+  __device__ __forceinline__ Segment segment_of(int row, int length, int head, int begin) const {
+    const int first = first_token(length);
+    return {row, head, begin, begin + units_of(length) / heads, first / kTokens, length, first};
+  }
+
+  // The one after a segment that is not the last.
+  __device__ __forceinline__ Segment after(const Segment& segment) const {
+    if (segment.head + 1 < heads) {
+      Segment next = segment;
+      next.head += 1;
+      next.begin = segment.end;
+      next.end += segment.end - segment.begin;
+      return next;
+    }
+    int row = segment.row + 1, length;
+    while ((length = __ldcg(lengths + row)) <= 0) ++row;
+    return segment_of(row, length, 0, segment.end);
+  }
+};
+
+}  // namespace paged_decode

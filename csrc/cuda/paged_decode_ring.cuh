@@ -1,0 +1,113 @@
+// A warp's keys and values on their way from memory: a ring of slots in shared memory, filled by
+// asynchronous copies long before they are used. Slots hold, one after the other, the keys of a step,
+// its values, the keys of the next one and so on.
+//
+// Rows lie in a slot as in their page, but that pieces of 32 or 64 bytes change places, so that lanes
+// that read together meet no bank twice.
+#pragma once
+
+#include "paged_decode_format.cuh"
+
+namespace paged_decode {
+
+constexpr int kSlots = PD_SLOTS;
+constexpr int kParamBytes = kQuantized ? 4 * kTokens : 0;
+constexpr int kParamOffset = kTokens * (kKeyRow > kValueRow ? kKeyRow : kValueRow);
+constexpr int kSlotBytes = kParamOffset + kParamBytes;
+static_assert(kSlots % 2 == 0 && kSlots >= 2 && kSlotBytes % 16 == 0);
+
+extern __shared__ float4 shared_quads[];
+
+// kBytes (16, 8, 4 or 2) of shared memory. Two bytes come as the low half of a word.
+template <int kBytes>
+__device__ __forceinline__ void take(u32* words, u32 offset) {
+  const unsigned char* from = reinterpret_cast<const unsigned char*>(shared_quads) + offset;
+  if constexpr (kBytes == 16) {
+    const uint4 four = *reinterpret_cast<const uint4*>(from);
+    words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+  } else if constexpr (kBytes == 8) {
+    const uint2 two = *reinterpret_cast<const uint2*>(from);
+    words[0] = two.x, words[1] = two.y;
+  } else if constexpr (kBytes == 4) {
+    words[0] = *reinterpret_cast<const u32*>(from);
+  } else {
+    static_assert(kBytes == 2);
+    words[0] = *reinterpret_cast<const u16*>(from);
+  }
+}
+
+__device__ __forceinline__ constexpr bool is_power_of_two(int n) { return (n & (n - 1)) == 0; }
+
+// What a byte's place in a slot is XORed with, by the token whose row it is in.
+__device__ __forceinline__ constexpr u32 key_swizzle(u32 token) {
+  return is_power_of_two(kKeyRow) ? (token & 4) << 4 : 0;
+}
+
+__device__ __forceinline__ constexpr u32 value_swizzle(u32 token) {
+  if (!is_power_of_two(kValueRow) || kValueRow < 64) return 0;
+  return kValueRow == 64 ? (token & 2) << 4 : (token & 3) << 5;
+}
+
+// kBytes of consecutive rows, of kRow bytes each. swizzle(token): see above, of bits below 512.
+template <int kBytes, int kRow, class Swizzle>
+__device__ __forceinline__ void copy_rows(u32 to, const unsigned char* from, int lane,
+                                          const Swizzle& swizzle) {
+  const unsigned char* lane_from = from + 16 * lane;
+#pragma unroll
+  for (int byte = 0; byte < kBytes; byte += 512) {
+    const u32 token =
+        is_power_of_two(kRow) ? 16 * lane / kRow + byte / kRow : (16 * lane + byte) / kRow;
+    if (byte + 512 <= kBytes || byte + 16 * lane < kBytes)
+      copy_async(to + ((16 * lane) ^ swizzle(token)) + byte, lane_from + byte);
+  }
+}
+
+__device__ __forceinline__ void copy_params(u32 slot, const u32* from, int lane) {
+  if constexpr (kQuantized) {
+    if (lane < kParamBytes / 16) copy_async(slot + kParamOffset + 16 * lane, from + 4 * lane);
+  }
+}
+
+// place: of the step's first token.
+__device__ __forceinline__ void copy_keys(u32 slot, const Pages& pages, const Place& place, int lane) {
+  copy_rows<kTokens * kKeyRow, kKeyRow>(
+      slot, pages.keys + static_cast<size_t>(place.row) * kKeyRow, lane,
+      [](u32 token) { return key_swizzle(token); });
+  copy_params(slot, pages.params + place.params, lane);
+}
+
+__device__ __forceinline__ void copy_values(u32 slot, const Pages& pages, const Place& place,
+                                            int lane) {
+  copy_rows<kTokens * kValueRow, kValueRow>(
+      slot, pages.values + static_cast<size_t>(place.row) * kValueRow, lane,
+      [](u32 token) { return value_swizzle(token); });
+  copy_params(slot, pages.params + (place.params + pages.kv_heads * kPageTokens), lane);
+}
+
+// Slots are named by their offset in shared memory. Every slot that is handed out to be filled again
+// must be committed, with or without copies.
+class Ring {
+ public:
+  __device__ __forceinline__ explicit Ring(u32 first) : first_(first), at_(first) {}
+
+  // The oldest slot, when what was copied there has arrived.
+  __device__ __forceinline__ u32 oldest() const {
+    wait_for_copies<kSlots - 1>();
+    __syncwarp();
+    return at_;
+  }
+
+  // The same slot, when the warp has read it: to be filled as the newest one.
+  __device__ __forceinline__ u32 pass() {
+    __syncwarp();
+    const u32 slot = at_;
+    at_ += kSlotBytes;
+    if (at_ == first_ + kSlots * kSlotBytes) at_ = first_;
+    return slot;
+  }
+
+ private:
+  u32 first_, at_;
+};
+
+}  // namespace paged_decode
