@@ -13,10 +13,10 @@ _TOKENS = range(2, 9)
 #: Of a row: more do not fit the registers, and with fewer half of what a warp could hold is empty.
 _GROUPS = range(17, 33)
 
-_STAGES = 6
+_STAGES = 12
 _WARPS, _REDUCERS = 16, 2
 _THREADS = 32 * (_WARPS + 4)
-_STAGE_BYTES = 2 * _WARPS * (1024 + 64)
+_STAGE_BYTES = _WARPS * (1024 + 64)
 _SUM_BYTES = _REDUCERS * _WARPS * 512
 
 #: Of a launch, and what each token adds; less than a launch by itself takes, since in the order of
