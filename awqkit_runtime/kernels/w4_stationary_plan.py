@@ -1,4 +1,4 @@
-"""Launches of w4_stationary.cu: two to eight tokens on sm_90a."""
+"""Launches of w4_stationary.cu: up to sixteen tokens on sm_90a."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from awqkit_runtime.kernels.w4_tiles import row_tiles
 
 #: One token was faster with the decode kernel in the order of a block: 38.0 µs, not 39.1.
 _TOKENS = range(2, 9)
-#: Of a row: more do not fit the registers, and with fewer half of what a warp could hold is empty.
+#: Of a row: with fewer half of what a warp could hold is empty.
 _GROUPS = range(17, 33)
 
 _STAGES = 6
-_WARPS, _REDUCERS = 16, 2
-_THREADS = 32 * (_WARPS + 4)
-_STAGE_BYTES = 2 * _WARPS * (1024 + 64)
-_SUM_BYTES = _REDUCERS * _WARPS * 512
+#: Groups of a row tile that a block's warps hold the inputs of, and slices of more.
+_TILE_GROUPS = 32
+_REDUCERS = 2
+_STAGE_BYTES = _TILE_GROUPS * (1024 + 64)
+_SUM_BYTES = _REDUCERS * 8192
+#: Tickets; sums of slices lie behind them.
+_TICKETS = 32
 
 #: Of a launch, and what each token adds; less than a launch by itself takes, since in the order of
 #: a block it was faster than this says. A row tile takes what memory needs for its groups.
@@ -29,23 +32,34 @@ def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
     groups = k // GROUP_SIZE
     if m not in _TOKENS or groups not in _GROUPS:
         return None
-    plan = LaunchPlan(
+    plan = stationary_launch(m, n, k, gpu)
+    row_groups = row_tiles(n) / plan.shape.grid[0] * groups
+    cycles = _LAUNCH_CYCLES + _TOKEN_CYCLES * m + row_groups * _GROUP_CYCLES
+    return TimedPlan(plan=plan, cycles=cycles)
+
+
+def stationary_launch(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
+    """m: at most 16. k: at most 32,768, cut into slices where it is more than 4,096."""
+    tokens = 8 if m <= 8 else 16
+    slices = ceil_div(k // GROUP_SIZE, _TILE_GROUPS)
+    warps = 16 if tokens == 8 else 8
+    sums = row_tiles(n) * slices * 16 * tokens if slices > 1 else 0
+    return LaunchPlan(
         kernel="stationary",
-        program=Program(stem="w4_stationary", defines=(f"W4_STAGES={_STAGES}",)),
+        program=Program(
+            stem="w4_stationary", defines=(f"W4_TOKENS={tokens}", f"W4_STAGES={_STAGES}")
+        ),
         entry="w4_stationary_kernel",
         shape=LaunchShape(
-            grid=(min(gpu.multiprocessors, row_tiles(n)), 1, 1),
-            block=(_THREADS, 1, 1),
+            grid=(min(gpu.multiprocessors, row_tiles(n) * slices), 1, 1),
+            block=(32 * (warps + 4), 1, 1),
             shared_bytes=_shared_bytes(),
             overlap=True,
         ),
         operands=("codes", "params", "x", "bias", "y", "flags"),
-        extra=(),
-        flags=1,
+        extra=(slices,),
+        flags=_TICKETS + sums,
     )
-    row_groups = row_tiles(n) / plan.shape.grid[0] * groups
-    cycles = _LAUNCH_CYCLES + _TOKEN_CYCLES * m + row_groups * _GROUP_CYCLES
-    return TimedPlan(plan=plan, cycles=cycles)
 
 
 def _shared_bytes() -> int:

@@ -1,18 +1,21 @@
-// y = x · Wᵀ (+ bias) for up to 8 rows of x: x [M, K] BF16, W [N, K] in w4 tiles, y [M, N] BF16.
+// y = x · Wᵀ (+ bias) for up to 8 or 16 rows of x: x [M, K] BF16, W [N, K] in w4 tiles, y [M, N] BF16.
 // sm_90 and up.
 //
-// x stands still: each of 16 consumer warps keeps two groups' inputs of all tokens in registers, while
-// the row tiles stream past through a ring in shared memory, one a stage. Reducer warps add up what the
-// warps made of a row tile. A block is dealt as many row tiles as the ring holds and draws the others
-// one by one, so that the multiprocessors that memory serves more slowly take fewer; a row's sum does
-// not depend on who computes it.
+// x stands still: each of 16 or 8 consumer warps keeps two or four groups' inputs of all tokens in
+// registers, while the row tiles stream past through a ring in shared memory, one a stage. Reducer warps
+// add up what the warps made of a row tile. A block is dealt as many row tiles as the ring holds and
+// draws the others one by one, so that the multiprocessors that memory serves more slowly take fewer; a
+// row's sum does not depend on who computes it. More than 4096 inputs are cut in slices: every block has
+// one of them, and their sums meet in memory.
 //
-// Compile-time: W4_STAGES (of the ring).
-// Launch: grid <= ceil(N / 16), best one block a multiprocessor; block 640 threads; dynamic shared
-//   memory = 128 * ceil((20 * W4_STAGES + 40) / 128) + 16384 + 34816 * W4_STAGES bytes.
-// K is at most 4096. x, codes and scales 16-byte aligned, y 4-byte.
-// ticket: an int, zero before the first launch, left zero by every launch.
-#include "w4_stationary_x.cuh"
+// Compile-time: W4_TOKENS (8 or 16), W4_STAGES (of the ring).
+// Launch: grid blocks, all resident at once, one a multiprocessor, at least `slices`; block
+//   32 * (4 + (W4_TOKENS == 8 ? 16 : 8)) threads; dynamic shared memory = 128 * ceil((20 * W4_STAGES + 40)
+//   / 128) + 16384 + 34816 * W4_STAGES bytes.
+// slices: up to 8, of at most 32 groups each. x, codes and scales 16-byte aligned, y 4-byte.
+// flags: 32 ints and, with slices, row tiles * slices * 16 * W4_TOKENS more, 16-byte aligned, all zero
+//   before the first launch, left zero by every launch.
+#include "w4_stationary_sums.cuh"
 
 namespace w4_stationary {
 
@@ -20,8 +23,9 @@ constexpr int kStages = W4_STAGES;
 constexpr int kReducers = 2;  // each has its buffer of sums: a barrier tells only two phases apart
 constexpr int kStageBytes = kTileGroups * (kCodeBytes + kScaleBytes);
 constexpr int kThreads = 32 * (kWarps + 4);  // registers pass between groups of four warps
-constexpr int kConsumerRegisters = 112, kOtherRegisters = 32;
+constexpr int kConsumerRegisters = kWarps == 16 ? 112 : 232, kOtherRegisters = 32;
 constexpr int kEnd = -1;  // in place of a row tile
+constexpr int kFlagBytes = 128;  // of tickets, one a slice; sums of slices lie behind them
 
 // Shared memory, from its start.
 constexpr int kFull = 0;                                // kStages barriers: a stage has arrived
@@ -51,31 +55,46 @@ __device__ __forceinline__ int load_int(u32 address) {
   return value;
 }
 
+// Of one block: its slice of the groups, and its row tiles, every `step`-th from `first_tile` on.
+struct Share {
+  int slice, first_group, groups;
+  int first_tile, step, tiles;
+
+  __device__ __forceinline__ Share(const Problem& p, int slices) {
+    const int all = p.k / kGroup, grid = gridDim.x;
+    slice = blockIdx.x % slices;
+    first_group = all * slice / slices;
+    groups = all * (slice + 1) / slices - first_group;
+    first_tile = blockIdx.x / slices;
+    step = (grid - slice + slices - 1) / slices;
+    tiles = (p.n + 15) / 16;
+  }
+};
+
 // ---- the producer: one lane ---------------------------------------------------------------------
 
-__device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket) {
-  const int tiles = (p.n + 15) / 16, groups = p.k / kGroup, blocks = gridDim.x;
+__device__ __forceinline__ void produce(const Problem& p, const Share& share, u32 base, int* ticket) {
   Ring ring;
   const auto fetch = [&](int tile) {
     const u32 full = base + kFull + 8 * ring.stage;
     barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
     store_int(base + kTileOf + 4 * ring.stage, tile);
-    const size_t at = static_cast<size_t>(tile) * groups;
+    const size_t at = static_cast<size_t>(tile) * (p.k / kGroup) + share.first_group;
     const u32 target = base + kRing + ring.stage * kStageBytes;
-    barrier_expect(full, groups * (kCodeBytes + kScaleBytes));
-    bulk_copy(target, p.codes + at * kCodeBytes, groups * kCodeBytes, full);
-    bulk_copy(target + kTileGroups * kCodeBytes, p.scales + at * kScaleBytes, groups * kScaleBytes,
-              full);
+    barrier_expect(full, share.groups * (kCodeBytes + kScaleBytes));
+    bulk_copy(target, p.codes + at * kCodeBytes, share.groups * kCodeBytes, full);
+    bulk_copy(target + kTileGroups * kCodeBytes, p.scales + at * kScaleBytes,
+              share.groups * kScaleBytes, full);
     ring.advance();
   };
 #pragma unroll 1
   for (int i = 0; i < kStages; ++i) {
-    const int tile = blockIdx.x + i * blocks;
-    if (tile < tiles) fetch(tile);
+    const int tile = share.first_tile + i * share.step;
+    if (tile < share.tiles) fetch(tile);
   }
   // The predecessor may still draw tickets of its own.
   wait_for_predecessors();
-  const int dealt = kStages * blocks, left = tiles - dealt;
+  const int dealt = kStages * share.step, left = share.tiles - dealt;
   if (left > 0) {
     int next = atomicAdd(ticket, 1);
     while (next < left) {
@@ -83,7 +102,7 @@ __device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket)
       fetch(dealt + next);
       next = upcoming;
     }
-    if (next == left + blocks - 1) *ticket = 0;  // The last one of all.
+    if (next == left + share.step - 1) *ticket = 0;  // The last one of all.
   }
   barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
   store_int(base + kTileOf + 4 * ring.stage, kEnd);
@@ -93,25 +112,27 @@ __device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket)
 // ---- the consumers ------------------------------------------------------------------------------
 
 // index: of the row tile among the block's.
-__device__ __forceinline__ void hand_over(u32 base, u32 index, int tile, const float (&total)[4],
-                                          int warp, int lane) {
+__device__ __forceinline__ void hand_over(u32 base, u32 index, int tile,
+                                          const float (&total)[kTokenTiles][4], int warp, int lane) {
   const u32 buffer = index % kReducers;
+  const u32 partials = base + kPartials + (buffer * kWarps + warp) * kPartialBytes + 16 * lane;
   barrier_wait(base + kSumEmpty + 8 * buffer, (index / kReducers & 1) ^ 1);
-  store_partial(base + kPartials + (buffer * kWarps + warp) * kPartialBytes + 16 * lane, total);
+#pragma unroll
+  for (int t = 0; t < kTokenTiles; ++t) store_shared_16(partials + 512 * t, total[t]);
   if (warp == 0 && lane == 0) store_int(base + kTileOfSum + 4 * buffer, tile);
   __syncwarp();
   if (lane == 0) barrier_arrive(base + kSumFull + 8 * buffer);
 }
 
-__device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, int lane) {
+__device__ __forceinline__ void consume(const Problem& p, const Share& share, u32 base, int warp,
+                                        int lane) {
   u32 codes = base + kRing + warp * kCodeBytes + 16 * lane;
   u32 scales = base + kRing + kTileGroups * kCodeBytes + warp * kScaleBytes + 8 * (lane / 4);
   keep(codes);
   keep(scales);
-  const int groups = p.k / kGroup;
   wait_for_predecessors();
   StationaryX x;
-  x.load(p, warp, lane);
+  x.load(p, share.first_group + warp, share.first_group + share.groups, lane);
   Ring ring;
   u32 index = 0;
   for (;; ++index) {
@@ -127,33 +148,40 @@ __device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, in
       words[j][1] = load_shared_16(codes + at + 512);
       params[j] = load_shared_8(scales + ring.stage * kStageBytes + j * kWarps * kScaleBytes);
       // What lies there belongs to another row tile; the inputs of such a group are all 0.
-      if (warp + j * kWarps >= groups) params[j] = {0, 0};
+      if (warp + j * kWarps >= share.groups) params[j] = {0, 0};
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(base + kEmpty + 8 * ring.stage);
     ring.advance();
-    float total[4] = {};
+    float total[kTokenTiles][4] = {};
 #pragma unroll
     for (int j = 0; j < kWarpGroups; ++j) x.add_group(total, j, words[j], params[j]);
     hand_over(base, index, tile, total, warp, lane);
   }
-  const float nothing[4] = {};
+  const float nothing[kTokenTiles][4] = {};
   for (int i = 0; i < kReducers; ++i) hand_over(base, index + i, kEnd, nothing, warp, lane);
 }
 
 // ---- the reducers -------------------------------------------------------------------------------
 
-__device__ __forceinline__ void reduce(const Problem& p, u32 base, int buffer, int lane) {
+__device__ __forceinline__ void reduce(const Problem& p, const Share& share, u32 base, int slices,
+                                       unsigned char* parts, int buffer, int lane) {
   const u32 partials = base + kPartials + buffer * kWarps * kPartialBytes + 16 * lane;
   for (u32 parity = 0;; parity ^= 1) {
     barrier_wait(base + kSumFull + 8 * buffer, parity);
     const int tile = load_int(base + kTileOfSum + 4 * buffer);
     if (tile == kEnd) return;
-    float sum[4] = {};
-    add_partials(sum, partials);
+    float sum[kTokenTiles][4] = {};
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) add_partials(sum[t], partials + 512 * t);
     __syncwarp();
     if (lane == 0) barrier_arrive(base + kSumEmpty + 8 * buffer);
-    store_rows(p, tile, sum, lane);
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t)
+      if (slices == 1)
+        store_rows(p, tile, t, sum[t], lane);
+      else
+        hand_on(parts, slices, tile, share.slice, t, sum[t], lane);
   }
 }
 
@@ -164,7 +192,7 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 extern "C" __global__ void __launch_bounds__(w4_stationary::kThreads, 1)
     w4_stationary_kernel(const unsigned char* codes, const unsigned char* scales,
                          const unsigned short* x, const unsigned short* bias, unsigned short* y,
-                         int* ticket, int m, int n, int k) {
+                         int* flags, int m, int n, int k, int slices) {
   using namespace w4_stationary;
   launch_dependents();
   const Problem p{codes, scales, x, bias, y, m, n, k};
@@ -184,15 +212,19 @@ extern "C" __global__ void __launch_bounds__(w4_stationary::kThreads, 1)
   }
   __syncthreads();
 
+  const Share share(p, slices);
+  unsigned char* parts = reinterpret_cast<unsigned char*>(flags) + kFlagBytes;
   if (warp < kWarps) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
-    consume(p, base, warp, lane);
+    consume(p, share, base, warp, lane);
+    if (slices > 1)
+      join_slices(p, parts, slices, gridDim.x * warp + blockIdx.x, gridDim.x * kWarps, lane);
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kOtherRegisters));
     if (warp == kWarps) {
-      if (lane == 0) produce(p, base, ticket);
+      if (lane == 0) produce(p, share, base, flags + share.slice);
     } else if (warp <= kWarps + kReducers) {
-      reduce(p, base, warp - kWarps - 1, lane);
+      reduce(p, share, base, slices, parts, warp - kWarps - 1, lane);
     }
   }
 }
