@@ -15,7 +15,7 @@ from awqkit.decoder import layer_ropes
 from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_sizes import graph_sizes
-from awqkit_runtime.engine.parallel.peers import can_meet
+from awqkit_runtime.engine.parallel.peers import can_meet, peer_bytes
 from awqkit_runtime.engine.workspace import Workspace, decode_activations, workspace
 from awqkit_runtime.kernels.paged_decode import can_decode
 from awqkit_runtime.kernels.rotary import can_rotate
@@ -70,7 +70,9 @@ def step_memory(
             session_len=session_len,
             deterministic=engine.deterministic,
         ),
-        graphs=graph_memory(config, placement, max_rows, session_len) if graphs else 0,
+        graphs=graph_memory(config, placement, max_rows, session_len, ranks=engine.tp)
+        if graphs
+        else 0,
         libraries=LIBRARY_BYTES if placement.device.type == "cuda" else 0,
     )
 
@@ -105,15 +107,19 @@ def makes_graphs(
 
 
 def graph_memory(
-    config: DecoderConfig, placement: Placement, max_rows: int, session_len: int
+    config: DecoderConfig, placement: Placement, max_rows: int, session_len: int, *, ranks: int
 ) -> int:
-    """Of the tensors that graphs read and write, their pool, and what the driver keeps of them."""
+    """Of the tensors that graphs read and write, their pool, and what the driver keeps of them.
+
+    Of several ranks each has a part that the others write into.
+    """
     row = 5 * _INT64 + _INT32 * pages_for(session_len)
     row += config.hidden_size * placement.activation_dtype.itemsize
     graphs = _GRAPHS_A_SIZE * len(graph_sizes(max_rows))
     launches = graphs * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
     pool = graph_pool_bytes(config, placement, max_rows)
-    return max_rows * row + pool + launches + _GRAPH_WORKSPACE_BYTES
+    peers = peer_bytes(ranks=ranks, rows=max_rows, width=config.hidden_size) if ranks > 1 else 0
+    return max_rows * row + pool + launches + peers + _GRAPH_WORKSPACE_BYTES
 
 
 def graph_pool_bytes(config: DecoderConfig, placement: Placement, max_rows: int) -> int:

@@ -31,11 +31,7 @@ class Peers:
 
         agree: whether all ranks say yes. RuntimeError, on all ranks, where they do not get there.
         """
-        ranks = share.ranks
-        sizes = [
-            inbox_bytes(ranks=ranks, rows=rows, places=places)
-            for places in (sum_places(width), CHOICE_PLACES)
-        ]
+        sizes = _inbox_sizes(ranks=share.ranks, rows=rows, width=width)
         self._memory = PeerMemory(store, share, device, sum(sizes), agree=agree)
         self._given_up = torch.zeros(1, dtype=torch.int32, pin_memory=True)
 
@@ -57,6 +53,19 @@ class Peers:
     def give_up(self) -> None:
         """From now on no kernel waits for another rank, and what they compute means nothing."""
         self._given_up.fill_(1)
+
+
+def peer_bytes(*, ranks: int, rows: int, width: int) -> int:
+    """Of each rank's memory that the others write into, for steps of up to so many rows."""
+    return sum(_inbox_sizes(ranks=ranks, rows=rows, width=width))
+
+
+def _inbox_sizes(*, ranks: int, rows: int, width: int) -> list[int]:
+    """For sums of rows, and for tokens."""
+    return [
+        inbox_bytes(ranks=ranks, rows=rows, places=places)
+        for places in (sum_places(width), CHOICE_PLACES)
+    ]
 
 
 def ranks_can_meet(width: int, device: torch.device, share: Share) -> bool:

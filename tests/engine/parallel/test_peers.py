@@ -12,8 +12,10 @@ from awqkit.checkpoint import open_checkpoint
 from awqkit_runtime.engine.parallel.choice import HeadPart, head_part
 from awqkit_runtime.engine.parallel.communicator import Communicator
 from awqkit_runtime.engine.parallel.decoder import load_share
-from awqkit_runtime.engine.parallel.peers import can_meet, ranks_can_meet
+from awqkit_runtime.engine.parallel.peers import can_meet, peer_bytes, ranks_can_meet
 from awqkit_runtime.engine.parallel.shares import Share, head_rows
+from awqkit_runtime.engine.step_memory import graph_memory
+from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.decoder import Decoder
 from tests.checkpoint.folders import write_quantized_ends
 from tests.tiny_models import write_tiny_model
@@ -50,6 +52,21 @@ def test_all_ranks_say_so(four_gpus: None) -> None:
 def test_a_plan_for_other_machines_takes_it_that_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert can_meet(4096, torch.device("cuda"), 2) and not can_meet(4096, torch.device("cuda"), 9)
+
+
+def test_what_ranks_write_into_is_planned(tmp_path: Path) -> None:
+    """Two slots for each rank, of 16 bytes for four numbers of a row and of some for its token."""
+    config = open_checkpoint(write_tiny_model(tmp_path, "llama")).config
+    sums = 2 * 3 * 16 * (config.hidden_size // 4) * 16
+    planned = peer_bytes(ranks=3, rows=16, width=config.hidden_size)
+    assert sums < planned <= sums + 2 * 3 * 16 * 64
+
+    def graphs(ranks: int) -> int:
+        return graph_memory(
+            config, Placement(device=CPU, dtype=torch.bfloat16), 16, 64, ranks=ranks
+        )
+
+    assert graphs(3) == graphs(1) + planned
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 320, 92544])
