@@ -40,21 +40,19 @@ __device__ __forceinline__ bool multiply(const StationaryX& x, u32 base, int gro
     barrier_wait(base + kFull + 8 * ring.stage, ring.parity);
     if (j == 0) tile = load_int(base + kTileOf + 4 * ring.stage);
     const bool mine = tile != kEnd && warp < groups - j * kStageGroups;
-    uint4 words[2];
-    uint2 params;
     if (mine) {
-      words[0] = load_shared_16(codes + ring.stage * kStageBytes);
-      words[1] = load_shared_16(codes + ring.stage * kStageBytes + 512);
-      params = load_shared_8(scales + ring.stage * kStageBytes);
+      float sum[kTokenTiles][4] = {};
+#ifdef W4_NO_MATH
+      sum[0][0] = __uint_as_float(load_shared_16(codes + ring.stage * kStageBytes).x ^ load_shared_16(codes + ring.stage * kStageBytes + 512).y);
+#else
+      x.add_half(sum, j, 0, load_shared_16(codes + ring.stage * kStageBytes));
+      x.add_half(sum, j, 1, load_shared_16(codes + ring.stage * kStageBytes + 512));
+#endif
+      x.scale(total, sum, j, load_shared_8(scales + ring.stage * kStageBytes));
     }
     release(base + kEmpty + 8 * ring.stage, lane);
     ring.advance();
     if (kPair == 1 && tile == kEnd) break;
-#ifndef W4_NO_MATH
-    if (mine) x.add_group(total, j, words, params);
-#else
-    if (mine) total[0][0] += __uint_as_float(words[0].x ^ words[1].y ^ params.x);
-#endif
   }
   return tile != kEnd;
 }
@@ -63,46 +61,45 @@ __device__ __forceinline__ bool multiply(const StationaryX& x, u32 base, int gro
 // a row tile behind.
 __device__ __forceinline__ void consume(const Chain& chain, u32 base, int warp, int lane,
                                         const Common& common) {
-  const int tokens = tokens_of_block(chain.m), first_token = rank_in_pair() * W4_TOKENS;
   Ring ring;
   int index = 0;  // of the row tile among the block's
   wait_for_predecessors();
-  const u32 first_mark = *common.mark + 1;
+  if (warp == 0 && lane == 0) store_int(base + kMark, *common.mark + 1);
+  named_barrier(1, 32 * kWarps);
 #pragma unroll 1
   for (int i = 0; i < chain.count; ++i) {
     const Linear& linear = chain.linear[i];
     const Share share(linear);
-    const u32 mark = first_mark + i;
     StationaryX x(base + kInputs + warp * kInputBytes, lane);
-    x.load(linear.x + static_cast<size_t>(first_token) * linear.k, tokens, linear.k,
-           share.first_group + warp, share.first_group + share.groups, lane);
+    x.load(linear.x + static_cast<size_t>(rank_in_pair() * W4_TOKENS) * linear.k,
+           tokens_of_block(chain.m), linear.k, share.first_group + warp,
+           share.first_group + share.groups, lane);
     STAMP(i, 3);
-    int previous = kEnd;
+    const int begin = index;
 #pragma unroll 1
     for (;;) {
       float total[kTokenTiles][4] = {};
       int tile;
       const bool there = multiply(x, base, share.groups, ring, tile, total, warp, anew(lane));
 #ifdef W4_TRACE
-      if (previous == kEnd) STAMP(i, 6);
+      if (begin == index) STAMP(i, 6);
 #endif
-      if (previous != kEnd) {
+      if (index > begin) {
         const int last = index - 1;
         barrier_wait(base + kSummed + 8 * (last % 2), last / 2 % 2);
-        add_warps(linear, previous, tokens, base + kPartials + last % 2 * kWarps * kPartialBytes,
-                  common.packets, mark, warp, anew(lane));
+        add_warps(linear, i, chain.m, base, last % 2, common.packets, warp, anew(lane));
       }
       if (!there) break;
       store_partial(base + kPartials + (index % 2 * kWarps + warp) * kPartialBytes, total,
                     anew(lane));
+      if (warp == 0 && lane == 0) store_int(base + kTileOfSum + 4 * (index % 2), tile);
       __syncwarp();
       if (lane == 0) barrier_arrive(base + kSummed + 8 * (index % 2));
-      previous = tile;
       ++index;
     }
     const int thread = 32 * warp + lane;
     STAMP(i, 4);
-    if (linear.slices > 1) add_slices(linear, chain.m, mark, common.packets, thread);
+    if (linear.slices > 1) add_slices(linear, chain.m, load_int(base + kMark) + i, common.packets, thread);
     STAMP(i, 7);
     meet(common, i, chain.count, thread);
   }

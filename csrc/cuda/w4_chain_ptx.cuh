@@ -38,8 +38,7 @@ __device__ __forceinline__ u32 address_in(u32 address, u32 rank) {
 }
 
 __device__ __forceinline__ void barrier_arrive_remote(u32 barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void cluster_sync() {
@@ -69,6 +68,15 @@ __device__ __forceinline__ int load_acquire(const int* address) {
   int value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
   return value;
+}
+
+// What the block's threads wrote before its barrier is there for whoever sees what follows.
+__device__ __forceinline__ void publish() {
+#if W4_FENCE == 1
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#elif W4_FENCE == 0
+  __threadfence();
+#endif
 }
 
 // A packet is a number below the mark of what it belongs to, written and read as one word: whoever

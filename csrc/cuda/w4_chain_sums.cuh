@@ -24,18 +24,20 @@ __device__ __forceinline__ void store_pair(const Linear& p, int token, int row, 
   *reinterpret_cast<u32*>(p.y + static_cast<size_t>(token) * p.n + row) = pack_bf16(value.x, value.y);
 }
 
-// A warp's part of a row tile. Of a linear whose row tiles several blocks share, the sums go to memory
-// at once, marked, and nobody waits; else to y.
-__device__ __forceinline__ void add_warps(const Linear& linear, int tile, int tokens, u32 partials,
-                                          Packets* all, u32 mark, int warp, int lane) {
+// A warp's part of a row tile of linear i. Where several blocks share its row tiles, the sums go to
+// memory at once, marked, and nobody waits; else to y.
+__device__ __forceinline__ void add_warps(const Linear& linear, int i, int m, u32 base, int buffer,
+                                          Packets* all, int warp, int lane) {
   const int pair = warp * kPairsOfWarp + lane % kPairsOfWarp;
-  const float2 sum = add_partials(partials, pair, lane / kPairsOfWarp);
-  const int token = pair / 8;
-  if (lane >= kPairsOfWarp || token >= tokens) return;
+  const float2 sum =
+      add_partials(base + kPartials + buffer * kWarps * kPartialBytes, pair, lane / kPairsOfWarp);
+  const int token = pair / 8, tile = load_int(base + kTileOfSum + 4 * buffer);
+  if (lane >= kPairsOfWarp || token >= tokens_of_block(m)) return;
   const int first_token = rank_in_pair() * W4_TOKENS;
   if (linear.slices > 1) {
     const int slice = blockIdx.x / kPair % linear.slices;
-    store_packets(packets_of(all, tile, slice, linear.slices) + 8 * first_token + pair, marked(sum, mark));
+    store_packets(packets_of(all, tile, slice, linear.slices) + 8 * first_token + pair,
+                  marked(sum, load_int(base + kMark) + i));
   } else {
     store_pair(linear, first_token + token, 16 * tile + 2 * (pair % 8), sum);
   }
@@ -46,7 +48,7 @@ __device__ __forceinline__ void add_warps(const Linear& linear, int tile, int to
 __device__ __forceinline__ void meet(const Common& common, int i, int count, int thread) {
   named_barrier(1, 32 * kWarps);
   if (thread == 0) {
-    __threadfence();
+    publish();
     const int blocks = gridDim.x, arrived = atomicAdd(common.meeting, 1) + 1;
     STAMP(i, 5);
     if (i + 1 < count) {

@@ -71,7 +71,9 @@ struct Share {
 constexpr int kFull = 0;                                // kStages barriers: a stage has arrived
 constexpr int kEmpty = kFull + 8 * kStages;             // kStages: a stage has been read
 constexpr int kSummed = kEmpty + 8 * kStages;           // 2: the warps' sums of a row tile are written
-constexpr int kTileOf = kSummed + 16;                   // the row tile of a stage
+constexpr int kMark = kSummed + 16;                     // of the launch's first meeting
+constexpr int kTileOfSum = kMark + 4;                   // 2: the row tile whose sums are written
+constexpr int kTileOf = kTileOfSum + 8;                 // the row tile of a stage
 constexpr int kPartials = (kTileOf + 4 * kStages + 127) / 128 * 128;  // of two row tiles
 constexpr int kInputs = kPartials + 2 * kWarps * kPartialBytes;  // sums of groups' inputs
 constexpr int kInputBytes = kUnitStages * W4_TOKENS * 4;                // of a warp

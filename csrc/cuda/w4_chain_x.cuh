@@ -67,21 +67,25 @@ class StationaryX {
     __syncwarp();
   }
 
-  // total += the products with group j of a row tile; words: the lane's codes.
-  __device__ __forceinline__ void add_group(float (&total)[kTokenTiles][4], int j,
-                                            const uint4 (&words)[2], uint2 params) const {
-    const u32 word[8] = {words[0].x, words[0].y, words[0].z, words[0].w,
-                         words[1].x, words[1].y, words[1].z, words[1].w};
-    float sum[kTokenTiles][4] = {};
+  // sum += the products with half a group's codes; word: the lane's.
+  __device__ __forceinline__ void add_half(float (&sum)[kTokenTiles][4], int j, int half,
+                                           const uint4& words) const {
+    const u32 word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-    for (int step = 0; step < 8; ++step) {
-      const u32 upper = word[step] >> 8;
-      const u32 a[4] = {word[step] & 0x000f000fu, word[step] & 0x00f000f0u, upper & 0x000f000fu,
+    for (int i = 0; i < 4; ++i) {
+      const u32 upper = word[i] >> 8;
+      const u32 a[4] = {word[i] & 0x000f000fu, word[i] & 0x00f000f0u, upper & 0x000f000fu,
                         upper & 0x00f000f0u};
+      const int step = 4 * half + i;
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t)
         mma(sum[t], a, x_[j][t][step / 2][2 * (step % 2)], x_[j][t][step / 2][2 * (step % 2) + 1]);
     }
+  }
+
+  // total += scales and zero points applied to the sums of group j.
+  __device__ __forceinline__ void scale(float (&total)[kTokenTiles][4],
+                                        const float (&sum)[kTokenTiles][4], int j, uint2 params) const {
     const u32 param[2] = {params.x, params.y};
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
