@@ -11,7 +11,7 @@
 // Compile-time: W4_TOKENS (of a block: 8 or 16), W4_PAIR (1 or 2), W4_STAGES (of the ring, even with a
 // pair), W4_LINEARS (at most), W4_DEALT (eighths of a linear's row tiles that are not drawn one by one).
 // Launch: grid blocks all resident at once, a multiple of W4_PAIR with at least a cluster for each
-//   slice; block 640 threads; dynamic shared memory = 128 * ceil((20 * W4_STAGES + 16) / 128)
+//   slice; block 640 threads; dynamic shared memory = 128 * ceil((20 * W4_STAGES + 28) / 128)
 //   + 2176 * W4_TOKENS + 2048 + 17408 * W4_STAGES bytes.
 // m <= W4_PAIR * W4_TOKENS. A slice of K is at most 4096 inputs. x, codes, scales and packets 16-byte
 // aligned, y 4-byte.
