@@ -20,12 +20,30 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
     if constexpr (kScaleSums)
-      accumulate_scaled_sums(sums, segment);
+      accumulate_scaled_sums(sums, segment.end - segment.begin, 1);
     else
       accumulate_scaled_weights(sums, segment);
   }
 
+  // The same of every second group, from `first` on, 0 or 1.
+  __device__ __forceinline__ void accumulate_half(float (&sums)[kSums], const w4::Segment& segment,
+                                                  int first) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
+    if (first == 1) {
+      skip();
+      stages_.release();
+    }
+    accumulate_scaled_sums(sums, (segment.end - segment.begin + 1 - first) / 2, 2);
+  }
+
  private:
+  // A stage whose codes are another block's. What becomes of it must not be told before it is there.
+  __device__ __forceinline__ void skip() {
+    stages_.wait();
+    stages_.advance();
+  }
+
   // A stage holds half a group.
   __device__ __forceinline__ void accumulate_scaled_weights(float (&sums)[kSums],
                                                             const w4::Segment& segment) {
@@ -75,9 +93,10 @@ class WarpgroupConsumer {
 
   // The tensor cores multiply codes less zero points, and a group's scales meet its sums. A stage
   // holds a group. Nothing is in flight where the loop begins anew: a group's first batch was
-  // dequantized while the last one of the group before was multiplied.
+  // dequantized while the last one of the group before was multiplied. left: groups; step: from one of
+  // them to the next, in stages.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
-                                                         const w4::Segment& segment) {
+                                                         int left, int step) {
     constexpr int kBatches = 8 / kBatch;  // of a group
     u32 fragments[2][kBatch][4];
     float sums[kSums] = {};
@@ -85,7 +104,7 @@ class WarpgroupConsumer {
     uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
     w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
     dequantize_batch(codes, 0, params, fragments[0]);
-    for (int left = segment.end - segment.begin;;) {
+    for (;;) {
       const u64 tokens = stage_tokens();
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
@@ -97,6 +116,7 @@ class WarpgroupConsumer {
       const float scale[2] = {params.scale[0], params.scale[1]};
       stages_.advance();
       if (--left > 0) {
+        if (kPaired && step == 2) skip();
         stages_.wait();
         codes[0] = stages_.load_codes(0, 0);
         codes[1] = stages_.load_codes(0, 1);
@@ -108,6 +128,7 @@ class WarpgroupConsumer {
       add_scaled(totals, sums, scale);
       stages_.release();
       if (left == 0) break;
+      if (kPaired && step == 2) stages_.release();
     }
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
