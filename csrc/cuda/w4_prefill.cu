@@ -75,7 +75,8 @@ class Warpgroup {
       mark = w4::mark_of_launch(flags_);
     }
     while (schedule.next(segment)) {
-      if constexpr (kPaired) {
+#if W4_PAIRED
+      {
         const int second = segment.tile % 2;
         if (index_ == (second ? 0 : kConsumers - 1)) {
           consumer_.accumulate_half(sums, segment, second);
@@ -83,6 +84,7 @@ class Warpgroup {
           continue;
         }
       }
+#endif
       consumer_.accumulate(sums, segment);
       if constexpr (kSpread) {
         add_spread<kSplit>(sums, segment.tile * kConsumers + index_, blockIdx.x % kSplit, segment.tile, mark,

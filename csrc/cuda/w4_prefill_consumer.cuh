@@ -5,6 +5,14 @@
 #include "w4_prefill_wgmma.cuh"
 #include "w4_schedule.cuh"
 
+#if W4_BYTES
+#define W4_UNPACK w4::unpack_byte_params
+#define W4_SUBTRACT w4::subtract_zeros_of_bytes
+#else
+#define W4_UNPACK w4::unpack_exact_params
+#define W4_SUBTRACT w4::subtract_zeros
+#endif
+
 namespace w4_prefill {
 
 class WarpgroupConsumer {
@@ -102,7 +110,7 @@ class WarpgroupConsumer {
     float sums[kSums] = {};
     stages_.wait();
     uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
-    w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
+    w4::ExactParams params = W4_UNPACK(stages_.load_params(0));
     dequantize_batch(codes, 0, params, fragments[0]);
     for (;;) {
       const u64 tokens = stage_tokens();
@@ -120,7 +128,7 @@ class WarpgroupConsumer {
         stages_.wait();
         codes[0] = stages_.load_codes(0, 0);
         codes[1] = stages_.load_codes(0, 1);
-        params = w4::unpack_exact_params(stages_.load_params(0));
+        params = W4_UNPACK(stages_.load_params(0));
         wgmma_wait<1>();
         dequantize_batch(codes, 0, params, fragments[0]);
       }
@@ -141,7 +149,7 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int step = batch * kBatch + i;
-      w4::subtract_zeros(word_of(codes[step / 4], step % 4), params, fragments[i]);
+      W4_SUBTRACT(word_of(codes[step / 4], step % 4), params, fragments[i]);
       pin_registers(fragments[i]);
     }
   }
@@ -167,7 +175,12 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i])::"memory");  // Not earlier.
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) totals[i] += scale[i / 2 % 2] * sums[i];
+    for (int i = 0; i < kSums; ++i) {
+#if W4_BYTES
+      if (i / 2 % 2 == 0) sums[i] -= 16.0f * sums[i + 2];
+#endif
+      totals[i] += scale[i / 2 % 2] * sums[i];
+    }
   }
 
   // Read from one lane, so that the descriptor lies in uniform registers. No stage lies beyond what
