@@ -21,19 +21,7 @@ _BLOCK_OVERHEAD = 2**10
 
 #: What a kernel takes before m, n and k: an address, or a tensor map where the name says so.
 Operand = Literal[
-    "x",
-    "codes",
-    "params",
-    "x_map",
-    "codes_map",
-    "shared_codes_map",
-    "params_map",
-    "bias",
-    "y",
-    "workspace",
-    "flags",
-    "packets",
-    "marks",
+    "x", "codes", "params", "x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"
 ]
 
 
@@ -62,14 +50,12 @@ class GpuModel:
 class Boxes:
     """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
 
-    shared_row_tiles: of the row tiles, those whose codes another block has too. code_inputs: inputs of
-    the weight's codes, whose params it brings for one group.
+    code_inputs: inputs of the weight's codes, whose params it brings for one group.
     """
 
     tokens: int
     inputs: int
     row_tiles: int = 0
-    shared_row_tiles: int = 0
     code_inputs: int = 64
 
 
@@ -77,7 +63,6 @@ class Boxes:
 class LaunchPlan:
     """One launch. workspace_bytes and flags (32-bit, zero) are shared by all launches in a stream.
 
-    packet_bytes: of memory that only packets lie in, which is shared likewise.
     operands: the arguments before m, n and k.  extra: those after.  boxes: of the tensor maps.
     """
 
@@ -90,7 +75,6 @@ class LaunchPlan:
     boxes: Boxes | None = None
     workspace_bytes: int = 0
     flags: int = 0
-    packet_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,6 @@ from awqkit_runtime.kernels.launch_plan import ceil_div
 #: Of a multiprocessor of sm_90a.
 _SHARED_BYTES = 228 * 1024
 _MOST_STAGES, _STAGE_BARRIERS = 16, 16
-#: Rows that both blocks of a pair have, and the bytes of a sum on its way between blocks.
-_SHARED_ROWS, _PACKET_BYTES = 64, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +17,7 @@ class Variant:
 
     blocks: of one multiprocessor, at most. cycles: of a group in a block that has a multiprocessor
     to itself; paired_cycles: that shares it with others. scale_sums: scales meet a group's sums
-    in FP32, for one tile of tokens; else they meet the weights, in BF16. spread: the blocks that share
-    a tile are no cluster. paired: every two blocks share 64 rows, of which each has half the groups.
+    in FP32, for one tile of tokens; else they meet the weights, in BF16.
     """
 
     tokens: int
@@ -33,8 +30,6 @@ class Variant:
     split: int = 1
     batch: int = 1
     scale_sums: bool = False
-    spread: bool = False
-    paired: bool = False
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -48,8 +43,6 @@ class Variant:
             "BATCH": self.batch,
             "BLOCKS": self.blocks,
             "SCALE_SUMS": int(self.scale_sums),
-            "SPREAD": int(self.spread),
-            "PAIRED": int(self.paired),
         }
         return tuple(f"W4_{name}={value}" for name, value in numbers.items())
 
@@ -57,16 +50,6 @@ class Variant:
     def by_warps(self) -> bool:
         """Every warp multiplies by itself, with mma.sync."""
         return self.tokens == 8
-
-    @property
-    def cluster_split(self) -> int:
-        """Blocks of a cluster that share a tile."""
-        return 1 if self.spread else self.split
-
-    @property
-    def by_packets(self) -> bool:
-        """Blocks send each other sums through memory."""
-        return self.spread or self.paired
 
     @property
     def summed_tokens(self) -> int:
@@ -114,7 +97,7 @@ class Variant:
     @property
     def _store_tokens(self) -> int:
         tokens = self.summed_tokens
-        narrow = tokens % 32 or tokens * self.consumers < 32 * self.cluster_split
+        narrow = tokens % 32 or tokens * self.consumers < 32 * self.split
         return 16 if narrow else 32
 
     @property
@@ -122,22 +105,12 @@ class Variant:
         store = 256 * self._store_tokens
         row_blocks = self.consumers * self.row_blocks
         parts = ceil_div(row_blocks * self.summed_tokens // self._store_tokens, self.split)
-        sums = self.split * parts * store if self.cluster_split > 1 else 0
+        sums = self.split * parts * store if self.split > 1 else 0
         return 1024 + 8 * self.consumers + store * self.consumers + sums
 
     def tiles(self, m: int, n: int) -> int:
         """Tiles of the output; those of a cluster that shares tokens count as one."""
-        if self.paired:
-            return 2 * ceil_div(n, 2 * self.rows - _SHARED_ROWS)
         return ceil_div(n, self.rows * self.cluster) * ceil_div(m, self.tokens)
-
-
-    def packet_bytes(self, m: int, n: int) -> int:
-        """Of the sums that blocks send each other through memory."""
-        tiles, blocks = self.tiles(m, n) * self.rows, self.split
-        if self.paired:
-            tiles, blocks = tiles // (2 * self.rows) * _SHARED_ROWS, 2
-        return tiles * self.summed_tokens * blocks * _PACKET_BYTES if self.by_packets else 0
 
 
 def _few(**numbers: int) -> Variant:

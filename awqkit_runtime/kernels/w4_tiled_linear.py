@@ -39,10 +39,9 @@ def run_plan(
 ) -> None:
     """Launch a plan that was made for x [m, k] and this weight."""
     workspace, flags = _scratch(x.device).at_least(plan.workspace_bytes, plan.flags)
-    packets, marks = _packets(x.device).at_least(plan.packet_bytes)
     values = {
         **{"x": x, "codes": weight.codes, "params": weight.params, "bias": bias, "y": out},
-        **{"workspace": workspace, "flags": flags, "packets": packets, "marks": marks},
+        **{"workspace": workspace, "flags": flags},
         **_maps(plan, x, weight),
     }
     arguments = (
@@ -60,15 +59,11 @@ def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
         return maps
     maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
     if boxes.row_tiles:
-        code_words = boxes.code_inputs // TILE_INPUTS * CODE_WORDS
-        shared = boxes.shared_row_tiles
-        for name, words, rows, width in (
-            ("codes_map", weight.codes, boxes.row_tiles - shared, code_words),
-            ("shared_codes_map", weight.codes, shared, code_words),
-            ("params_map", weight.params, boxes.row_tiles, PARAM_WORDS),
+        for name, words, width in (
+            ("codes_map", weight.codes, boxes.code_inputs // TILE_INPUTS * CODE_WORDS),
+            ("params_map", weight.params, PARAM_WORDS),
         ):
-            if rows:
-                maps[name] = tensor_map(words.flatten(1), (rows, width), swizzled=False)
+            maps[name] = tensor_map(words.flatten(1), (boxes.row_tiles, width), swizzled=False)
     return maps
 
 
@@ -87,7 +82,6 @@ def _prepare(n: int, k: int, device: torch.device) -> None:
     _scratch(device).at_least(
         max(plan.workspace_bytes for plan in plans), max(plan.flags for plan in plans)
     )
-    _packets(device).at_least(max(plan.packet_bytes for plan in plans))
     for plan in plans:
         kernel(plan.program, plan.entry, device).prepare(plan.shape)
 
@@ -123,33 +117,3 @@ class _Scratch:
 @cache
 def _scratch(device: torch.device) -> _Scratch:
     return _Scratch(device)
-
-
-class _Packets:
-    """Memory of a device in which sums of blocks lie under the marks of their launches.
-
-    Nothing else is ever written there, so that what looks like a mark is one. It grows, and is shared
-    and kept, as the scratch memory is; with new memory marks begin anew.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._all = [self._of(0, device)]
-
-    def at_least(self, packet_bytes: int) -> tuple[Tensor, Tensor]:
-        """The packets, and the two words in which launches count marks."""
-        packets, _ = self._all[-1]
-        if packets.numel() < packet_bytes:
-            self._all.append(self._of(packet_bytes, packets.device))
-        return self._all[-1]
-
-    @staticmethod
-    def _of(packet_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return (
-            torch.zeros(packet_bytes, dtype=torch.uint8, device=device),
-            torch.zeros(2, dtype=torch.int32, device=device),
-        )
-
-
-@cache
-def _packets(device: torch.device) -> _Packets:
-    return _Packets(device)

@@ -108,25 +108,4 @@ __device__ __forceinline__ void subtract_zeros(u32 codes, const ExactParams& par
   fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, params.minus_offset[1]);
 }
 
-#if W4_BYTES
-// As above, with one instruction less: row r holds both nibbles of a byte, that is code r plus 16 times code r + 8, whose
-// sums are known.
-__device__ __forceinline__ ExactParams unpack_byte_params(uint2 words) {
-  ExactParams params = unpack_exact_params(words);
-  params.minus_offset[0] = fma_bf16x2(params.minus_offset[1], 0x41804180u, params.minus_offset[0]);
-  return params;
-}
-
-__device__ __forceinline__ void subtract_zeros_of_bytes(u32 codes, const ExactParams& params,
-                                                        u32 (&fragment)[4]) {
-  constexpr u32 kLow = 0x7f007f00u;   // 2^127
-  constexpr u32 kHigh = 0x7d007d00u;  // 2^123
-  const u32 lower = codes & 0x00ff00ffu, upper = __byte_perm(codes, 0, 0x4341);
-  fragment[0] = fma_bf16x2(lower, kLow, params.minus_offset[0]);
-  fragment[1] = fma_bf16x2(codes & 0x00f000f0u, kHigh, params.minus_offset[1]);
-  fragment[2] = fma_bf16x2(upper, kLow, params.minus_offset[0]);
-  fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, params.minus_offset[1]);
-}
-#endif
-
 }  // namespace w4

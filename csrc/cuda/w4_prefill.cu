@@ -36,7 +36,6 @@
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
-#include "w4_prefill_packet_sum.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
 #if W4_TOKENS == 8
@@ -61,7 +60,7 @@ class Warpgroup {
                                        int* flags)
       : shared_(shared), problem_(problem), worker_(worker),
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
-        output_(output), workspace_(workspace), flags_(flags), consumer_(shared),
+        consumer_(shared),
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
         output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
@@ -69,27 +68,9 @@ class Warpgroup {
     w4::Schedule schedule(problem_, worker_);
     w4::Segment segment;
     float sums[kSums];
-    u32 mark = 0;
-    if constexpr (kSpread || kPaired) {
-      wait_for_predecessors();  // They count marks.
-      mark = w4::mark_of_launch(flags_);
-    }
     while (schedule.next(segment)) {
-#if W4_PAIRED
-      {
-        const int second = segment.tile % 2;
-        if (index_ == (second ? 0 : kConsumers - 1)) {
-          consumer_.accumulate_half(sums, segment, second);
-          add_spread<2>(sums, segment.tile / 2, second, segment.tile, mark, gridDim.x);
-          continue;
-        }
-      }
-#endif
       consumer_.accumulate(sums, segment);
-      if constexpr (kSpread) {
-        add_spread<kSplit>(sums, segment.tile * kConsumers + index_, blockIdx.x % kSplit, segment.tile, mark,
-                           gridDim.x * kConsumers);
-      } else if constexpr (kSplit > 1) {
+      if constexpr (kSplit > 1) {
         const ClusterSum cluster(shared_, index_);
         cluster_wait();  // Until the others' barriers are there.
         cluster.send(sums);
@@ -112,28 +93,10 @@ class Warpgroup {
       store_part(sums + part * kPart, tile, part);
   }
 
-  // slot: of what is shared. rank: among the kBlocksOfTile that share it. teams: of the launch.
-  template <int kBlocksOfTile>
-  __device__ __forceinline__ void add_spread(const float (&sums)[kSums], int slot, int rank, int tile,
-                                             u32 mark, int teams) {
-    using Sum = PacketSum<kBlocksOfTile>;
-    w4::Packets* packets = reinterpret_cast<w4::Packets*>(workspace_);
-    const Sum sum(packets + static_cast<long long>(slot) * Sum::kPackets, mark, rank);
-    sum.send(sums);
-    if (rank < Sum::kOwners) {
-      float all[Sum::kChunk];
-      sum.collect(all);
-      const w4::TilePosition at = w4::tile_position(problem_, tile);
-      sum.write(all, output_, 16 * first_code_tile(at.row_tile) + 64 * index_, at.token_tile * kTokens);
-    }
-    w4::named_barrier(1 + index_, kWarpgroup);
-    if (threadIdx.x % kWarpgroup == 0) w4::pass_mark(flags_, mark, teams);
-  }
-
   __device__ __forceinline__ void store_part(const float* sums, int tile, int part) {
     constexpr int kPasses = kTokens / kStoreTokens;
     const w4::TilePosition at = w4::tile_position(problem_, tile);
-    const int first = 16 * first_code_tile(at.row_tile * kCluster + rank_);
+    const int first = (at.row_tile * kCluster + rank_) * kRows;
     store_.write(sums, first + 64 * (index_ * kRowBlocks + part / kPasses),
                  min(output_rows_, first + kRows),
                  at.token_tile * kTokens + part % kPasses * kStoreTokens);
@@ -144,9 +107,6 @@ class Warpgroup {
   int worker_;
   int index_;  // among the block's consumers
   int rank_;
-  const Output& output_;
-  float* workspace_;
-  int* flags_;
   Consumer consumer_;
   w4::Exchange<kWarpgroup, kSums> exchange_;
   int output_rows_;
@@ -156,33 +116,24 @@ class Warpgroup {
 }  // namespace w4_prefill
 
 extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
-#if W4_CLUSTER * (W4_SPREAD ? 1 : W4_SPLIT) > 1
-    __cluster_dims__(W4_CLUSTER * (W4_SPREAD ? 1 : W4_SPLIT), 1, 1)
+#if W4_CLUSTER * W4_SPLIT > 1
+    __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
     w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map,
                       const __grid_constant__ w4_prefill::TensorMap codes_map,
-#if W4_PAIRED
-                      const __grid_constant__ w4_prefill::TensorMap shared_codes_map,
-#endif
                       const __grid_constant__ w4_prefill::TensorMap params_map,
                       const unsigned short* bias, unsigned short* y, float* workspace, int* flags,
                       int m, int n, int k, int band, int stream_tiles) {
   using namespace w4_prefill;
   extern __shared__ unsigned char memory[];
   const Shared shared((shared_address(memory) + 1023u) & ~1023u);
-#if !W4_PAIRED
-  const TensorMap& shared_codes_map = codes_map;
-#endif
-  const w4::Problem problem{kPaired ? static_cast<int>(gridDim.x)
-                                    : (n + kRows * kCluster - 1) / (kRows * kCluster),
+  const w4::Problem problem{(n + kRows * kCluster - 1) / (kRows * kCluster),
                         (m + kTokens - 1) / kTokens,
                         k / 128,
                         band,
                         stream_tiles,
                         static_cast<int>(gridDim.x) / (kCluster * kSplit),
-                        kSplit == 1 ? 0
-                        : kSpread   ? static_cast<int>(blockIdx.x % kSplit)
-                                    : static_cast<int>(cluster_rank()),
+                        kSplit == 1 ? 0 : static_cast<int>(cluster_rank()),
                         kSplit};
   const int worker = blockIdx.x / (kCluster * kSplit);
   launch_dependents();
@@ -194,14 +145,14 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
       barrier_init(shared.full + 8 * stage, 1 + kSlices);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
-    if constexpr (kClusterSplit > 1) ClusterSum::expect(shared);
+    if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
   if constexpr (kCluster == 1)
     __syncthreads();
   else
     cluster_sync();
-  if constexpr (kClusterSplit > 1) cluster_arrive();
+  if constexpr (kSplit > 1) cluster_arrive();
 
   // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
   // place in the ring in uniform registers.
@@ -211,9 +162,9 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const Producer producer(shared, problem, worker);
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
     if (thread == 0) producer.run_tokens(x_map, 0);
-    if (thread == 32) producer.run_weights(codes_map, shared_codes_map, params_map);
+    if (thread == 32) producer.run_weights(codes_map, params_map);
     if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
-    if constexpr (kClusterSplit > 1) {
+    if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();
     }

@@ -5,14 +5,6 @@
 #include "w4_prefill_wgmma.cuh"
 #include "w4_schedule.cuh"
 
-#if W4_BYTES
-#define W4_UNPACK w4::unpack_byte_params
-#define W4_SUBTRACT w4::subtract_zeros_of_bytes
-#else
-#define W4_UNPACK w4::unpack_exact_params
-#define W4_SUBTRACT w4::subtract_zeros
-#endif
-
 namespace w4_prefill {
 
 class WarpgroupConsumer {
@@ -28,30 +20,12 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
     if constexpr (kScaleSums)
-      accumulate_scaled_sums(sums, segment.end - segment.begin, 1);
+      accumulate_scaled_sums(sums, segment);
     else
       accumulate_scaled_weights(sums, segment);
   }
 
-  // The same of every second group, from `first` on, 0 or 1.
-  __device__ __forceinline__ void accumulate_half(float (&sums)[kSums], const w4::Segment& segment,
-                                                  int first) {
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
-    if (first == 1) {
-      skip();
-      stages_.release();
-    }
-    accumulate_scaled_sums(sums, (segment.end - segment.begin + 1 - first) / 2, 2);
-  }
-
  private:
-  // A stage whose codes are another block's. What becomes of it must not be told before it is there.
-  __device__ __forceinline__ void skip() {
-    stages_.wait();
-    stages_.advance();
-  }
-
   // A stage holds half a group.
   __device__ __forceinline__ void accumulate_scaled_weights(float (&sums)[kSums],
                                                             const w4::Segment& segment) {
@@ -101,18 +75,17 @@ class WarpgroupConsumer {
 
   // The tensor cores multiply codes less zero points, and a group's scales meet its sums. A stage
   // holds a group. Nothing is in flight where the loop begins anew: a group's first batch was
-  // dequantized while the last one of the group before was multiplied. left: groups; step: from one of
-  // them to the next, in stages.
+  // dequantized while the last one of the group before was multiplied.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
-                                                         int left, int step) {
+                                                         const w4::Segment& segment) {
     constexpr int kBatches = 8 / kBatch;  // of a group
     u32 fragments[2][kBatch][4];
     float sums[kSums] = {};
     stages_.wait();
     uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
-    w4::ExactParams params = W4_UNPACK(stages_.load_params(0));
+    w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
     dequantize_batch(codes, 0, params, fragments[0]);
-    for (;;) {
+    for (int left = segment.end - segment.begin;;) {
       const u64 tokens = stage_tokens();
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
@@ -124,11 +97,10 @@ class WarpgroupConsumer {
       const float scale[2] = {params.scale[0], params.scale[1]};
       stages_.advance();
       if (--left > 0) {
-        if (kPaired && step == 2) skip();
         stages_.wait();
         codes[0] = stages_.load_codes(0, 0);
         codes[1] = stages_.load_codes(0, 1);
-        params = W4_UNPACK(stages_.load_params(0));
+        params = w4::unpack_exact_params(stages_.load_params(0));
         wgmma_wait<1>();
         dequantize_batch(codes, 0, params, fragments[0]);
       }
@@ -136,7 +108,6 @@ class WarpgroupConsumer {
       add_scaled(totals, sums, scale);
       stages_.release();
       if (left == 0) break;
-      if (kPaired && step == 2) stages_.release();
     }
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
@@ -149,7 +120,7 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int step = batch * kBatch + i;
-      W4_SUBTRACT(word_of(codes[step / 4], step % 4), params, fragments[i]);
+      w4::subtract_zeros(word_of(codes[step / 4], step % 4), params, fragments[i]);
       pin_registers(fragments[i]);
     }
   }
@@ -175,12 +146,7 @@ class WarpgroupConsumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i])::"memory");  // Not earlier.
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-#if W4_BYTES
-      if (i / 2 % 2 == 0) sums[i] -= 16.0f * sums[i + 2];
-#endif
-      totals[i] += scale[i / 2 % 2] * sums[i];
-    }
+    for (int i = 0; i < kSums; ++i) totals[i] += scale[i / 2 % 2] * sums[i];
   }
 
   // Read from one lane, so that the descriptor lies in uniform registers. No stage lies beyond what

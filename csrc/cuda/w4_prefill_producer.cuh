@@ -16,25 +16,14 @@ class Producer {
 
   // The codes of a stage, and with a group's first ones its params. Row tiles that do not exist
   // arrive as zeros. Weights do not depend on the kernel before this one.
-  __device__ __forceinline__ void run_weights(const TensorMap& codes, const TensorMap& shared_codes,
+  __device__ __forceinline__ void run_weights(const TensorMap& codes,
                                               const TensorMap& params) const {
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
       const u32 full = shared_.full + 8 * stage;
       const bool with_params = slice % 2 == 0;
-      const int tile = first_code_tile(at.row_tile * kCluster + rank_);
-      const u32 target = shared_.codes + stage * kCodeBytes;
-      if constexpr (kPaired) {
-        // The second block's own tiles follow those that it shares.
-        const bool second = at.row_tile % 2, all = (slice / 2 + at.row_tile) % 2 == 0;
-        const int own = second ? kTiles - kOwnTiles : 0, shared = second ? 0 : kOwnTiles;
-        barrier_expect(full, (all ? kTiles : kOwnTiles) * kTileBytes + kParamBytes);
-        tensor_copy(target + own * kTileBytes, codes, slice * 128, tile + own, full);
-        if (all)
-          tensor_copy(target + shared * kTileBytes, shared_codes, slice * 128, tile + shared, full);
-      } else {
-        barrier_expect(full, kCodeBytes + (with_params ? kParamBytes : 0));
-        tensor_copy(target, codes, slice * 128, tile, full);
-      }
+      const int tile = (at.row_tile * kCluster + rank_) * kTiles;
+      barrier_expect(full, kCodeBytes + (with_params ? kParamBytes : 0));
+      tensor_copy(shared_.codes + stage * kCodeBytes, codes, slice * 128, tile, full);
       if (with_params)
         tensor_copy(shared_.params + stage * kParamBytes, params, slice / 2 * 16, tile, full);
     });

@@ -13,30 +13,17 @@ constexpr int kConsumers = W4_CONSUMERS;    // warpgroups
 constexpr int kRowBlocks = W4_ROW_BLOCKS;   // of 64 rows, of a consumer
 constexpr int kCluster = W4_CLUSTER;        // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;            // blocks that share a tile, each a part of K
-constexpr bool kSpread = W4_SPREAD;         // those may lie anywhere, and sum it through memory
-constexpr int kClusterSplit = kSpread ? 1 : kSplit;
-constexpr bool kPaired = W4_PAIRED;         // every two blocks share 64 rows, each every second group
 constexpr int kStages = W4_STAGES;
 constexpr int kBatch = W4_BATCH;            // k16 steps that are dequantized and multiplied at a time
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
 constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
-static_assert(!kSpread || (kSplit > 1 && kRowBlocks == 1), "blocks that share a tile are spread");
-static_assert(!kPaired || (kScaleSums && !kByWarps && kCluster * kSplit == 1), "whole tiles are paired");
 static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-constexpr int kOwnTiles = kPaired ? kTiles - 4 : kTiles;  // that no other block has
-
-// Of all 16-row code tiles a block's first: a pair's blocks share the last four of one, the first four of
-// the other.
-__device__ __forceinline__ int first_code_tile(int row_tile) {
-  if (!kPaired) return row_tile * kTiles;
-  return row_tile / 2 * (kTiles + kOwnTiles) + row_tile % 2 * kOwnTiles;
-}
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
@@ -48,7 +35,7 @@ constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 // Tokens that pass to Y at a time; few where every block of a cluster is to add up a part of a tile.
-constexpr int kStoreTokens = kTokens % 32 || kTokens * kConsumers < 32 * kClusterSplit ? 16 : 32;
+constexpr int kStoreTokens = kTokens % 32 || kTokens * kConsumers < 32 * kSplit ? 16 : 32;
 constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one pass
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
@@ -61,7 +48,7 @@ constexpr int kCodeBytes = kTiles * kTileBytes;
 constexpr int kParamBytes = kTiles * 64;
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
-constexpr int kSumBytes = kClusterSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
+constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 
 // Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
 // the other blocks of a split tile send, barriers.
