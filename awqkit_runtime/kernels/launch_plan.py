@@ -50,13 +50,15 @@ class GpuModel:
 class Boxes:
     """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
 
-    code_inputs: inputs of the weight's codes, whose params it brings for one group.
+    code_inputs: inputs of the weight's codes, whose params it brings for one group. groups: where more
+    than one, it brings so many of each.
     """
 
     tokens: int
     inputs: int
     row_tiles: int = 0
     code_inputs: int = 64
+    groups: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,11 @@
 // workspace (where stream_tiles > 0): grid * 64 * R * T floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
+#if W4_INNER > 1
+#include "w4_prefill_inner_sum.cuh"
+#else
 #include "w4_prefill_cluster_sum.cuh"
+#endif
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
 #if W4_TOKENS == 8
@@ -62,7 +66,7 @@ class Warpgroup {
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
-        output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
+        output_(output), output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
     w4::Schedule schedule(problem_, worker_);
@@ -70,6 +74,9 @@ class Warpgroup {
     float sums[kSums];
     while (schedule.next(segment)) {
       consumer_.accumulate(sums, segment);
+#if W4_INNER > 1
+      add_inner(sums, segment.tile);
+#else
       if constexpr (kSplit > 1) {
         const ClusterSum cluster(shared_, index_);
         cluster_wait();  // Until the others' barriers are there.
@@ -83,10 +90,22 @@ class Warpgroup {
         if (segment.end < problem_.groups) exchange_.collect(sums, problem_, segment, worker_);
         store(sums, segment.tile);
       }
+#endif
     }
   }
 
  private:
+#if W4_INNER > 1
+  __device__ __forceinline__ void add_inner(const float (&sums)[kSums], int tile) {
+    const InnerSum inner(shared_, index_);
+    if (kSplit > 1) cluster_wait();  // Until the others' barriers are there.
+    inner.send(sums);
+    float all[InnerSum::kChunk];
+    inner.receive(all);
+    inner.write(all, output_, w4::tile_position(problem_, tile).row_tile * kRows);
+  }
+#endif
+
   __device__ __forceinline__ void store(const float (&sums)[kSums], int tile) {
 #pragma unroll
     for (int part = 0; part < kSums / kPart; ++part)
@@ -109,6 +128,7 @@ class Warpgroup {
   int rank_;
   Consumer consumer_;
   w4::Exchange<kWarpgroup, kSums> exchange_;
+  const Output& output_;
   int output_rows_;
   Store store_;
 };
@@ -129,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   const Shared shared((shared_address(memory) + 1023u) & ~1023u);
   const w4::Problem problem{(n + kRows * kCluster - 1) / (kRows * kCluster),
                         (m + kTokens - 1) / kTokens,
-                        k / 128,
+                        (k / 128 + kInner - 1) / kInner,
                         band,
                         stream_tiles,
                         static_cast<int>(gridDim.x) / (kCluster * kSplit),
@@ -142,10 +162,14 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 1 + kSlices);
+      barrier_init(shared.full + 8 * stage, 1 + kTokenThreads);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
+#if W4_INNER > 1
+    InnerSum::expect(shared);
+#else
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
+#endif
     barrier_init_fence();
   }
   if constexpr (kCluster == 1)
@@ -163,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
     if (thread == 0) producer.run_tokens(x_map, 0);
     if (thread == 32) producer.run_weights(codes_map, params_map);
-    if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
+    if (thread == 64 && kTokenThreads == 2) producer.run_tokens(x_map, 1);
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();
