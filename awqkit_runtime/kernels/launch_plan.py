@@ -50,8 +50,8 @@ class GpuModel:
 class Boxes:
     """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
 
-    code_inputs: inputs of the weight's codes, whose params it brings for one group. groups: where more
-    than one, it brings so many of each.
+    code_inputs: inputs of the weight's codes, whose params it brings for one group. groups: so many
+    of each, where more than one.
     """
 
     tokens: int

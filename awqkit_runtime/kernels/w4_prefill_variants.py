@@ -17,8 +17,8 @@ class Variant:
 
     blocks: of one multiprocessor, at most. cycles: of a group in a block that has a multiprocessor
     to itself; paired_cycles: that shares it with others. scale_sums: scales meet a group's sums
-    in FP32, for one tile of tokens; else they meet the weights, in BF16. inner: consumers that share
-    their rows, each with groups of its own: 1, or all of them.
+    in FP32, for one tile of tokens; else they meet the weights, in BF16. inner: consumers that
+    share their rows, each with groups of its own: 1, or all of them.
     """
 
     tokens: int

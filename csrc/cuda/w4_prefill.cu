@@ -6,29 +6,38 @@
 // warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
 // ones before, and accumulates Y^T in FP32. Blocks are persistent; tiles that do not fill a round are
 // shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
-// a cluster share one tile along K instead and sum it through distributed shared memory.
+// a cluster share one tile along K instead and sum it through distributed shared memory; with W4_INNER
+// so do a block's warpgroups.
 //
 // Compile-time: W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
 // that), W4_CONSUMERS (1 to 4; 128 tokens at most with 4), W4_ROW_BLOCKS (64 rows each, of a consumer;
 // more than 1 with 8 tokens only), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
 // (blocks that share a tile, up to 8; not with W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 to 3),
 // W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens), W4_SCALE_SUMS (1: a
-// group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
+// group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights),
+// W4_INNER (1, or W4_CONSUMERS: warpgroups that share the block's rows, each with groups of its own; with
+// W4_SCALE_SUMS, 16 or 32 tokens, and not with W4_CLUSTER).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
-//   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
+//   R = W4_CONSUMERS * W4_ROW_BLOCKS / W4_INNER (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group
+//   a stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
 //   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
-//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
+//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes. With W4_INNER > 1:
+//   W4_STAGES * W4_INNER * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R) + 16 * W4_STAGES
+//   + W4_CONSUMERS * (256 * W4_TOKENS + 8) + 1024 bytes.
 // row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
-// With W4_SPLIT = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid W4_SPLIT * tiles,
-// stream_tiles 0, k / 128 >= W4_SPLIT.
+// With W4_SPLIT = W4_INNER = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid
+// W4_SPLIT * tiles, stream_tiles 0, ceil(k / 128 / W4_INNER) >= W4_SPLIT.
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
 //   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128 * H, 4 * R}, no swizzle
 //   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * R}, no swizzle
+// With W4_INNER > 1 codes and x are of rank 3, so that a copy brings several groups (I = W4_INNER):
+//   x      BF16 {64, m, k / 64}                  box {64, W4_TOKENS, 2 * I}, 128-byte swizzle
+//   codes  u32  {256, k / 128, ceil(n / 16)}     box {256, I, 4 * R}, no swizzle
+//   params as above                              box {16 * I, 4 * R}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.

@@ -31,7 +31,7 @@ def tensor_map(matrix: Tensor, box: tuple[int, int], *, swizzled: bool) -> Any:
 def blocked_tensor_map(
     matrix: Tensor, width: int, box: tuple[int, int], *, rows_first: bool, swizzled: bool
 ) -> Any:
-    """A map of a contiguous matrix whose copies bring several blocks of `width` columns of every row.
+    """A map of a contiguous matrix whose copies bring several blocks of `width` columns a row.
 
     box: rows and blocks that one copy brings. rows_first: a block of all rows lies before the next
     block, otherwise all blocks of a row before the next row. The rest as for tensor_map.
@@ -39,7 +39,8 @@ def blocked_tensor_map(
     rows, columns = matrix.shape
     item = matrix.element_size()
     by_row, by_block = (rows, columns * item, box[0]), (columns // width, width * item, box[1])
-    sizes, strides, boxes = zip(*((by_row, by_block) if rows_first else (by_block, by_row)), strict=True)
+    outer = (by_row, by_block) if rows_first else (by_block, by_row)
+    sizes, strides, boxes = zip(*outer, strict=True)
     return _encode(
         matrix.data_ptr(), matrix.dtype, (width, *sizes), strides, (width, *boxes), swizzled
     )
