@@ -50,15 +50,13 @@ class GpuModel:
 class Boxes:
     """What one copy through a tensor map brings: tokens × inputs of x, row tiles of the weight.
 
-    code_inputs: inputs of the weight's codes, whose params it brings for one group. groups: so many
-    of each, where more than one.
+    code_inputs: inputs of the weight's codes, whose params it brings for one group.
     """
 
     tokens: int
     inputs: int
     row_tiles: int = 0
     code_inputs: int = 64
-    groups: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def clusters_that_fit(size: int, multiprocessors: int) -> int:
 
 
 def _choices(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterator[Choice]:
-    groups = ceil_div(k // GROUP_SIZE, variant.inner)
+    groups = k // GROUP_SIZE
     if groups < variant.split or (variant.scale_sums and m > variant.tokens):
         return
     tiles = variant.tiles(m, n)
@@ -109,15 +109,14 @@ def _choices(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterato
     workers = _workers(variant, gpu, 1)
     left = tiles % workers
     shared = left + (workers if tiles > workers else 0)
-    whole = variant.split == variant.inner == 1
-    if whole and left and shared * groups >= workers:
+    if variant.split == 1 and left and shared * groups >= workers:
         yield _choice(variant, m, n, gpu, workers, shared, tiles * groups / workers)
 
 
 def _choice(
     variant: Variant, m: int, n: int, gpu: GpuModel, workers: int, stream_tiles: int, groups: float
 ) -> Choice:
-    """groups: of the longest worker, or so many at a time as its consumers share out."""
+    """groups: of the longest worker."""
     tiles = variant.tiles(m, n)
     busy = workers if stream_tiles else min(tiles, workers)
     blocks = busy * variant.cluster * variant.split
@@ -126,10 +125,10 @@ def _choice(
     if variant.cluster > 1 and tiles < _SUSTAINED_ROUNDS * workers:
         group_cycles *= 1.05
     rate = min(_FETCHED * min(blocks, gpu.multiprocessors), _MEMORY_SHARE * gpu.multiprocessors)
-    fetch = variant.inner * variant.rows * _TILE_ROW_BYTES * blocks / rate
+    fetch = variant.rows * _TILE_ROW_BYTES * blocks / rate
     edges = _edges(variant)
     edge = edges.shared if stream_tiles else edges.split if variant.split > 1 else edges.whole
-    launches = ceil_div(tiles, workers) if variant.split * variant.inner > 1 else 1
+    launches = ceil_div(tiles, workers) if variant.split > 1 else 1
     cycles = launches * edge.launch + edge.sums * variant.rows * variant.summed_tokens / 2**14
     return Choice(
         variant=variant,

@@ -17,8 +17,7 @@ class Variant:
 
     blocks: of one multiprocessor, at most. cycles: of a group in a block that has a multiprocessor
     to itself; paired_cycles: that shares it with others. scale_sums: scales meet a group's sums
-    in FP32, for one tile of tokens; else they meet the weights, in BF16. inner: consumers that
-    share their rows, each with groups of its own: 1, or all of them.
+    in FP32, for one tile of tokens; else they meet the weights, in BF16.
     """
 
     tokens: int
@@ -30,7 +29,6 @@ class Variant:
     cluster: int = 1
     split: int = 1
     batch: int = 1
-    inner: int = 1
     scale_sums: bool = False
 
     @property
@@ -45,7 +43,6 @@ class Variant:
             "BATCH": self.batch,
             "BLOCKS": self.blocks,
             "SCALE_SUMS": int(self.scale_sums),
-            "INNER": self.inner,
         }
         return tuple(f"W4_{name}={value}" for name, value in numbers.items())
 
@@ -62,7 +59,7 @@ class Variant:
     @property
     def row_tiles(self) -> int:
         """Of 16 rows, of a block's tile."""
-        return 4 * self.consumers * self.row_blocks // self.inner
+        return 4 * self.consumers * self.row_blocks
 
     @property
     def rows(self) -> int:
@@ -95,8 +92,7 @@ class Variant:
 
     @property
     def _stage_bytes(self) -> int:
-        group = self._slices * (128 * self.tokens + 512 * self.row_tiles) + 64 * self.row_tiles
-        return self.inner * group
+        return self._slices * (128 * self.tokens + 512 * self.row_tiles) + 64 * self.row_tiles
 
     @property
     def _store_tokens(self) -> int:
@@ -106,8 +102,6 @@ class Variant:
 
     @property
     def _fixed_bytes(self) -> int:
-        if self.inner > 1:
-            return 1024 + self.consumers * (8 + 256 * self.tokens)
         store = 256 * self._store_tokens
         row_blocks = self.consumers * self.row_blocks
         parts = ceil_div(row_blocks * self.summed_tokens // self._store_tokens, self.split)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture, kernel
-from awqkit_runtime.kernels.cuda.tensor_map import blocked_tensor_map, tensor_map
-from awqkit_runtime.kernels.launch_plan import Boxes
+from awqkit_runtime.kernels.cuda.tensor_map import tensor_map
 from awqkit_runtime.kernels.w4_plan import GpuModel, LaunchPlan, all_plans, plan_w4_linear
 from awqkit_runtime.kernels.w4_tiles import CODE_WORDS, PARAM_WORDS, TILE_INPUTS, W4Tiles
 
@@ -54,12 +53,11 @@ def run_plan(
 
 def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
     """The tensor maps that the kernel takes."""
+    maps: dict[str, Any] = {}
     boxes = plan.boxes
     if boxes is None:
-        return {}
-    if boxes.groups > 1:
-        return _maps_of_groups(boxes, x, weight)
-    maps = {"x_map": tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)}
+        return maps
+    maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
     if boxes.row_tiles:
         for name, words, width in (
             ("codes_map", weight.codes, boxes.code_inputs // TILE_INPUTS * CODE_WORDS),
@@ -67,29 +65,6 @@ def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
         ):
             maps[name] = tensor_map(words.flatten(1), (boxes.row_tiles, width), swizzled=False)
     return maps
-
-
-def _maps_of_groups(boxes: Boxes, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
-    """Those whose copies bring several groups."""
-    code_words = boxes.code_inputs // TILE_INPUTS * CODE_WORDS
-    slices = boxes.groups * boxes.code_inputs // boxes.inputs
-    return {
-        "x_map": blocked_tensor_map(
-            x, boxes.inputs, (boxes.tokens, slices), rows_first=True, swizzled=True
-        ),
-        "codes_map": blocked_tensor_map(
-            weight.codes.flatten(1),
-            code_words,
-            (boxes.row_tiles, boxes.groups),
-            rows_first=False,
-            swizzled=False,
-        ),
-        "params_map": tensor_map(
-            weight.params.flatten(1),
-            (boxes.row_tiles, boxes.groups * PARAM_WORDS),
-            swizzled=False,
-        ),
-    }
 
 
 def prepare(weight: W4Tiles) -> None:

@@ -6,49 +6,36 @@
 // warpgroup turns its codes into BF16 A fragments in registers while the tensor cores work on the
 // ones before, and accumulates Y^T in FP32. Blocks are persistent; tiles that do not fill a round are
 // shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
-// a cluster share one tile along K instead and sum it through distributed shared memory; with W4_INNER
-// so do a block's warpgroups.
+// a cluster share one tile along K instead and sum it through distributed shared memory.
 //
 // Compile-time: W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
 // that), W4_CONSUMERS (1 to 4; 128 tokens at most with 4), W4_ROW_BLOCKS (64 rows each, of a consumer;
 // more than 1 with 8 tokens only), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
 // (blocks that share a tile, up to 8; not with W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 to 3),
 // W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens), W4_SCALE_SUMS (1: a
-// group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights),
-// W4_INNER (1, or W4_CONSUMERS: warpgroups that share the block's rows, each with groups of its own; with
-// W4_SCALE_SUMS, 16 or 32 tokens, and not with W4_CLUSTER).
+// group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
-//   R = W4_CONSUMERS * W4_ROW_BLOCKS / W4_INNER (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group
-//   a stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
+//   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
+//   stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
 //   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
-//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes. With W4_INNER > 1:
-//   W4_STAGES * W4_INNER * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R) + 16 * W4_STAGES
-//   + W4_CONSUMERS * (256 * W4_TOKENS + 8) + 1024 bytes.
+//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
 // row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
-// With W4_SPLIT = W4_INNER = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid
-// W4_SPLIT * tiles, stream_tiles 0, ceil(k / 128 / W4_INNER) >= W4_SPLIT.
+// With W4_SPLIT = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid W4_SPLIT * tiles,
+// stream_tiles 0, k / 128 >= W4_SPLIT.
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
 //   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128 * H, 4 * R}, no swizzle
 //   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * R}, no swizzle
-// With W4_INNER > 1 codes and x are of rank 3, so that a copy brings several groups (I = W4_INNER):
-//   x      BF16 {64, m, k / 64}                  box {64, W4_TOKENS, 2 * I}, 128-byte swizzle
-//   codes  u32  {256, k / 128, ceil(n / 16)}     box {256, I, 4 * R}, no swizzle
-//   params as above                              box {16 * I, 4 * R}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.
 // workspace (where stream_tiles > 0): grid * 64 * R * T floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
-#if W4_INNER > 1
-#include "w4_prefill_inner_sum.cuh"
-#else
 #include "w4_prefill_cluster_sum.cuh"
-#endif
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
 #if W4_TOKENS == 8
@@ -75,7 +62,7 @@ class Warpgroup {
         index_(threadIdx.x / kWarpgroup), rank_(kCluster == 1 ? 0 : cluster_rank()),
         consumer_(shared),
         exchange_(workspace, flags, rank_ * kConsumers + index_, kCluster * kConsumers, 1 + index_),
-        output_(output), output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
+        output_rows_(output.n), store_(output, shared.store + index_ * 2 * kStoreBytes, 1 + index_) {}
 
   __device__ __forceinline__ void run() {
     w4::Schedule schedule(problem_, worker_);
@@ -83,9 +70,6 @@ class Warpgroup {
     float sums[kSums];
     while (schedule.next(segment)) {
       consumer_.accumulate(sums, segment);
-#if W4_INNER > 1
-      add_inner(sums, segment.tile);
-#else
       if constexpr (kSplit > 1) {
         const ClusterSum cluster(shared_, index_);
         cluster_wait();  // Until the others' barriers are there.
@@ -99,22 +83,10 @@ class Warpgroup {
         if (segment.end < problem_.groups) exchange_.collect(sums, problem_, segment, worker_);
         store(sums, segment.tile);
       }
-#endif
     }
   }
 
  private:
-#if W4_INNER > 1
-  __device__ __forceinline__ void add_inner(const float (&sums)[kSums], int tile) {
-    const InnerSum inner(shared_, index_);
-    if (kSplit > 1) cluster_wait();  // Until the others' barriers are there.
-    inner.send(sums);
-    float all[InnerSum::kChunk];
-    inner.receive(all);
-    inner.write(all, output_, w4::tile_position(problem_, tile).row_tile * kRows);
-  }
-#endif
-
   __device__ __forceinline__ void store(const float (&sums)[kSums], int tile) {
 #pragma unroll
     for (int part = 0; part < kSums / kPart; ++part)
@@ -137,7 +109,6 @@ class Warpgroup {
   int rank_;
   Consumer consumer_;
   w4::Exchange<kWarpgroup, kSums> exchange_;
-  const Output& output_;
   int output_rows_;
   Store store_;
 };
@@ -158,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   const Shared shared((shared_address(memory) + 1023u) & ~1023u);
   const w4::Problem problem{(n + kRows * kCluster - 1) / (kRows * kCluster),
                         (m + kTokens - 1) / kTokens,
-                        (k / 128 + kInner - 1) / kInner,
+                        k / 128,
                         band,
                         stream_tiles,
                         static_cast<int>(gridDim.x) / (kCluster * kSplit),
@@ -171,14 +142,10 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 1 + kTokenThreads);
+      barrier_init(shared.full + 8 * stage, 1 + kSlices);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
-#if W4_INNER > 1
-    InnerSum::expect(shared);
-#else
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
-#endif
     barrier_init_fence();
   }
   if constexpr (kCluster == 1)
@@ -196,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
     if (thread == 0) producer.run_tokens(x_map, 0);
     if (thread == 32) producer.run_weights(codes_map, params_map);
-    if (thread == 64 && kTokenThreads == 2) producer.run_tokens(x_map, 1);
+    if (thread == 64 && kSlices == 2) producer.run_tokens(x_map, 1);
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();

@@ -63,15 +63,6 @@ __device__ __forceinline__ void tensor_copy(u32 target, const TensorMap& map, in
       : "memory");
 }
 
-__device__ __forceinline__ void tensor_copy_3d(u32 target, const TensorMap& map, int first, int second,
-                                               int third, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(target),
-      "l"(&map), "r"(first), "r"(second), "r"(third), "r"(barrier)
-      : "memory");
-}
-
 // Writes the box to the same shared address, and signals the same barrier, in every block of
 // the cluster whose bit is set.
 __device__ __forceinline__ void tensor_copy_to_all(u32 target, const TensorMap& map, int column,
@@ -111,32 +102,6 @@ __device__ __forceinline__ void store_async(u32 address, const float* four, u32 
       " [%5];" ::"r"(address),
       "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
       : "memory");
-}
-
-// The same of 1, 2 or 4 floats.
-template <int kCount>
-__device__ __forceinline__ void store_async_some(u32 address, const float* some, u32 barrier) {
-  if constexpr (kCount == 4) {
-    store_async(address, some, barrier);
-  } else if constexpr (kCount == 2) {
-    asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-            address),
-        "f"(some[0]), "f"(some[1]), "r"(barrier)
-        : "memory");
-  } else {
-    static_assert(kCount == 1, "1, 2 or 4");
-    asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address),
-        "f"(some[0]), "r"(barrier)
-        : "memory");
-  }
-}
-
-__device__ __forceinline__ float load_shared_float(u32 address) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
 }
 
 __device__ __forceinline__ void cluster_arrive() {

@@ -10,7 +10,7 @@ namespace w4_prefill {
 class WarpgroupConsumer {
  public:
   __device__ __forceinline__ explicit WarpgroupConsumer(const Shared& shared)
-      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (first_tokens(shared) >> 4))) {}
+      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))) {}
 
   // Sums the segment's groups into sums, which it clears first.
   //
@@ -26,11 +26,6 @@ class WarpgroupConsumer {
   }
 
  private:
-  // Those of the warpgroup's group, in stage 0.
-  __device__ __forceinline__ static u32 first_tokens(const Shared& shared) {
-    return shared.tokens + (kInner > 1 ? threadIdx.x / kWarpgroup * kSlices * kSliceBytes : 0);
-  }
-
   // A stage holds half a group.
   __device__ __forceinline__ void accumulate_scaled_weights(float (&sums)[kSums],
                                                             const w4::Segment& segment) {

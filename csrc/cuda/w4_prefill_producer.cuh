@@ -23,16 +23,13 @@ class Producer {
       const bool with_params = slice % 2 == 0;
       const int tile = (at.row_tile * kCluster + rank_) * kTiles;
       barrier_expect(full, kCodeBytes + (with_params ? kParamBytes : 0));
-      if (kInner > 1)
-        tensor_copy_3d(shared_.codes + stage * kCodeBytes, codes, 0, slice / 2, tile, full);
-      else
-        tensor_copy(shared_.codes + stage * kCodeBytes, codes, slice * 128, tile, full);
+      tensor_copy(shared_.codes + stage * kCodeBytes, codes, slice * 128, tile, full);
       if (with_params)
         tensor_copy(shared_.params + stage * kParamBytes, params, slice / 2 * 16, tile, full);
     });
   }
 
-  // One of a stage's slices, or all where warpgroups share the rows.
+  // One of a stage's slices.
   __device__ __forceinline__ void run_tokens(const TensorMap& tokens, int of_stage) const {
     wait_for_predecessors();
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
@@ -41,10 +38,8 @@ class Producer {
       const int input = (slice + of_stage) * 64;
       const u32 target =
           shared_.tokens + stage * kTokenBytes + of_stage * kSliceBytes + rank_ * kShareBytes;
-      barrier_expect(full, kInner > 1 ? kTokenBytes : kSliceBytes);
-      if (kInner > 1)
-        tensor_copy_3d(target, tokens, 0, row, slice, full);
-      else if (kCluster == 1)
+      barrier_expect(full, kSliceBytes);
+      if (kCluster == 1)
         tensor_copy(target, tokens, input, row, full);
       else
         tensor_copy_to_all(target, tokens, input, row, full, (1 << kCluster) - 1);
@@ -60,8 +55,7 @@ class Producer {
     Ring ring;
     while (schedule.next(segment)) {
       const w4::TilePosition at = w4::tile_position(problem_, segment.tile);
-      for (int slice = 2 * kInner * segment.begin; slice < 2 * kInner * segment.end;
-           slice += kInner * kSlices) {
+      for (int slice = 2 * segment.begin; slice < 2 * segment.end; slice += kSlices) {
         barrier_wait(shared_.empty + 8 * ring.stage, ring.parity ^ 1);
         fetch(at, slice, ring.stage);
         ring.advance();

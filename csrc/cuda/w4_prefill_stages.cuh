@@ -21,11 +21,9 @@ class Stages {
  public:
   __device__ __forceinline__ explicit Stages(const Shared& shared)
       : shared_(shared), lane_(threadIdx.x % 32) {
-    const int warpgroup = threadIdx.x / kWarpgroup;
-    const int tile = (kInner > 1 ? 0 : warpgroup) * kRowBlocks * 4 + threadIdx.x / 32 % 4;
-    const int piece = tile * kInner + (kInner > 1 ? warpgroup : 0);  // a tile's codes of one group
-    codes_ = kept(shared.codes + piece * kTileBytes + lane_ * 16);
-    params_ = kept(shared.params + piece * 64 + lane_ / 4 * 8);
+    const int tile = threadIdx.x / kWarpgroup * kRowBlocks * 4 + threadIdx.x / 32 % 4;
+    codes_ = kept(shared.codes + tile * kTileBytes + lane_ * 16);
+    params_ = kept(shared.params + tile * 64 + lane_ / 4 * 8);
   }
 
   __device__ __forceinline__ int current() const { return ring_.stage; }

@@ -13,18 +13,15 @@ constexpr int kConsumers = W4_CONSUMERS;    // warpgroups
 constexpr int kRowBlocks = W4_ROW_BLOCKS;   // of 64 rows, of a consumer
 constexpr int kCluster = W4_CLUSTER;        // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;            // blocks that share a tile, each a part of K
-constexpr int kInner = W4_INNER;            // warpgroups that share a block's rows, each with every kInner-th group
 constexpr int kStages = W4_STAGES;
 constexpr int kBatch = W4_BATCH;            // k16 steps that are dequantized and multiplied at a time
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
 constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
-static_assert(kInner == 1 || (kInner == W4_CONSUMERS && W4_SCALE_SUMS && !kByWarps && kCluster == 1),
-              "all warpgroups share the rows");
 static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
 
-constexpr int kTiles = 4 * kConsumers * kRowBlocks / kInner;  // 16-row code tiles
+constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
 constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 
@@ -44,18 +41,14 @@ constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
 
 constexpr int kSliceBytes = kFetched * 128;          // tokens of a slice
-constexpr int kTokenBytes = kSliceBytes * kSlices * kInner;
+constexpr int kTokenBytes = kSliceBytes * kSlices;
 constexpr int kShareBytes = kSliceBytes / kCluster;
 constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage
-constexpr int kCodeBytes = kTiles * kTileBytes * kInner;
-constexpr int kParamBytes = kTiles * 64 * kInner;
+constexpr int kCodeBytes = kTiles * kTileBytes;
+constexpr int kParamBytes = kTiles * 64;
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
-constexpr int kSumBytes = kInner > 1   ? kConsumers * kSums * 4 * kWarpgroup
-                          : kSplit > 1 ? kSplit * kOwnParts * kPartBytes
-                                       : 0;
-constexpr int kStoreSpace = kInner > 1 ? 0 : 2 * kConsumers * kStoreBytes;
-constexpr int kTokenThreads = kInner > 1 ? 1 : kSlices;  // that fetch a stage's tokens
+constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 
 // Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
 // the other blocks of a split tile send, barriers.
@@ -67,7 +60,7 @@ struct Shared {
         codes(tokens + kStages * kTokenBytes),
         params(codes + kStages * kCodeBytes),
         store(params + kStages * kParamBytes),
-        sums(store + kStoreSpace),
+        sums(store + 2 * kConsumers * kStoreBytes),
         full(sums + kSumBytes),
         empty(full + 8 * kStages),
         summed(empty + 8 * kStages) {}

@@ -22,40 +22,19 @@ def tensor_map(matrix: Tensor, box: tuple[int, int], *, swizzled: bool) -> Any:
     128-byte swizzle or as they are; what lies beyond the matrix is read as zero.
     """
     rows, columns = matrix.shape
-    row_bytes = columns * matrix.element_size()
-    return _encode(
-        matrix.data_ptr(), matrix.dtype, (columns, rows), (row_bytes,), (box[1], box[0]), swizzled
-    )
-
-
-def blocked_tensor_map(
-    matrix: Tensor, width: int, box: tuple[int, int], *, rows_first: bool, swizzled: bool
-) -> Any:
-    """A map of a contiguous matrix whose copies bring several blocks of `width` columns a row.
-
-    box: rows and blocks that one copy brings. rows_first: a block of all rows lies before the next
-    block, otherwise all blocks of a row before the next row. The rest as for tensor_map.
-    """
-    rows, columns = matrix.shape
-    item = matrix.element_size()
-    by_row, by_block = (rows, columns * item, box[0]), (columns // width, width * item, box[1])
-    outer = (by_row, by_block) if rows_first else (by_block, by_row)
-    sizes, strides, boxes = zip(*outer, strict=True)
-    return _encode(
-        matrix.data_ptr(), matrix.dtype, (width, *sizes), strides, (width, *boxes), swizzled
-    )
+    return _encode(matrix.data_ptr(), matrix.dtype, rows, columns, *box, swizzled)
 
 
 @lru_cache(_KEPT)
 def _encode(
     address: int,
     dtype: torch.dtype,
-    sizes: tuple[int, ...],
-    strides: tuple[int, ...],
-    box: tuple[int, ...],
+    rows: int,
+    columns: int,
+    box_rows: int,
+    box_columns: int,
     swizzled: bool,
 ) -> Any:
-    """sizes, strides, box: the innermost first; strides in bytes, of all but the innermost."""
     from cuda.bindings import driver
 
     types = driver.CUtensorMapDataType
@@ -66,17 +45,17 @@ def _encode(
     swizzles = driver.CUtensorMapSwizzle
     status, encoded = driver.cuTensorMapEncodeTiled(
         data_type,
-        len(sizes),
+        2,
         address,
-        [driver.cuuint64_t(size) for size in sizes],
-        [driver.cuuint64_t(stride) for stride in strides],
-        [driver.cuuint32_t(count) for count in box],
-        [driver.cuuint32_t(1)] * len(sizes),
+        [driver.cuuint64_t(columns), driver.cuuint64_t(rows)],
+        [driver.cuuint64_t(columns * dtype.itemsize)],
+        [driver.cuuint32_t(box_columns), driver.cuuint32_t(box_rows)],
+        [driver.cuuint32_t(1), driver.cuuint32_t(1)],
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         swizzles.CU_TENSOR_MAP_SWIZZLE_128B if swizzled else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
     if int(status) != 0:
-        raise RuntimeError(f"no tensor map of {sizes} at {address:#x}: {status.name}")
+        raise RuntimeError(f"no tensor map of {rows} x {columns} at {address:#x}: {status.name}")
     return (ctypes.c_byte * _BYTES).from_buffer_copy(ctypes.string_at(encoded.getPtr(), _BYTES))
