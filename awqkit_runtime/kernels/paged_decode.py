@@ -29,9 +29,9 @@ _Q_ALIGNMENT = 4
 class DecodeRows:
     """What all launches of a step have in common whose layers have the same window.
 
-    shares: int32, which tokens each warp reads, as paged_decode.cu keeps them. A graph that captured
-    launches holds the addresses of these tensors: they must live as long as it is replayed, unless
-    it captured share_rows too.
+    shares: int32, which tokens each warp reads, as paged_decode.cu keeps them. A graph that
+    captured launches holds the addresses of these tensors: they must live as long as it is
+    replayed, unless it captured share_rows too.
     """
 
     plan: PagedDecodePlan
