@@ -57,13 +57,18 @@ def main() -> None:
             model = load(out, device=device, dtype=torch.float32)
             for text in texts:
                 text.tell(score(way, model, original, text, seconds))
+    source = (
+        Path(options.calib_dataset).name
+        if Path(options.calib_dataset).is_file()
+        else options.calib_dataset
+    )
     for text, path in zip(texts, options.json or [], strict=bool(options.json)):
         save_results(
             path,
             model=options.model.name,
             text=text.name,
             tokens=text.ids.numel(),
-            calibration=f"{options.calib_dataset} {options.calib_samples}x{options.calib_seqlen}",
+            calibration=f"{source} {options.calib_samples}x{options.calib_seqlen}",
             rows=[asdict(row) for row in text.rows],
         )
 
