@@ -21,6 +21,7 @@ from machine import save_results
 from torch import Tensor
 
 from awqkit import QuantConfig, quantize
+from awqkit.calibration.documents import SEPARATOR_LINE
 from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, write_checkpoint
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.checkpoint.tokenizer import load_tokenizer
@@ -112,8 +113,10 @@ class Text:
 
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
-    """int64 [rows, seqlen]; the text's last, incomplete row is left out."""
-    ids = load_tokenizer(model).encode(text.read_text(encoding="utf-8"))
+    """int64 [rows, seqlen], document after document; the last, incomplete row is left out."""
+    documents = text.read_text(encoding="utf-8").split(f"\n{SEPARATOR_LINE}\n")
+    tokenizer = load_tokenizer(model)
+    ids = [id_ for encoded in tokenizer.encode_batch(documents) for id_ in encoded]
     return torch.tensor(ids[: len(ids) // seqlen * seqlen]).view(-1, seqlen)
 
 
