@@ -21,6 +21,7 @@ from machine import save_results
 from torch import Tensor
 
 from awqkit import QuantConfig, quantize
+from awqkit.calibration.documents import SEPARATOR_LINE
 from awqkit.checkpoint import Checkpoint, QuantizedWeight, open_checkpoint, write_checkpoint
 from awqkit.checkpoint.layout import is_quantizable
 from awqkit.checkpoint.tokenizer import load_tokenizer
@@ -57,13 +58,18 @@ def main() -> None:
             model = load(out, device=device, dtype=torch.float32)
             for text in texts:
                 text.tell(score(way, model, original, text, seconds))
+    source = (
+        Path(options.calib_dataset).name
+        if Path(options.calib_dataset).is_file()
+        else options.calib_dataset
+    )
     for text, path in zip(texts, options.json or [], strict=bool(options.json)):
         save_results(
             path,
             model=options.model.name,
             text=text.name,
             tokens=text.ids.numel(),
-            calibration=f"{options.calib_dataset} {options.calib_samples}x{options.calib_seqlen}",
+            calibration=f"{source} {options.calib_samples}x{options.calib_seqlen}",
             rows=[asdict(row) for row in text.rows],
         )
 
@@ -107,8 +113,10 @@ class Text:
 
 
 def text_rows(model: Path, text: Path, seqlen: int) -> Tensor:
-    """int64 [rows, seqlen]; the text's last, incomplete row is left out."""
-    ids = load_tokenizer(model).encode(text.read_text(encoding="utf-8"))
+    """int64 [rows, seqlen], document after document; the last, incomplete row is left out."""
+    documents = text.read_text(encoding="utf-8").split(f"\n{SEPARATOR_LINE}\n")
+    tokenizer = load_tokenizer(model)
+    ids = [id_ for encoded in tokenizer.encode_batch(documents) for id_ in encoded]
     return torch.tensor(ids[: len(ids) // seqlen * seqlen]).view(-1, seqlen)
 
 
