@@ -53,9 +53,11 @@ class KernelStep:
             window: self._prepare_calls(prompts, window, arrays)
             for window in {config.window(layer) for layer in range(config.num_layers)}
         }
-        self._slots = send(torch.cat([_new_slots(span) for span in spans]), pool.device)
         self._numbers = arrays.send(pool.device)
         self._decode_rows = self._share_decodes() if decodes else {}
+        # Last: attention reads what is above ahead of its predecessor's end, and only a launch that
+        # overlaps with nothing, as this copy, makes that sure to be there.
+        self._slots = send(torch.cat([_new_slots(span) for span in spans]), pool.device)
 
     def attend(
         self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, norms: HeadNorms | None

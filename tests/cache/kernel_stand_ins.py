@@ -91,10 +91,16 @@ def _rows(pages: LayerPages, slots: Tensor) -> tuple[LayerRows, TokenRows]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """As far as the stand-in needs kernels.paged_decode.DecodeRows."""
+    """As far as the stand-in needs kernels.paged_decode.DecodeRows.
 
+    shared_lengths: what the kernel's shares were found from.
+    """
+
+    format: PageFormat
+    num_heads: int
     page_table: Tensor
     lengths: Tensor
+    shared_lengths: Tensor
     window: int | None
 
 
@@ -102,13 +108,31 @@ def share_rows(
     format: PageFormat, num_heads: int, page_table: Tensor, lengths: Tensor, *, window: int | None
 ) -> Rows:
     assert num_heads % format.num_kv_heads == 0
-    return Rows(page_table=page_table, lengths=lengths, window=window)
+    for tensor, dims in ((page_table, 2), (lengths, 1)):
+        assert tensor.dtype == torch.int32
+        assert tensor.dim() == dims
+        assert tensor.stride(-1) == 1
+        assert len(tensor) == len(lengths)
+    return Rows(
+        format=format,
+        num_heads=num_heads,
+        page_table=page_table,
+        lengths=lengths,
+        shared_lengths=lengths.clone(),
+        window=window,
+    )
 
 
 def paged_decode(
     q: Tensor, pages: LayerPages, rows: Rows, *, scale: float, softcap: float | None
 ) -> Tensor:
     assert softcap is None
+    assert pages.format == rows.format
+    assert q.shape == (len(rows.lengths), rows.num_heads, rows.format.head_dim)
+    assert q.stride()[1:] == (rows.format.head_dim, 1)
+    assert q.stride(0) % 4 == 0
+    assert q.storage_offset() % 4 == 0
+    assert torch.equal(rows.lengths, rows.shared_lengths)
     out = torch.zeros_like(q)
     for row, length in enumerate(rows.lengths.tolist()):
         shape = (length, pages.format.num_kv_heads, pages.format.head_dim)

@@ -130,6 +130,27 @@ def test_steps_of_decodes_are_one_launch(
     assert [len(q) for q in launches] == [3] * LAYERS
 
 
+def test_a_copy_follows_what_attention_reads_ahead_of_its_predecessors(
+    small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from awqkit_runtime.cache import int_arrays, kernel_step, page_kernels
+
+    order: list[str] = []
+    for module, name in (
+        *((int_arrays, "send"), (kernel_step, "send")),
+        *((page_kernels, "share_rows"), (page_kernels, "paged_decode")),
+    ):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, real=real, name=name, **k: order.append(name) or real(*a, **k)
+        )
+    pools = make_pool(0, PLAIN_FRAME), make_pool(0, PLAIN_FRAME)
+    compare_step(*pools, [(text, 1) for text in make_texts([1, 1], random.Random(8))])
+    windows = {CONFIG.window(layer) for layer in range(LAYERS)}
+    before = ["send", *["share_rows"] * len(windows), "send"]
+    assert order == [*before, *["paged_decode"] * LAYERS]
+
+
 def test_new_tokens_go_where_their_pages_are(small_limits: None) -> None:
     pool = make_pool(0, PLAIN_FRAME)
     (text,) = make_texts([200], random.Random(7))

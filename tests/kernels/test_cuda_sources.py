@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,18 @@ def test_every_program_has_its_source() -> None:
     for arch in MULTIPROCESSORS:
         for program in all_programs(arch):
             assert f"cuda/{program.stem}.cu" in read_sources()
+
+
+@pytest.mark.parametrize(
+    ("stem", "entry"),
+    [("decode_places", "decode_places"), ("paged_decode", "paged_decode_schedule")],
+)
+def test_kernels_whose_results_are_read_ahead_end_before_any_successor_starts(
+    stem: str, entry: str
+) -> None:
+    source = read_sources()[f"cuda/{stem}.cu"].decode()
+    found = re.search(rf"__global__[^{{;]*\b{entry}\(.*?\n}}\n", source, re.DOTALL)
+    assert found is not None
+    assert "wait_for_predecessor();" in found[0]
+    assert "let_successor_start" not in found[0]
+    assert "__threadfence();" in found[0]

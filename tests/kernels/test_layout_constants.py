@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 from awqkit.checkpoint import layout
+from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.kernels import native, packed_w4
+from awqkit_runtime.kernels.launch_plan import GpuModel
+from awqkit_runtime.kernels.paged_decode_plan import instance_for
 
 CSRC = Path(__file__).parents[2] / "csrc"
 
@@ -41,3 +44,17 @@ def test_library_interface() -> None:
     dtypes = [int(in_cpp[f"k{name}"]) for name in ("Float32", "BFloat16", "Float16")]
     assert dtypes == list(native.DTYPE_CODES.values())
     assert int(in_cpp["kOutOfMemory"]) == native.OUT_OF_MEMORY
+
+
+def test_what_launches_of_decode_attention_set_aside() -> None:
+    in_cuda: dict[str, str] = {}
+    for part in ("format", "line", "join"):
+        in_cuda |= constants(CSRC / "cuda" / f"paged_decode_{part}.cuh")
+    gpu = GpuModel(arch="sm_90a", multiprocessors=132)
+    instance = instance_for(128, 8, 8, 4, gpu)
+    plan = instance.plan(4, gpu)
+    rings = instance.warps * instance.ring_bytes
+    assert plan.shape.shared_bytes == int(in_cuda["kFixedBytes"]) + rings
+    shares = gpu.multiprocessors * (1 + instance.warps)
+    assert plan.share_bytes == shares * int(in_cuda["kShareBytes"])
+    assert int(in_cuda["kPageTokens"]) == PAGE_TOKENS
