@@ -168,6 +168,8 @@ def test_a_folder_without_tokenizer_serves_token_ids(tmp_path: Path) -> None:
         assert done.text == "" and done.token_ids
         with pytest.raises(CheckpointError, match="no tokenizer"):
             model.generate("text")
+        with pytest.raises(RequestError, match="give stop_token_ids"):
+            model.generate([[3, 4, 5]], SamplingParams(stop="."))
 
 
 def test_settings_are_those_of_the_engines_config() -> None:
