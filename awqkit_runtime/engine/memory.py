@@ -85,10 +85,14 @@ def told_of_lack() -> Iterator[None]:
 
 def _lacks_a_session(budget: int, session_len: int, session_bytes: int, pages: int) -> str:
     """What to do where a cache of `budget` bytes, which makes `pages`, holds no session."""
-    shorter = f"Set session_len lower (up to {pages * PAGE_TOKENS} fits), c" if pages else "C"
+    smaller = (
+        f"session_len lower (up to {pages * PAGE_TOKENS} fits)"
+        if pages
+        else "max_prefill_tokens or max_batch_size lower"
+    )
     return (
         f"The cache may take {human_bytes(budget)}, but one session of {session_len} tokens needs "
-        f"{human_bytes(session_bytes)}. {shorter}hoose quant_policy 8 or 4, or raise "
+        f"{human_bytes(session_bytes)}. Set {smaller}, choose quant_policy 8 or 4, or raise "
         "cache_max_entry_count."
     )
 

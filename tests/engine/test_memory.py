@@ -60,7 +60,7 @@ def test_no_session_is_offered_where_not_even_a_page_fits() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
         pages(0.9, cache_max_entry_count=1.0)
     assert "session_len" not in str(caught.value)
-    assert "Choose quant_policy 8 or 4" in str(caught.value)
+    assert "Set max_prefill_tokens or max_batch_size lower" in str(caught.value)
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
