@@ -77,7 +77,7 @@ def run(
         )
     if html is not None:
         write_html(report, html)
-    show_report(report, html)
+    show_report(report, output, html)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def repack(
             format=config.format,
             documents=_carried_report(checkpoint.folder),
         )
-        Console().print(f"Written to {output}")
+        Console().print(f"Written to {output}", soft_wrap=True)
 
 
 def _carried_report(folder: Path) -> dict[str, str]:
@@ -177,8 +177,8 @@ def _show_forecast(console: Console, expected: Forecast) -> None:
     console.print(f"Peak      {', '.join(peaks)}")
 
 
-def show_report(report: Report, html: Path | None) -> None:
-    """Print what was done: sites, sizes, scores, seconds."""
+def show_report(report: Report, output: Path, html: Path | None) -> None:
+    """Print what was done: sites, sizes, scores, seconds; paths as they were given."""
     console = Console()
     console.print(_site_table(report))
     if report.evaluation is not None:
@@ -203,8 +203,8 @@ def show_report(report: Report, html: Path | None) -> None:
         )
     if report.seconds:  # None where an earlier run had done it all.
         console.print("Time    " + ", ".join(f"{k} {v:.1f} s" for k, v in report.seconds.items()))
-    console.print(f"Written {report.output}", soft_wrap=True)
-    console.print(f"Report  {html or Path(report.output) / REPORT_NAME}", soft_wrap=True)
+    console.print(f"Written {output}", soft_wrap=True)
+    console.print(f"Report  {html or output / REPORT_NAME}", soft_wrap=True)
 
 
 def _site_table(report: Report) -> Table:

@@ -1,4 +1,4 @@
-"""LLM: a model to generate, stream and chat with, from one thread."""
+"""LLM: a model to generate, stream and chat with, from any thread."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class LLM:
     """A model with its cache, loaded from a folder or hub id.
 
     The arguments are those of EngineConfig, which documents them. Folders without a tokenizer
-    serve prompts of token ids, and their completions have no text. Use it in a `with` statement,
-    or close() it, to give the memory back.
+    serve prompts of token ids, and their completions have no text. Threads may share it: steps
+    serve what all of them ask for. Use it in a `with` statement, or close() it, to give the memory
+    back.
     """
 
     def __init__(

@@ -115,6 +115,13 @@ def test_repacks_without_loss_and_back(model, tmp_path) -> None:
     assert_one_paragraph(run(convert, first, tmp_path / "d", *page), "Leave --report out")
 
 
+def test_results_are_named_as_the_user_named_them(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Written new/a\nReport  new/a/" in run(convert, model, "new/a", *SELF).stdout
+    repacked = run(convert, "new/a", "b", "--format", "compressed-tensors")
+    assert repacked.stdout == "Written to b\n"
+
+
 def test_repacking_keeps_the_report(model, tmp_path) -> None:
     run(convert, model, tmp_path / "a", *SELF)
     run(convert, tmp_path / "a", tmp_path / "b", "--format", "compressed-tensors")

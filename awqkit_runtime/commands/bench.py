@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ def bench(
         return
     if model is None:
         raise click.UsageError("Name the MODEL to time, or --list the scenarios.")
+    if isnan(seconds):
+        raise click.BadParameter("it must be a number.", param_hint="'--seconds'")
+    if names and requests is not None:
+        raise click.UsageError("--stress times nothing; leave --scenario out.")
     if json_path is not None and json_path.is_dir():
         raise OutputError(f"--json {json_path} is a folder; name a file.")
     if requests is not None:

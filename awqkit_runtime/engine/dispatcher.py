@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 
@@ -11,11 +12,13 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 
 
 class Dispatcher:
-    """Around an engine, for one thread: generators may be read in any order, or given up."""
+    """Around an engine: generators may be read in any order and from any thread, or given up."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._outputs: dict[int, deque[RequestOutput]] = {}
+        #: Held by the thread that uses the engine, which serves one at a time.
+        self._turn = threading.RLock()
 
     def follow(
         self, prompt_token_ids: Sequence[int], params: SamplingParams
@@ -53,8 +56,9 @@ class Dispatcher:
         return done
 
     def _submit(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> int:
-        number = self.engine.add_request(prompt_token_ids, params)
-        self._outputs[number] = deque()
+        with self._turn:
+            number = self.engine.add_request(prompt_token_ids, params)
+            self._outputs[number] = deque()
         return number
 
     def _outputs_of(self, number: int) -> Generator[RequestOutput]:
@@ -65,10 +69,16 @@ class Dispatcher:
                 yield output
                 if output.completion is not None:
                     return
-            for output in self.engine.step():
-                if output.request_id in self._outputs:
-                    self._outputs[output.request_id].append(output)
+            with self._turn:
+                if not own:  # Another thread's step may have served this request, too.
+                    self._step()
+
+    def _step(self) -> None:
+        for output in self.engine.step():
+            if output.request_id in self._outputs:
+                self._outputs[output.request_id].append(output)
 
     def _drop(self, number: int) -> None:
-        self.engine.abort(number)
-        self._outputs.pop(number, None)
+        with self._turn:
+            self.engine.abort(number)
+            self._outputs.pop(number, None)

@@ -20,6 +20,7 @@ from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.fast_decoder import FastDecoder
 from awqkit_runtime.engine.launched_step import launcher
 from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
+from awqkit_runtime.engine.model_text import NoText
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.runners import reserved_for_steps
@@ -79,6 +80,7 @@ class Engine:
         self.max_batch_size = config.batch_size_for(decoder.device)
         self._vocab_size = decoder.config.vocab_size
         self._tokenizer = FastDecoder(tokenizer)
+        self._has_text = not isinstance(tokenizer, NoText)
         self._grammars = grammars
         self._stop_token_ids = frozenset(stop_token_ids)
         page_format = PageFormat.for_policy(decoder.config, config.policy, decoder.dtype)
@@ -126,6 +128,11 @@ class Engine:
         self._check_tokens("prompt", prompt)
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         self._check_tokens("logit_bias", params.logit_bias)
+        if params.stop_texts and not self._has_text:
+            raise RequestError(
+                "This model has no tokenizer, so its answers have no text that could stop them; "
+                "give stop_token_ids."
+            )
         room = self._scheduler.room_after(len(prompt))
         own_stops = frozenset() if params.ignore_eos else self._stop_token_ids
         seed = self._seeds.getrandbits(64) if params.seed is None else params.seed
@@ -195,7 +202,8 @@ class Engine:
 
     def _check_tokens(self, name: str, token_ids: Iterable[int]) -> None:
         for token in token_ids:
-            if not isinstance(token, int) or not 0 <= token < self._vocab_size:
+            whole = isinstance(token, int) and not isinstance(token, bool)
+            if not whole or not 0 <= token < self._vocab_size:
                 raise RequestError(
                     f"{name}: {token!r} is not a token id of this model, which has ids from 0 to "
                     f"{self._vocab_size - 1}."

@@ -12,6 +12,7 @@ import torch
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import OutOfMemoryError
+from awqkit_runtime.units import human_bytes
 
 _CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 _CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
@@ -58,12 +59,7 @@ def cache_pages(
     pages = budget // page_bytes
     session = pages_for(session_len)
     if pages < session:
-        fitting = pages * PAGE_TOKENS
-        raise OutOfMemoryError(
-            f"The cache may take {_mib(budget)}, but one session of {session_len} tokens needs "
-            f"{_mib(session * page_bytes)}. Set session_len lower (up to "
-            f"{fitting} fits), choose quant_policy 8 or 4, or raise cache_max_entry_count."
-        )
+        raise OutOfMemoryError(_lacks_a_session(budget, session_len, session * page_bytes, pages))
     if device.type == "cuda":
         return pages
     return min(pages, session * config.batch_size_for(device))
@@ -87,8 +83,18 @@ def told_of_lack() -> Iterator[None]:
         ) from error
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
+def _lacks_a_session(budget: int, session_len: int, session_bytes: int, pages: int) -> str:
+    """What to do where a cache of `budget` bytes, which makes `pages`, holds no session."""
+    smaller = (
+        f"session_len lower (up to {pages * PAGE_TOKENS} fits)"
+        if pages
+        else "max_prefill_tokens or max_batch_size lower"
+    )
+    return (
+        f"The cache may take {human_bytes(budget)}, but one session of {session_len} tokens needs "
+        f"{human_bytes(session_bytes)}. Set {smaller}, choose quant_policy 8 or 4, or raise "
+        "cache_max_entry_count."
+    )
 
 
 def _machine_memory() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from awqkit.checkpoint.layout import GROUP_SIZE
 from awqkit_runtime.kernels.launch_plan import GpuModel, ceil_div
@@ -23,6 +24,8 @@ _FETCHED, _MEMORY_SHARE = 22.0, 17.4
 _TILE_ROW_BYTES = 68
 #: From so many rounds on the chip is limited by power, which sharing tokens saves.
 _SUSTAINED_ROUNDS = 2
+#: All tiles hold a multiple of so many tokens, so that numbers between two of these run alike.
+_TOKEN_STEP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,13 @@ class Choice:
 
 def choose_variant(m: int, n: int, k: int, gpu: GpuModel) -> Choice:
     """The one with the least estimated time."""
+    return _choose(tuple(VARIANTS), ceil_div(m, _TOKEN_STEP) * _TOKEN_STEP, n, k, gpu)
+
+
+@cache
+def _choose(variants: tuple[Variant, ...], m: int, n: int, k: int, gpu: GpuModel) -> Choice:
     return min(
-        (choice for variant in VARIANTS for choice in _choices(variant, m, n, k, gpu)),
+        (choice for variant in variants for choice in _choices(variant, m, n, k, gpu)),
         key=lambda choice: choice.cycles,
     )
 

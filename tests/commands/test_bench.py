@@ -153,6 +153,8 @@ def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert bench().exit_code == 2
     assert bench(model, "--scenario", "batch-7").exit_code == 2
     assert bench(model, "--seconds", "0").exit_code == 2
+    assert bench(model, "--seconds", "nan").exit_code == 2
+    assert bench(model, "--stress", "3", "--scenario", "batch-1").exit_code == 2
     random = bench(model, "--random-weights", "--tp", "2")
     assert random.exit_code == 1 and "--tp is 2" in random.stderr
     assert bench(model, "--stress", "3", "--tp", "2", "--deterministic").exit_code == 1

@@ -128,7 +128,8 @@ def test_the_real_configuration_of_a_chat_model() -> None:
     ("options", "text"),
     [
         (["--memory", "8GiB"], "weights alone"),
-        (["--memory", "15.5GiB"], "--session-len lower"),
+        (["--memory", "15.5GiB"], "--max-batch-size lower"),
+        (["--memory", "24GiB", "--cache-max-entry-count", "64tok"], "(up to 64 fits)"),
         (["--memory", "lots"], "not a size"),
         (["--memory", "24"], "write the unit"),
         (["--memory", "24GiB", "--session-len", "9000"], "at most 8192"),

@@ -195,6 +195,7 @@ def test_what_can_never_be_served_is_refused_at_once() -> None:
         ([], {}, "empty"),
         ([1] * 70, {}, "session length, 70"),
         ([VOCAB], {}, f"prompt: {VOCAB} is not a token id"),
+        ([True], {}, "prompt: True is not a token id"),
         ([-1], {}, "from 0 to"),
         (["a"], {}, "not a token id"),
         ([1], {"stop_token_ids": [VOCAB]}, "stop_token_ids"),

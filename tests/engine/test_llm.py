@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ def test_a_folder_without_tokenizer_serves_token_ids(tmp_path: Path) -> None:
         assert done.text == "" and done.token_ids
         with pytest.raises(CheckpointError, match="no tokenizer"):
             model.generate("text")
+        with pytest.raises(RequestError, match="give stop_token_ids"):
+            model.generate([[3, 4, 5]], SamplingParams(stop="."))
 
 
 def test_settings_are_those_of_the_engines_config() -> None:
@@ -224,3 +227,16 @@ def test_a_real_model_tells_its_story(policy: int | str) -> None:
 def test_prompts_that_are_none_are_refused(llm: LLM, prompts: Any) -> None:
     with pytest.raises(RequestError, match=f"The prompts are a {type(prompts).__name__}"):
         llm.generate(prompts)
+
+
+def test_threads_share_a_model(llm: LLM) -> None:
+    expected = [llm.generate(prompt, SHORT)[0].text for prompt in PROMPTS]
+
+    def answer(streaming: bool) -> list[str]:
+        if streaming:
+            return ["".join(llm.stream(prompt, SHORT)) for prompt in PROMPTS]
+        return [llm.generate(prompt, SHORT)[0].text for prompt in PROMPTS]
+
+    with ThreadPoolExecutor(4) as threads:
+        for texts in threads.map(answer, [True, False] * 4):
+            assert texts == expected

@@ -56,6 +56,13 @@ def test_one_session_must_fit() -> None:
         assert word in str(caught.value)
 
 
+def test_no_session_is_offered_where_not_even_a_page_fits() -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        pages(0.9, cache_max_entry_count=1.0)
+    assert "session_len" not in str(caught.value)
+    assert "Set max_prefill_tokens or max_batch_size lower" in str(caught.value)
+
+
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
     assert 2**24 < free_memory(torch.device("cpu")) < 2**50
 

@@ -60,6 +60,14 @@ def test_tiles_are_shared_along_k_only_where_every_worker_gets_some(
             assert choice.workers <= multiprocessors
 
 
+def test_numbers_of_tokens_that_fill_the_same_tiles_run_alike() -> None:
+    """Then one of eight numbers is looked at, and none of the tiles may tell them apart."""
+    for variant in VARIANTS:
+        assert variant.tiles(1, 4096) == variant.tiles(8, 4096)
+        assert variant.tokens % 8 == 0
+    assert choose_variant(121, 4096, 4096, H200) is choose_variant(128, 4096, 4096, H200)
+
+
 def test_a_lone_row_of_tiles_is_shared_along_k() -> None:
     choice = choose_variant(96, 4096, 14336, H200)
     assert choice.variant.split > 1 or choice.stream_tiles == choice.variant.tiles(96, 4096)
