@@ -141,10 +141,6 @@ class Team:
             with suppress(OSError):  # Gone already, and what was left to write with it.
                 _input(process).close()
         _wait(self._processes)
-        if self._communicator is not None:
-            with suppress(RuntimeError):
-                # Nothing is under way any more, and NCCL complains where nobody lets go of it.
-                self._communicator.abort()
         torch.set_num_threads(self._threads)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
