@@ -1,30 +1,19 @@
 // Thin wrappers of the PTX of paged_decode.cu, all of it known to sm_80.
 #pragma once
 
+#include "async_copies.cuh"
 #include "bf16.cuh"
 
 namespace paged_decode {
 
+using awqkit::commit_copies;
+using awqkit::copy_async;
 using awqkit::u16;
 using awqkit::u32;
+using awqkit::wait_for_copies;
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes to shared memory, past L1 and without registers.
-__device__ __forceinline__ void copy_async(u32 target, const void* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// All of this thread's but the kPending groups that it committed last.
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // c += a · b, BF16 operands, FP32 accumulators, m16n8k16.

@@ -29,17 +29,17 @@ struct Walk {
 
   __device__ __forceinline__ void fetch(u32 target, int lane) {
     if (left > 0) {
-      async_copy_16(target + 16 * lane, codes);
-      async_copy_16(target + 512 + 16 * lane, codes + 512);
+      copy_async(target + 16 * lane, codes);
+      copy_async(target + 512 + 16 * lane, codes + 512);
       if (lane < kScaleBytes / 16)
-        async_copy_16(target + kCodeBytes + 16 * lane, scales + 16 * lane);
+        copy_async(target + kCodeBytes + 16 * lane, scales + 16 * lane);
       const size_t step = ++group == groups ? 1 + skip : 1;
       if (group == groups) group = 0;
       codes += step * kCodeBytes;
       scales += step * kScaleBytes;
       --left;
     }
-    async_commit();
+    commit_copies();
   }
 };
 
@@ -48,7 +48,7 @@ __device__ __forceinline__ void copy_x(const Problem& p, const Share& groups, u3
   for (int row = 0; row < p.m; ++row) {
     const u16* source = p.x + static_cast<size_t>(row) * p.k + groups.first * kGroup;
     for (int i = lane; i < groups.count * 16; i += 32)
-      async_copy_16(target + row * pitch + 16 * i, source + 8 * i);
+      copy_async(target + row * pitch + 16 * i, source + 8 * i);
   }
 }
 
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(w4_decode::kThreads)
   for (int index = 0; index < tiles.count; ++index) {
     float total[kNT][4] = {};
     for (int g = 0; g < groups.count; ++g) {
-      async_wait<kDepth - 1>();
+      wait_for_copies<kDepth - 1>();
       __syncwarp();
       const u32 stage = ring + slot * kStageBytes;
       Group group;

@@ -2,7 +2,13 @@
 // and programmatic dependent launch, older architectures get cp.async or nothing.
 #pragma once
 
+#include "async_copies.cuh"
+
 namespace w4_decode {
+
+using awqkit::commit_copies;
+using awqkit::copy_async;
+using awqkit::wait_for_copies;
 
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -54,19 +60,6 @@ __device__ __forceinline__ void bulk_copy(u32 target, const void* source, u32 by
           "r"(target),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
-}
-
-__device__ __forceinline__ void async_copy_16(u32 target, const void* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
-}
-
-__device__ __forceinline__ void async_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // ---- programmatic dependent launch -------------------------------------------------------------

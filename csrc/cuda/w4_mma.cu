@@ -132,7 +132,7 @@ __device__ __forceinline__ void accumulate(const Operands& in, const Span& span,
   }
   int stage = 0, free = kStages - 1;
   for (int i = 0; i < span.slices; ++i) {
-    wait_copies<kStages - 2>();
+    wait_for_copies<kStages - 2>();
     __syncthreads();
     if (i + kStages - 1 < span.slices)
       fetch(in, span, i + kStages - 1, shared + free * kStageBytes);

@@ -1,7 +1,12 @@
 // Copies, fragment loads and mma of sm_80, as thin wrappers of PTX.
 #pragma once
 
+#include "async_copies.cuh"
+
 namespace w4_mma {
+
+using awqkit::commit_copies;
+using awqkit::wait_for_copies;
 
 using u32 = unsigned int;
 
@@ -15,15 +20,6 @@ __device__ __forceinline__ void copy_async(u32 target, const void* source, bool 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
                "r"(bytes)
                : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 __device__ __forceinline__ void load_matrices(u32 address, u32 (&matrices)[4]) {
