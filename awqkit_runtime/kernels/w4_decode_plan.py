@@ -131,7 +131,7 @@ _MOST_RESIDENT = 2
 _LONE_BLOCK = 0.7
 #: The same where x leaves no room for a second block, and what such a launch costs more: the next
 #: kernel finds no room either before it ends.
-_FULL_BLOCK, _FULL_LAUNCH_CYCLES = 0.5, 1150
+_FULL_BLOCK, _FULL_LAUNCH_CYCLES = 0.52, 300
 
 _DECODE = DecodeInstance(
     tokens=8,

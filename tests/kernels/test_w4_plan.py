@@ -55,6 +55,7 @@ def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
     [
         (1, "decode", "decode"),
         (2, "stationary", "decode"),
+        (3, "stationary", "decode"),
         (4, "stationary", "batch"),
         (8, "stationary", "batch"),
         (12, "batch", "batch"),
