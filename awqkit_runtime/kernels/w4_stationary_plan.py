@@ -11,8 +11,8 @@ from awqkit_runtime.kernels.w4_tiles import row_tiles
 
 #: With one token the decode kernel is as fast in the order of a block.
 _TOKENS = range(2, 9)
-#: Groups of a slice: more do not fit the registers, and with fewer half of what a warp could hold is
-#: empty.
+#: Groups of a slice: more do not fit the registers, and with fewer half of what a warp could hold
+#: is empty.
 _GROUPS = range(17, 33)
 #: Of a row: none, or one for each block of a cluster.
 _SLICES = (1, 4)
