@@ -15,11 +15,12 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
+from awqkit_runtime.engine.cache_size import cache_pages
 from awqkit_runtime.engine.constraint import Constraint, GrammarCompiler
 from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.fast_decoder import FastDecoder
 from awqkit_runtime.engine.launched_step import launcher
-from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
+from awqkit_runtime.engine.memory import free_memory, told_of_lack
 from awqkit_runtime.engine.model_text import NoText
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner

@@ -105,13 +105,21 @@ def test_random_weights_are_as_large_as_the_real_ones(tmp_path: Path) -> None:
     assert LanguageModel(decoder)(ids).isfinite().all()
 
 
+@pytest.mark.parametrize("free", ["nothing", "enough for 4 bits"])
 def test_random_weights_that_do_not_fit_are_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: str
 ) -> None:
-    monkeypatch.setattr("awqkit_runtime.bench.random_weights.free_memory", lambda device: 1000)
-    result = bench(model, "--random-weights")
-    assert result.exit_code == 1
-    assert "1000 B are free" in result.stderr and "--model-format=awq" in result.stderr
+    folder = write_tiny_model(tmp_path)
+    packed = read_model_size(folder).other_form()
+    room = packed.weights(Placement(device=torch.device("cpu"), dtype=torch.bfloat16))
+    room = room if free == "enough for 4 bits" else 1000
+    monkeypatch.setattr("awqkit_runtime.bench.random_weights.free_memory", lambda device: room)
+    with_weights = bench(folder, "--random-weights", "--dtype", "bfloat16")
+    (folder / "model.safetensors").unlink()
+    config_alone = bench(folder, "--random-weights", "--dtype", "bfloat16")
+    assert with_weights.exit_code == config_alone.exit_code == 1
+    assert "Choose a smaller shape." in with_weights.stderr
+    assert ("--model-format=awq" in config_alone.stderr) == (free == "enough for 4 bits")
 
 
 def test_the_list_needs_no_model() -> None:
