@@ -1,4 +1,4 @@
-"""How many pages the cache gets of the memory that is free, and what helps where these are too few."""
+"""How many pages of cache the free memory makes, and what helps where these are too few."""
 
 from __future__ import annotations
 
