@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -14,15 +15,19 @@ from awqkit_runtime.errors import OutOfMemoryError
 _CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 _CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
 
+#: By the owner: a device, and bytes of it.
+_claims: WeakKeyDictionary[object, tuple[torch.device, int]] = WeakKeyDictionary()
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on this device.
 
-    On a GPU torch first gives back what it keeps for later.
+    On a GPU torch first gives back what it keeps for later, and what others of this process have
+    claimed (claim) does not count.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
+        return max(int(torch.cuda.mem_get_info(device)[0]) - _claimed(device), 0)
     bounds = [_machine_memory(), *_container_memory(Path("/sys/fs/cgroup"))]
     return min(bounds)
 
@@ -35,6 +40,24 @@ def part_of_memory(free: int, device: torch.device, ranks: int) -> int:
 def set_aside(size: int, device: torch.device) -> None:
     """Lets torch take so many bytes of a GPU now, from which it serves what steps ask for later."""
     torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def claim(owner: object, size: int, device: torch.device) -> None:
+    """Says that the owner takes so many bytes of a GPU from time to time, until it is gone.
+
+    Torch keeps them for it (set_aside) only until free_memory is asked for.
+    """
+    _claims[owner] = _numbered(device), size
+
+
+def _claimed(device: torch.device) -> int:
+    return sum(size for place, size in list(_claims.values()) if place == _numbered(device))
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """With its index, also where it is the current one."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", index)
 
 
 @contextmanager

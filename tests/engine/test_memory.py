@@ -9,6 +9,7 @@ import torch
 
 from awqkit_runtime.engine.memory import (
     _container_memory,
+    claim,
     free_memory,
     told_of_lack,
 )
@@ -17,6 +18,29 @@ from awqkit_runtime.errors import OutOfMemoryError
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
     assert 2**24 < free_memory(torch.device("cpu")) < 2**50
+
+
+class Owner:
+    """Of memory, for as long as it lives."""
+
+
+def test_what_an_engine_takes_later_is_not_free_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices = [torch.device(name) for name in ("cuda", "cuda:1", "cuda:0")]
+    first, second = Owner(), Owner()
+    claim(first, 300, devices[0])
+    claim(second, 250, devices[1])
+    assert [free_memory(device) for device in devices] == [450, 450, 1000]
+    claim(second, 900, devices[1])
+    assert free_memory(devices[0]) == 0
+    del second
+    assert free_memory(devices[0]) == 700
+    del first
+    assert [free_memory(device) for device in devices] == [1000] * 3
 
 
 @pytest.mark.parametrize(
