@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
+from awqkit_runtime.engine import engine as engine_module
 from awqkit_runtime.engine.memory import (
     _container_memory,
     claim,
     free_memory,
     told_of_lack,
 )
+from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import OutOfMemoryError
+from tests.engine.fakes import generate, make_engine
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
@@ -41,6 +45,22 @@ def test_what_an_engine_takes_later_is_not_free_for_the_next_one(
     assert free_memory(devices[0]) == 700
     del first
     assert [free_memory(device) for device in devices] == [1000] * 3
+
+
+def test_an_engine_claims_what_its_steps_take_until_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(engine_module, "claimed_for_steps", lambda decoder, config: 300)
+    gpu = torch.device("cuda")
+    engine = make_engine()
+    generate(engine, [[1, 2, 3]], SamplingParams(max_tokens=3))
+    assert free_memory(gpu) == 700
+    del engine
+    gc.collect()
+    assert free_memory(gpu) == 1000
 
 
 @pytest.mark.parametrize(
