@@ -21,6 +21,7 @@ from awqkit_runtime.cache.paged_attention import SequenceSpan
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.decode_inputs import DecodeNumbers
 from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.parallel import communicator
 from awqkit_runtime.engine.parallel.communicator import LOOPBACK
 from awqkit_runtime.engine.parallel.messages import (
     Assignment,
@@ -54,6 +55,18 @@ ASSIGNMENT = Assignment(
     threads=1,
     max_rows=4,
 )
+
+#: Says that it is there, and ends.
+RANK_THAT_ENDS = """
+import os, sys, time
+import torch.distributed as dist
+from awqkit_runtime.engine.parallel.communicator import LOOPBACK, arrival_key
+from awqkit_runtime.engine.parallel.messages import read_assignment
+assignment = read_assignment(sys.stdin.buffer)
+dist.TCPStore(LOOPBACK, assignment.port).set(arrival_key(assignment.rank), "")
+time.sleep(0.5)
+os._exit(3)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +136,20 @@ def test_a_rank_that_cannot_load_ends_the_start(
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(RankError, match="Rank 1 of 2 has ended with code 1"):
         load_engine(folder, EngineConfig(device="cpu", tp=2))
+
+
+def test_a_rank_that_ends_while_it_connects_ends_the_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too, although what connects rank 0 goes on waiting."""
+    rank = tmp_path / "rank"
+    rank.write_text(f"#!{sys.executable}\n{RANK_THAT_ENDS}")
+    rank.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(rank))
+    start = time.monotonic()
+    with pytest.raises(RankError, match="Rank 1 of 2 has ended with code 3"):
+        load_engine(folder, EngineConfig(device="cpu", tp=2))
+    assert time.monotonic() - start < communicator.PATIENCE.total_seconds() / 2
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
