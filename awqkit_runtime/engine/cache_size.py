@@ -9,6 +9,7 @@ import torch
 
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine.step_memory import LIBRARY_BYTES
 from awqkit_runtime.errors import OutOfMemoryError
 from awqkit_runtime.units import human_bytes
 
@@ -89,9 +90,10 @@ def _ways(room: _Room, page_format: PageFormat, wanted: int) -> Iterator[str]:
     policies = [str(policy) for policy, one in narrower if room.pages(one) >= wanted]
     if policies:
         yield f"choose quant_policy {' or '.join(policies)}"
+    libraries = min(room.reserved_bytes, LIBRARY_BYTES)  # Which no setting makes smaller.
     if room.beside_steps // page_format.bytes_per_page >= wanted:
         yield "raise cache_max_entry_count"
-    elif replace(room, reserved_bytes=0).pages(page_format) >= wanted:
+    elif replace(room, reserved_bytes=libraries).pages(page_format) >= wanted:
         yield "set max_prefill_tokens or max_batch_size lower"
 
 

@@ -11,12 +11,15 @@ import torch
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.cache_size import cache_pages
+from awqkit_runtime.engine.step_memory import LIBRARY_BYTES
 from awqkit_runtime.errors import ConfigError, OutOfMemoryError
 
 FORMAT = PageFormat(
     num_layers=2, num_kv_heads=2, head_dim=64, k_bits=16, v_bits=16, dtype=torch.bfloat16
 )
 PAGE = FORMAT.bytes_per_page
+#: In pages.
+LIBRARIES = LIBRARY_BYTES / PAGE
 
 
 def pages(
@@ -88,11 +91,11 @@ def test_one_session_must_fit() -> None:
             "Set session_len lower (up to 64 fits), or raise cache_max_entry_count.",
         ),
         (
-            {"free_pages": 9, "reserved_pages": 8.5},
+            {"free_pages": LIBRARIES + 9, "reserved_pages": LIBRARIES + 8.5},
             "Set max_prefill_tokens or max_batch_size lower.",
         ),
         (
-            {"free_pages": 9, "reserved_pages": 8.5, "cache_max_entry_count": 0.3},
+            {"free_pages": LIBRARIES + 2, "reserved_pages": LIBRARIES + 1.5},
             "Choose quant_policy k8v4 or 4, or set max_prefill_tokens or max_batch_size lower; "
             "session_len has to be lower too.",
         ),
@@ -100,6 +103,10 @@ def test_one_session_must_fit() -> None:
             {"free_pages": 3.9, "cache_max_entry_count": 0.2},
             "Choose quant_policy 8 or k8v4 or 4, or raise cache_max_entry_count; session_len has "
             "to be lower too.",
+        ),
+        (
+            {"free_pages": LIBRARIES - 9, "reserved_pages": LIBRARIES + 9},
+            "End what else takes memory, or choose a smaller model.",
         ),
         (
             {"free_pages": 0.2, "cache_max_entry_count": 1.0},
