@@ -16,7 +16,7 @@
 // group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
 //   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
+//   stage), S store tokens (kStoreTokens), T = W4_TOKENS,
 //   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
 //   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
@@ -38,7 +38,10 @@
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
-#if W4_TOKENS == 8
+#if W4_INPUTS == 1
+#include "w4_prefill_convert.cuh"
+#include "w4_prefill_integers.cuh"
+#elif W4_TOKENS == 8
 #include "w4_prefill_warps.cuh"
 #else
 #include "w4_prefill_consumer.cuh"
@@ -46,9 +49,14 @@
 
 namespace w4_prefill {
 
-#if W4_TOKENS == 8
+#if W4_INPUTS == 1
+using Consumer = IntegerConsumer;
+using Source = const unsigned short*;
+#elif W4_TOKENS == 8
+using Source = TensorMap;
 using Consumer = WarpConsumer;
 #else
+using Source = TensorMap;
 using Consumer = WarpgroupConsumer;
 #endif
 
@@ -119,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
 #if W4_CLUSTER * W4_SPLIT > 1
     __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
-    w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map,
+    w4_prefill_linear(const __grid_constant__ w4_prefill::Source x,
                       const __grid_constant__ w4_prefill::TensorMap codes_map,
                       const __grid_constant__ w4_prefill::TensorMap params_map,
                       const unsigned short* bias, unsigned short* y, float* workspace, int* flags,
@@ -140,9 +148,11 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   if (threadIdx.x == 0) {
     prefetch_map(codes_map);
     prefetch_map(params_map);
-    prefetch_map(x_map);
+#if W4_INPUTS == 0
+    prefetch_map(x);
+#endif
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 2);
+      barrier_init(shared.full + 8 * stage, kArrivals);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
@@ -160,9 +170,13 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   if (role == kConsumers) {
     release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
-    const int thread = threadIdx.x - kWarpgroup * kConsumers;
-    if (thread == 0) producer.run_tokens(x_map);
-    if (thread == 32) producer.run_weights(codes_map, params_map);
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+    if (warp == 0 && threadIdx.x % 32 == 0) producer.run_weights(codes_map, params_map);
+#if W4_INPUTS == 1
+    if (warp > 0) Converter(shared, problem, worker, warp - 1).run(x, m, k);
+#else
+    if (warp == 1 && threadIdx.x % 32 == 0) producer.run_tokens(x);
+#endif
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();

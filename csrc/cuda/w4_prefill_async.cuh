@@ -82,6 +82,32 @@ __device__ __forceinline__ uint4 load_shared(u32 address) {
   return value;
 }
 
+__device__ __forceinline__ void store_shared(u32 address, const u32 (&four)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(four[0]),
+               "r"(four[1]), "r"(four[2]), "r"(four[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void store_shared(u32 address, u32 first, u32 second) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second)
+               : "memory");
+}
+
+// Not before what the kernel waits for.
+__device__ __forceinline__ uint4 load_global(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
+// Between stores to shared memory and what tensor cores read of it, once the two are ordered.
+__device__ __forceinline__ void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -1,0 +1,110 @@
+// A warpgroup that multiplies its codes, as they are, with the integers of the ring.
+#pragma once
+
+#include "w4_prefill_integers_wgmma.cuh"
+#include "w4_prefill_stages.cuh"
+#include "w4_schedule.cuh"
+
+namespace w4_prefill {
+
+class IntegerConsumer {
+ public:
+  __device__ __forceinline__ explicit IntegerConsumer(const Shared& shared)
+      : stages_(shared),
+        tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))),
+        scales_(kept(shared.scales + threadIdx.x % 4 * 16)) {}
+
+  // Sums the segment's groups into totals, which it clears first. The next group's codes become
+  // operands while the tensor cores multiply: two sets of fragments, taken in turn.
+  __device__ __forceinline__ void accumulate(float (&totals)[kSums], const w4::Segment& segment) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
+    u32 fragments[2][4][4];
+    stages_.wait();
+    uint2 words = load_group(fragments[0]);
+    for (int left = segment.end - segment.begin; left > 0; left -= 2) {
+      add_group(totals, words, fragments[0], fragments[1], left > 1);
+      if (left > 1) add_group(totals, words, fragments[1], fragments[0], left > 2);
+    }
+  }
+
+ private:
+  // The current stage's codes as operands; its params.
+  __device__ __forceinline__ uint2 load_group(u32 (&fragments)[4][4]) const {
+    const uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
+    const uint2 words = stages_.load_params(0);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const u32 word = word_of(codes[step / 2], step % 2 * 2 + half);
+        fragments[step][2 * half] = word & 0x0f0f0f0fu;
+        fragments[step][2 * half + 1] = word >> 4 & 0x0f0f0f0fu;
+      }
+      pin_registers(fragments[step]);
+    }
+    return words;
+  }
+
+  // words: the group's params; the next one's, if there are more, when it returns.
+  __device__ __forceinline__ void add_group(float (&totals)[kSums], uint2& words,
+                                            const u32 (&fragments)[4][4], u32 (&next)[4][4],
+                                            bool more) {
+    int products[2 * kSums];
+    const u64 tokens = stage_tokens();
+    wgmma_fence();
+    wgmma_integers_first(products, fragments[0], tokens);
+#pragma unroll
+    for (int step = 1; step < 4; ++step)
+      wgmma_integers(products, fragments[step], tokens + kStep * step);
+    wgmma_commit();
+    const u32 scales = scales_ + stages_.current() * kScaleBytes;
+    const uint2 own = words;
+    stages_.advance();
+    if (more) {
+      stages_.wait();
+      words = load_group(next);
+    }
+    uint4 of_tokens[kTokens / 8];
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) of_tokens[j] = load_shared(scales + 64 * j);
+    wgmma_wait<0>();
+    add_scaled(totals, products, own, of_tokens);
+    stages_.release();
+  }
+
+  // Products 0 and 1 of every four belong to row r, the others to row r + 8; the second half of them to
+  // the inputs' low bytes. of_tokens: scale and sum of two neighbouring tokens.
+  __device__ __forceinline__ static void add_scaled(float (&totals)[kSums],
+                                                    int (&products)[2 * kSums], uint2 words,
+                                                    const uint4 (&of_tokens)[kTokens / 8]) {
+#pragma unroll
+    for (int i = 0; i < 2 * kSums; ++i) asm volatile("" : "+r"(products[i])::"memory");
+    const float scales[2] = {w4::scale_of(words.x), w4::scale_of(words.y)};
+    const int zeros[2] = {zero_of(words.x), zero_of(words.y)};
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      const uint4& two = of_tokens[i / 4];
+      const float scale = __uint_as_float(i % 2 == 0 ? two.x : two.z);
+      const int sum = static_cast<int>(i % 2 == 0 ? two.y : two.w), row = i / 2 % 2;
+      const int exact = 256 * products[i] + products[kSums + i] - zeros[row] * sum;
+      totals[i] += scales[row] * scale * static_cast<float>(exact);
+    }
+  }
+
+  // The params hold BF16 bits of 128 + z.
+  __device__ __forceinline__ static int zero_of(u32 word) { return word >> 16 & 0x7f; }
+
+  __device__ __forceinline__ u64 stage_tokens() const {
+    const u32 low = __shfl_sync(0xffffffffu, tokens_ + stages_.current() * (kTokenBytes / 16), 0);
+    return static_cast<u64>(kTokenDescriptor >> 32) << 32 | low;
+  }
+
+  static constexpr int kStep = 2;  // 32 inputs further on, in a descriptor's address
+
+  Stages stages_;
+  u32 tokens_;  // low word of stage 0's descriptor
+  u32 scales_;  // this lane's two tokens' of stage 0
+};
+
+}  // namespace w4_prefill
