@@ -14,7 +14,7 @@ from awqkit_runtime.kernels.launch_plan import (
     TimedPlan,
     ceil_div,
 )
-from awqkit_runtime.kernels.w4_prefill_choice import choose_variant
+from awqkit_runtime.kernels.w4_prefill_choice import Choice, choose_variant
 
 #: A last round of tiles fuller than this is as well left alone as shared out along K.
 _FULL_ROUND = 0.88
@@ -25,11 +25,16 @@ _ROWS = 128
 def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
     """w4_prefill.cu: wgmma, fed by tensor maps; only for sm_90a."""
     choice = choose_variant(m, n, k, gpu)
+    return TimedPlan(plan=plan_choice(choice, m, n, k), cycles=choice.cycles)
+
+
+def plan_choice(choice: Choice, m: int, n: int, k: int) -> LaunchPlan:
+    """The launch that a choice for this shape means."""
     variant, stream_tiles = choice.variant, choice.stream_tiles
     whole = variant.split == 1
     workers = choice.workers if whole else variant.tiles(m, n)
     blocks = workers * variant.cluster * variant.split
-    plan = LaunchPlan(
+    return LaunchPlan(
         kernel="batch" if variant.scale_sums else "prefill",
         program=Program(stem="w4_prefill", defines=variant.defines),
         entry="w4_prefill_linear",
@@ -39,7 +44,10 @@ def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
             shared_bytes=variant.shared_bytes,
             overlap=True,
         ),
-        operands=("x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"),
+        operands=(
+            "x" if variant.inputs == "integers" else "x_map",
+            *("codes_map", "params_map", "bias", "y", "workspace", "flags"),
+        ),
         extra=(_band(m, k, variant.tokens), stream_tiles),
         boxes=Boxes(
             tokens=variant.tokens // variant.cluster,
@@ -47,10 +55,9 @@ def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
             row_tiles=variant.row_tiles,
             code_inputs=variant.stage_inputs,
         ),
-        workspace_bytes=blocks * variant.rows * variant.summed_tokens * _FLOAT if whole else 0,
+        workspace_bytes=blocks * variant.rows * variant.tokens * _FLOAT if whole else 0,
         flags=blocks * variant.consumers if whole else 0,
     )
-    return TimedPlan(plan=plan, cycles=choice.cycles)
 
 
 def plan_mma(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:
