@@ -33,9 +33,10 @@ __device__ __forceinline__ u32 max_of_halves(u32 a, u32 b) {
 
 // The largest magnitude (bits of a BF16 number) of a token's inputs, which eight lanes hold.
 __device__ __forceinline__ u32 largest_of(const Inputs& inputs) {
-  u32 most = 0;
+  constexpr u32 kMagnitudes = 0x7fff7fffu;
+  u32 most = inputs.pairs[0] & kMagnitudes;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) most = max_of_halves(most, inputs.pairs[i] & 0x7fff7fffu);
+  for (int i = 1; i < 8; ++i) most = max_of_halves(most, inputs.pairs[i] & kMagnitudes);
 #pragma unroll
   for (int lanes = 4; lanes > 0; lanes /= 2)
     most = max_of_halves(most, __shfl_xor_sync(0xffffffffu, most, lanes));
@@ -89,43 +90,57 @@ class Converter {
  public:
   __device__ __forceinline__ Converter(const Shared& shared, const w4::Problem& problem, int worker,
                                        int index)
-      : shared_(shared), schedule_(problem, worker), index_(index), token_(threadIdx.x % 32 / 8),
-        chunk_(threadIdx.x % 8) {}
+      : schedule_(problem, worker), index_(index), full_(kept(shared.full)),
+        empty_(kept(shared.empty)) {
+    // Rows of a unit of an odd number are 4 to 7 of eight: their chunks lie at c XOR 4 besides.
+    const u32 token = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8;
+    tokens_ = kept(shared.tokens + token * 128 + (chunk ^ token) * 16);
+    scales_ = kept(shared.scales + token * 8);
+  }
 
-  // x: BF16 [m, k]
+  // x: BF16 [m, k]. Tokens from m on are those of token m - 1 again, and nobody reads their sums.
   __device__ __forceinline__ void run(const unsigned short* x, int m, int k) {
-    const unsigned short* own = x + static_cast<long long>(token_) * k + chunk_ * 16;
+    const int token = threadIdx.x % 32 / 8;
+    const unsigned short* own = x + threadIdx.x % 8 * 16;
+    int left = ceil_div(groups() * kUnits - index_, kConverters);
+    w4::Segment segment;
+    schedule_.next(segment);
+    int group = segment.begin, coming = index_;
     const auto load = [&](Inputs& inputs) {
-      if (!more_) return 0;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) inputs.pairs[i] = 0;
-      if (4 * unit_ + token_ < m) load_inputs(inputs, own + 4 * unit_ * k + group_ * 128);
-      step();
-      return 1;
+      for (int i = 0; i < kMostStages; ++i) {
+        if (coming < kUnits) continue;
+        coming -= kUnits;
+        if (++group < segment.end) continue;
+        // Past the end the last group's inputs again, which nobody takes.
+        if (schedule_.next(segment)) group = segment.begin; else --group;
+      }
+      load_inputs(inputs, own + (min(4 * coming + token, m - 1) * k + group * 128));
+      coming += kConverters;
     };
-    more_ = schedule_.next(segment_);
-    group_ = segment_.begin;
-    unit_ = index_;
-    settle();
     wait_for_predecessors();
     Inputs inputs[kAhead];
-    int under_way = 0;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) under_way += load(inputs[i]);
+    for (int i = 0; i < kAhead; ++i) load(inputs[i]);
     Ring ring;
     int unit = index_;
     while (true) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (under_way == 0) return;
-        for (; unit >= kUnits; unit -= kUnits) ring.advance();
+        if (left-- <= 0) return;
+#pragma unroll
+        for (int j = 0; j < kMostStages; ++j) {
+          if (unit < kUnits) continue;
+          unit -= kUnits;
+          ring.advance();
+        }
         const Integers integers = integers_of(inputs[i]);
-        under_way += load(inputs[i]) - 1;
-        barrier_wait(shared_.empty + 8 * ring.stage, ring.parity ^ 1);
-        store(integers, ring.stage, 4 * unit + token_);
+        load(inputs[i]);
+        barrier_wait(empty_ + 8 * ring.stage, ring.parity ^ 1);
+        store(integers, ring.stage, unit);
         fence_async_proxy();
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_.full + 8 * ring.stage);
+        if (threadIdx.x % 32 == 0) barrier_arrive(full_ + 8 * ring.stage);
         unit += kConverters;
       }
     }
@@ -133,19 +148,19 @@ class Converter {
 
  private:
   static constexpr int kAhead = 3;  // units whose inputs are under way
+  static constexpr int kMostStages = (kUnits - 1 + kConverters) / kUnits;  // to a warp's next unit
 
-  __device__ __forceinline__ void step() {
-    unit_ += kConverters;
-    settle();
+  // Of the worker.
+  __device__ __forceinline__ int groups() const {
+    w4::Schedule schedule = schedule_;
+    w4::Segment segment;
+    int count = 0;
+    while (schedule.next(segment)) count += segment.end - segment.begin;
+    return count;
   }
 
-  // Goes on to the group that holds the unit.
-  __device__ __forceinline__ void settle() {
-    for (; unit_ >= kUnits && more_; unit_ -= kUnits) {
-      if (++group_ < segment_.end) continue;
-      more_ = schedule_.next(segment_);
-      group_ = segment_.begin;
-    }
+  __device__ __forceinline__ static int ceil_div(int number, int divisor) {
+    return (number + divisor - 1) / divisor;
   }
 
   __device__ __forceinline__ static void load_inputs(Inputs& inputs, const unsigned short* from) {
@@ -156,23 +171,19 @@ class Converter {
     for (int i = 0; i < 8; ++i) inputs.pairs[i] = words[i];
   }
 
-  __device__ __forceinline__ void store(const Integers& integers, int stage, int token) const {
-    const u32 row = shared_.tokens + stage * kTokenBytes + token * 128 + (chunk_ ^ token % 8) * 16;
+  __device__ __forceinline__ void store(const Integers& integers, int stage, u32 unit) const {
+    const u32 row = (tokens_ ^ unit % 2 * 64) + stage * kTokenBytes + unit * 512;
     store_shared(row, integers.high);
     store_shared(row + kSliceBytes, integers.low);
-    if (chunk_ == 0)
-      store_shared(shared_.scales + stage * kScaleBytes + token * 8,
-                   __float_as_uint(integers.scale), static_cast<u32>(integers.sum));
+    if (threadIdx.x % 8 == 0)
+      store_shared(scales_ + stage * kScaleBytes + unit * 32, __float_as_uint(integers.scale),
+                   static_cast<u32>(integers.sum));
   }
 
-  const Shared& shared_;
   w4::Schedule schedule_;
   int index_;  // among the converters
-  int token_, chunk_;  // of a unit and a row, this lane's
-  // What is loaded next.
-  w4::Segment segment_;
-  int group_, unit_;
-  bool more_;
+  u32 full_, empty_;
+  u32 tokens_, scales_;  // where this lane's chunk and its token's scale of stage 0 and unit 0 lie
 };
 
 }  // namespace w4_prefill

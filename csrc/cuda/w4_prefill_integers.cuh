@@ -14,40 +14,53 @@ class IntegerConsumer {
         tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))),
         scales_(kept(shared.scales + threadIdx.x % 4 * 16)) {}
 
-  // Sums the segment's groups into totals, which it clears first. The next group's codes become
-  // operands while the tensor cores multiply: two sets of fragments, taken in turn.
+  // Sums the segment's groups into totals, which it clears first.
   __device__ __forceinline__ void accumulate(float (&totals)[kSums], const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
-    u32 fragments[2][4][4];
     stages_.wait();
-    uint2 words = load_group(fragments[0]);
-    for (int left = segment.end - segment.begin; left > 0; left -= 2) {
-      add_group(totals, words, fragments[0], fragments[1], left > 1);
-      if (left > 1) add_group(totals, words, fragments[1], fragments[0], left > 2);
+    Group group = load_group();
+    u32 fragments[kSets][4][4];
+    unpack(group, fragments[0]);
+    for (int left = segment.end - segment.begin; left > 0; left -= kSets) {
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+        if (left <= set) break;
+        add_group(totals, group, fragments[set], fragments[(set + 1) % kSets], left > set + 1);
+      }
     }
   }
 
  private:
-  // The current stage's codes as operands; its params.
-  __device__ __forceinline__ uint2 load_group(u32 (&fragments)[4][4]) const {
-    const uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
-    const uint2 words = stages_.load_params(0);
+  // Of a lane: codes and params.
+  struct Group {
+    uint4 codes[2];
+    uint2 words;
+  };
+
+  // Fragments: with two sets, taken in turn, the next group's codes become operands while the tensor
+  // cores multiply. With many tokens there are no registers for that.
+  static constexpr int kSets = kTokens > 16 ? 1 : 2;
+
+  __device__ __forceinline__ Group load_group() const {
+    return {{stages_.load_codes(0, 0), stages_.load_codes(0, 1)}, stages_.load_params(0)};
+  }
+
+  __device__ __forceinline__ static void unpack(const Group& group, u32 (&fragments)[4][4]) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const u32 word = word_of(codes[step / 2], step % 2 * 2 + half);
+        const u32 word = word_of(group.codes[step / 2], step % 2 * 2 + half);
         fragments[step][2 * half] = word & 0x0f0f0f0fu;
         fragments[step][2 * half + 1] = word >> 4 & 0x0f0f0f0fu;
       }
       pin_registers(fragments[step]);
     }
-    return words;
   }
 
-  // words: the group's params; the next one's, if there are more, when it returns.
-  __device__ __forceinline__ void add_group(float (&totals)[kSums], uint2& words,
+  // group: the next one, if there are more, when it returns.
+  __device__ __forceinline__ void add_group(float (&totals)[kSums], Group& group,
                                             const u32 (&fragments)[4][4], u32 (&next)[4][4],
                                             bool more) {
     int products[2 * kSums];
@@ -59,36 +72,38 @@ class IntegerConsumer {
       wgmma_integers(products, fragments[step], tokens + kStep * step);
     wgmma_commit();
     const u32 scales = scales_ + stages_.current() * kScaleBytes;
-    const uint2 own = words;
+    const uint2 words = group.words;
     stages_.advance();
     if (more) {
       stages_.wait();
-      words = load_group(next);
+      group = load_group();
+      if constexpr (kSets > 1) unpack(group, next);
     }
-    uint4 of_tokens[kTokens / 8];
-#pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) of_tokens[j] = load_shared(scales + 64 * j);
     wgmma_wait<0>();
-    add_scaled(totals, products, own, of_tokens);
+    add_scaled(totals, products, words, scales);
     stages_.release();
+    if constexpr (kSets == 1) unpack(group, next);
   }
 
   // Products 0 and 1 of every four belong to row r, the others to row r + 8; the second half of them to
-  // the inputs' low bytes. of_tokens: scale and sum of two neighbouring tokens.
+  // the inputs' low bytes. scales: where scale and sum of two neighbouring tokens lie, of every eight.
   __device__ __forceinline__ static void add_scaled(float (&totals)[kSums],
                                                     int (&products)[2 * kSums], uint2 words,
-                                                    const uint4 (&of_tokens)[kTokens / 8]) {
+                                                    u32 scales) {
+    uint4 tokens[kTokens / 8];
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) tokens[j] = load_shared(scales + 64 * j);
 #pragma unroll
     for (int i = 0; i < 2 * kSums; ++i) asm volatile("" : "+r"(products[i])::"memory");
-    const float scales[2] = {w4::scale_of(words.x), w4::scale_of(words.y)};
+    const float row_scales[2] = {w4::scale_of(words.x), w4::scale_of(words.y)};
     const int zeros[2] = {zero_of(words.x), zero_of(words.y)};
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
-      const uint4& two = of_tokens[i / 4];
+      const uint4& two = tokens[i / 4];
       const float scale = __uint_as_float(i % 2 == 0 ? two.x : two.z);
       const int sum = static_cast<int>(i % 2 == 0 ? two.y : two.w), row = i / 2 % 2;
       const int exact = 256 * products[i] + products[kSums + i] - zeros[row] * sum;
-      totals[i] += scales[row] * scale * static_cast<float>(exact);
+      totals[i] += row_scales[row] * scale * static_cast<float>(exact);
     }
   }
 
