@@ -72,13 +72,14 @@ def plans_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterabl
 
 def is_even(plan: LaunchPlan, build: tuple[int, int, int], n: int, k: int) -> bool:
     """Whether no multiprocessor has much more to do than with an even share."""
-    consumers, _, split = build
+    consumers, blocks, split = build
     tiles = -(-n // (64 * consumers))
     if plan.extra[1]:
         return tiles > 20
     rounds = -(-tiles // clusters_that_fit(split, 132))
     most = rounds * -(-(k // 128) // split) * 64 * consumers
-    return most < 1.8 * n * (k // 128) / 132 and (split == 1 or rounds <= 3)
+    slack = 2.4 if blocks == 2 else 1.8
+    return most < slack * n * (k // 128) / 132 and (split == 1 or rounds <= 3)
 
 
 def label(build: tuple[int, int, int], plan: LaunchPlan) -> str:
