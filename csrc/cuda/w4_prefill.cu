@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   // place in the ring in uniform registers.
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
   if (role == kConsumers) {
-    release_registers<kProducerRegisters>();
+    if constexpr (kMoveRegisters) release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
     if (warp == 0 && threadIdx.x % 32 == 0) producer.run_weights(codes_map, params_map);
@@ -182,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
       cluster_wait();
     }
   } else {
-    claim_registers<kConsumerRegisters>();
+    if constexpr (kMoveRegisters) claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};
     Warpgroup(shared, problem, worker, output, workspace, flags).run();
   }

@@ -34,10 +34,11 @@ constexpr int kArrivals = kIntegers ? 1 + kUnits : 2;  // that fill a stage
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kIntegers ? (kConsumers == 3 ? 96 : kConsumers == 4 ? 72 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kIntegers ? (kConsumers > 2 ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
     (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
+constexpr bool kMoveRegisters = kConsumerRegisters > kLaunchRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 // Tokens that pass to Y at a time; few where every block of a cluster is to add up a part of a tile.
