@@ -31,27 +31,32 @@ from awqkit_runtime.kernels.w4_tiled_linear import gpu_model, run_plan
 from awqkit_runtime.kernels.w4_tiles import W4Tiles, empty_tiles, unpack_tiles
 
 NAMES, SHAPES = list(LINEARS), list(LINEARS.values())
-#: (consumers, blocks, split)
+#: (consumers, row blocks, blocks, split)
 BUILDS = (
-    *((4, 1, 1), (4, 1, 4), (4, 1, 6), (4, 1, 7), (3, 1, 1), (3, 1, 3), (3, 1, 5)),
-    *((2, 2, 1), (2, 2, 3), (2, 2, 4), (2, 2, 5), (2, 2, 8)),
+    *((4, 1, 1, 1), (4, 1, 1, 4), (4, 1, 1, 6), (4, 1, 1, 7)),
+    *((3, 1, 1, 1), (3, 1, 1, 3), (3, 1, 1, 5)),
+    *((2, 1, 2, 1), (2, 1, 2, 4), (2, 1, 2, 5), (2, 1, 2, 8)),
+    *((2, 2, 1, 1), (2, 2, 1, 4), (2, 2, 1, 6), (2, 2, 1, 7)),
+    *((1, 2, 2, 1), (1, 2, 2, 4), (1, 2, 2, 5), (1, 2, 2, 8)),
 )
 ODD = ((24, 128), (72, 4096), (1000, 1280), (4104, 1152), (264, 1024))
 KINDS = ("normal", "one sign", "outliers", "one-signed groups")
 LIMIT = 2e-3
+Build = tuple[int, int, int, int]
 
 
-def variant_of(tokens: int, build: tuple[int, int, int]) -> Variant:
-    consumers, blocks, split = build
-    numbers = {"consumers": consumers, "blocks": blocks, "split": split}
+def variant_of(tokens: int, build: Build) -> Variant:
+    consumers, row_blocks, blocks, split = build
+    numbers = {"consumers": consumers, "row_blocks": row_blocks, "blocks": blocks, "split": split}
     return few_tokens(
         inputs="integers", tokens=max(8, tokens), cycles=1, paired_cycles=1, **numbers
     )
 
 
-def name_of(build: tuple[int, int, int]) -> str:
-    consumers, blocks, split = build
-    return f"{64 * consumers}r{'x2' if blocks == 2 else ''}/{split}"
+def name_of(build: Build) -> str:
+    consumers, row_blocks, blocks, split = build
+    warpgroup = "b" if row_blocks == 2 else ""
+    return f"{64 * consumers * row_blocks}{warpgroup}{'x2' if blocks == 2 else ''}/{split}"
 
 
 def plans_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterable[LaunchPlan]:
@@ -70,19 +75,20 @@ def plans_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterabl
         )
 
 
-def is_even(plan: LaunchPlan, build: tuple[int, int, int], n: int, k: int) -> bool:
+def is_even(plan: LaunchPlan, build: Build, n: int, k: int) -> bool:
     """Whether no multiprocessor has much more to do than with an even share."""
-    consumers, blocks, split = build
-    tiles = -(-n // (64 * consumers))
+    consumers, row_blocks, blocks, split = build
+    rows = 64 * consumers * row_blocks
+    tiles = -(-n // rows)
     if plan.extra[1]:
         return tiles > 20
     rounds = -(-tiles // clusters_that_fit(split, 132))
-    most = rounds * -(-(k // 128) // split) * 64 * consumers
+    most = rounds * -(-(k // 128) // split) * rows
     slack = 2.4 if blocks == 2 else 1.8
     return most < slack * n * (k // 128) / 132 and (split == 1 or rounds <= 3)
 
 
-def label(build: tuple[int, int, int], plan: LaunchPlan) -> str:
+def label(build: Build, plan: LaunchPlan) -> str:
     return name_of(build) + (" shared" if plan.extra[1] else "")
 
 
@@ -234,10 +240,10 @@ def measure(m: int, good: list[int]) -> None:
             seen[mix] = clock.us({i: kinds[i][kind] for i, kind in enumerate(mix)})
         return seen[mix]
 
-    limit = time.monotonic() + 12
+    limit = time.monotonic() + 9
     for start in (best, now):
         descend(start, kinds, alone, in_order, limit)
-        limit += 6
+        limit += 5
     print(f"  {m} tokens: now {in_order(now):.2f} us a block")
     for _ in range(2):
         for mix in sorted(seen, key=seen.__getitem__)[:6]:

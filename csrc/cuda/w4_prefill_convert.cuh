@@ -18,11 +18,11 @@ struct Inputs {
   u32 pairs[8];
 };
 
-// The same as integers, and what all of the token's have in common: scale and the sum of i.
+// The same as integers, and what all of the token's have in common: scale and the negative sum of i.
 struct Integers {
   u32 high[4], low[4];
   float scale;
-  int sum;
+  int minus_sum;
 };
 
 __device__ __forceinline__ u32 max_of_halves(u32 a, u32 b) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ Integers integers_of(const Inputs& inputs) {
   Integers result;
   result.scale =
       __uint_as_float(largest >= kInfinity ? 0x7fc00000u : (254u - factor_exponent) << 23);
-  int high = 0, low = 0;
+  int high = 0, low = 0;  // sums
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
     u32 both[2];  // bytes low, low, high, high: of halves 0 and 1
@@ -78,10 +78,10 @@ __device__ __forceinline__ Integers integers_of(const Inputs& inputs) {
     low = __dp4a(static_cast<int>(result.low[c]), 0x01010101, low);
     high = __dp4a(static_cast<int>(result.high[c]), 0x01010101, high);
   }
-  result.sum = 256 * high + low;
+  result.minus_sum = -256 * high - low;
 #pragma unroll
   for (int lanes = 4; lanes > 0; lanes /= 2)
-    result.sum += __shfl_xor_sync(0xffffffffu, result.sum, lanes);
+    result.minus_sum += __shfl_xor_sync(0xffffffffu, result.minus_sum, lanes);
   return result;
 }
 
@@ -177,7 +177,7 @@ class Converter {
     store_shared(row + kSliceBytes, integers.low);
     if (threadIdx.x % 8 == 0)
       store_shared(scales_ + stage * kScaleBytes + unit * 32, __float_as_uint(integers.scale),
-                   static_cast<u32>(integers.sum));
+                   static_cast<u32>(integers.minus_sum));
   }
 
   w4::Schedule schedule_;

@@ -20,7 +20,7 @@ class IntegerConsumer {
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
     stages_.wait();
     Group group = load_group();
-    u32 fragments[kSets][4][4];
+    Fragments fragments[kSets];
     unpack(group, fragments[0]);
     for (int left = segment.end - segment.begin; left > 0; left -= kSets) {
 #pragma unroll
@@ -32,83 +32,120 @@ class IntegerConsumer {
   }
 
  private:
+  static constexpr int kBlockSums = kTokens / 2;  // of a row block
+
   // Of a lane: codes and params.
   struct Group {
-    uint4 codes[2];
-    uint2 words;
+    uint4 codes[kRowBlocks][2];
+    uint2 words[kRowBlocks];
   };
 
-  // Fragments: with two sets, taken in turn, the next group's codes become operands while the tensor
+  // Of a group's k32 steps.
+  struct Fragments {
+    u32 of[kRowBlocks][4][4];
+  };
+
+  // With two sets of fragments, taken in turn, the next group's codes become operands while the tensor
   // cores multiply. With many tokens there are no registers for that.
   static constexpr int kSets = kTokens > 16 ? 1 : 2;
 
   __device__ __forceinline__ Group load_group() const {
-    return {{stages_.load_codes(0, 0), stages_.load_codes(0, 1)}, stages_.load_params(0)};
+    Group group;
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; ++block) {
+      group.codes[block][0] = stages_.load_codes(block, 0);
+      group.codes[block][1] = stages_.load_codes(block, 1);
+      group.words[block] = stages_.load_params(block);
+    }
+    return group;
   }
 
-  __device__ __forceinline__ static void unpack(const Group& group, u32 (&fragments)[4][4]) {
+  __device__ __forceinline__ static void unpack(const Group& group, Fragments& fragments) {
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
+    for (int block = 0; block < kRowBlocks; ++block)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const u32 word = word_of(group.codes[step / 2], step % 2 * 2 + half);
-        fragments[step][2 * half] = word & 0x0f0f0f0fu;
-        fragments[step][2 * half + 1] = word >> 4 & 0x0f0f0f0fu;
+      for (int step = 0; step < 4; ++step) {
+        u32(&fragment)[4] = fragments.of[block][step];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const u32 word = word_of(group.codes[block][step / 2], step % 2 * 2 + half);
+          fragment[2 * half] = word & 0x0f0f0f0fu;
+          fragment[2 * half + 1] = word >> 4 & 0x0f0f0f0fu;
+        }
+        pin_registers(fragment);
       }
-      pin_registers(fragments[step]);
-    }
   }
 
   // group: the next one, if there are more, when it returns.
   __device__ __forceinline__ void add_group(float (&totals)[kSums], Group& group,
-                                            const u32 (&fragments)[4][4], u32 (&next)[4][4],
+                                            const Fragments& fragments, Fragments& next,
                                             bool more) {
-    int products[2 * kSums];
+    int products[kRowBlocks][2 * kBlockSums];
     const u64 tokens = stage_tokens();
-    wgmma_fence();
-    wgmma_integers_first(products, fragments[0], tokens);
 #pragma unroll
-    for (int step = 1; step < 4; ++step)
-      wgmma_integers(products, fragments[step], tokens + kStep * step);
-    wgmma_commit();
+    for (int block = 0; block < kRowBlocks; ++block)
+      multiply(products[block], fragments.of[block], tokens);
     const u32 scales = scales_ + stages_.current() * kScaleBytes;
-    const uint2 words = group.words;
+    uint2 words[kRowBlocks];
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; ++block) words[block] = group.words[block];
     stages_.advance();
     if (more) {
       stages_.wait();
       group = load_group();
       if constexpr (kSets > 1) unpack(group, next);
     }
-    wgmma_wait<0>();
-    add_scaled(totals, products, words, scales);
+    uint4 of_tokens[kTokens / 8];
+    if constexpr (kSets > 1) load_scales(of_tokens, scales);
+#pragma unroll
+    for (int block = 0; block < kRowBlocks; ++block) {
+      if (block + 1 < kRowBlocks)
+        wgmma_wait<1>();
+      else
+        wgmma_wait<0>();
+      if (kSets == 1 && block == 0) load_scales(of_tokens, scales);
+      add_scaled(totals + block * kBlockSums, products[block], words[block], of_tokens);
+    }
     stages_.release();
     if constexpr (kSets == 1) unpack(group, next);
   }
 
+  __device__ __forceinline__ static void load_scales(uint4 (&of_tokens)[kTokens / 8], u32 scales) {
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) of_tokens[j] = load_shared(scales + 64 * j);
+  }
+
+  __device__ __forceinline__ static void multiply(int (&products)[2 * kBlockSums],
+                                                  const u32 (&fragments)[4][4], u64 tokens) {
+    wgmma_fence();
+    wgmma_integers_first(products, fragments[0], tokens);
+#pragma unroll
+    for (int step = 1; step < 4; ++step)
+      wgmma_integers(products, fragments[step], tokens + kStep * step);
+    wgmma_commit();
+  }
+
   // Products 0 and 1 of every four belong to row r, the others to row r + 8; the second half of them to
-  // the inputs' low bytes. scales: where scale and sum of two neighbouring tokens lie, of every eight.
-  __device__ __forceinline__ static void add_scaled(float (&totals)[kSums],
-                                                    int (&products)[2 * kSums], uint2 words,
-                                                    u32 scales) {
-    uint4 tokens[kTokens / 8];
+  // the inputs' low bytes. of_tokens: scale and negative sum of two neighbouring tokens.
+  __device__ __forceinline__ static void add_scaled(float* totals, int (&products)[2 * kBlockSums],
+                                                    uint2 words,
+                                                    const uint4 (&of_tokens)[kTokens / 8]) {
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) tokens[j] = load_shared(scales + 64 * j);
-#pragma unroll
-    for (int i = 0; i < 2 * kSums; ++i) asm volatile("" : "+r"(products[i])::"memory");
+    for (int i = 0; i < 2 * kBlockSums; ++i) asm volatile("" : "+r"(products[i])::"memory");
     const float row_scales[2] = {w4::scale_of(words.x), w4::scale_of(words.y)};
     const int zeros[2] = {zero_of(words.x), zero_of(words.y)};
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      const uint4& two = tokens[i / 4];
+    for (int i = 0; i < kBlockSums; ++i) {
+      const uint4& two = of_tokens[i / 4];
       const float scale = __uint_as_float(i % 2 == 0 ? two.x : two.z);
-      const int sum = static_cast<int>(i % 2 == 0 ? two.y : two.w), row = i / 2 % 2;
-      const int exact = 256 * products[i] + products[kSums + i] - zeros[row] * sum;
+      const int minus_sum = static_cast<int>(i % 2 == 0 ? two.y : two.w), row = i / 2 % 2;
+      const int exact = 256 * products[i] + products[kBlockSums + i] + zeros[row] * minus_sum;
       totals[i] += row_scales[row] * scale * static_cast<float>(exact);
     }
   }
 
-  // The params hold BF16 bits of 128 + z.
-  __device__ __forceinline__ static int zero_of(u32 word) { return word >> 16 & 0x7f; }
+  // The params hold BF16 bits of 128 + z, whose low byte is z.
+  __device__ __forceinline__ static int zero_of(u32 word) { return __byte_perm(word, 0, 0x4442); }
 
   __device__ __forceinline__ u64 stage_tokens() const {
     const u32 low = __shfl_sync(0xffffffffu, tokens_ + stages_.current() * (kTokenBytes / 16), 0);

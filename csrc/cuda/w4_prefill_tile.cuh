@@ -20,7 +20,7 @@ constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 static_assert(!kIntegers || (kScaleSums && kTokens <= 32 && kCluster == 1), "few tokens");
-static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
+static_assert(kByWarps ? kScaleSums : kRowBlocks <= (kIntegers ? 2 : 1), "row blocks of a warpgroup");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
@@ -34,7 +34,7 @@ constexpr int kArrivals = kIntegers ? 1 + kUnits : 2;  // that fill a stage
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kIntegers ? (kConsumers > 2 ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kIntegers ? (kConsumers > 2 || kRowBlocks > 1 ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
     (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
