@@ -8,16 +8,20 @@
 // shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
 // a cluster share one tile along K instead and sum it through distributed shared memory.
 //
-// Compile-time: W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
+// With W4_INPUTS = 1 the other three warps of the producers make integers of the inputs, and wgmma
+// multiplies codes as they are with those.
+//
+// Compile-time: W4_INPUTS (0: BF16, as they are; 1: integers of 16 bits, up to 32 tokens and with
+// W4_SCALE_SUMS), W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
 // that), W4_CONSUMERS (1 to 4; 128 tokens at most with 4), W4_ROW_BLOCKS (64 rows each, of a consumer;
-// more than 1 with 8 tokens only), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
+// more than 1 with 8 tokens, or 2 of integers), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
 // (blocks that share a tile, up to 8; not with W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 to 3),
-// W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens), W4_SCALE_SUMS (1: a
+// W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens or integers), W4_SCALE_SUMS (1: a
 // group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
 //   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens (kStoreTokens), T = W4_TOKENS,
-//   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
+//   stage), S store tokens (kStoreTokens), T = W4_TOKENS, I = 8 * T of integers, else 0,
+//   W4_STAGES * (H * (128 * T + 2048 * R) + 256 * R + I + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
 //   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
 // row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
@@ -27,6 +31,7 @@
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
+//          (for integers a pointer, 16-byte aligned)
 //   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128 * H, 4 * R}, no swizzle
 //   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * R}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.

@@ -19,14 +19,13 @@ class IntegerConsumer {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
     stages_.wait();
-    Group group = load_group();
-    Fragments fragments[kSets];
-    unpack(group, fragments[0]);
+    Operands operands[kSets];
+    unpack(load_group(), operands[0]);
     for (int left = segment.end - segment.begin; left > 0; left -= kSets) {
 #pragma unroll
       for (int set = 0; set < kSets; ++set) {
         if (left <= set) break;
-        add_group(totals, group, fragments[set], fragments[(set + 1) % kSets], left > set + 1);
+        add_group(totals, operands[set], operands[(set + 1) % kSets], left > set + 1);
       }
     }
   }
@@ -40,13 +39,14 @@ class IntegerConsumer {
     uint2 words[kRowBlocks];
   };
 
-  // Of a group's k32 steps.
-  struct Fragments {
-    u32 of[kRowBlocks][4][4];
+  // The codes of a group's k32 steps in the order of wgmma; its params.
+  struct Operands {
+    u32 fragments[kRowBlocks][4][4];
+    uint2 words[kRowBlocks];
   };
 
-  // With two sets of fragments, taken in turn, the next group's codes become operands while the tensor
-  // cores multiply. With many tokens there are no registers for that.
+  // Of operands. With two, taken in turn, the next group's are made while the tensor cores multiply; with
+  // many tokens there are no registers for that.
   static constexpr int kSets = kTokens > 16 ? 1 : 2;
 
   __device__ __forceinline__ Group load_group() const {
@@ -60,12 +60,13 @@ class IntegerConsumer {
     return group;
   }
 
-  __device__ __forceinline__ static void unpack(const Group& group, Fragments& fragments) {
+  __device__ __forceinline__ static void unpack(const Group& group, Operands& operands) {
 #pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block)
+    for (int block = 0; block < kRowBlocks; ++block) {
+      operands.words[block] = group.words[block];
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        u32(&fragment)[4] = fragments.of[block][step];
+        u32(&fragment)[4] = operands.fragments[block][step];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const u32 word = word_of(group.codes[block][step / 2], step % 2 * 2 + half);
@@ -74,22 +75,20 @@ class IntegerConsumer {
         }
         pin_registers(fragment);
       }
+    }
   }
 
-  // group: the next one, if there are more, when it returns.
-  __device__ __forceinline__ void add_group(float (&totals)[kSums], Group& group,
-                                            const Fragments& fragments, Fragments& next,
-                                            bool more) {
+  // next: may be the same as operands; filled if there are more groups.
+  __device__ __forceinline__ void add_group(float (&totals)[kSums], const Operands& operands,
+                                            Operands& next, bool more) {
     int products[kRowBlocks][2 * kBlockSums];
     const u64 tokens = stage_tokens();
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block)
-      multiply(products[block], fragments.of[block], tokens);
+      multiply(products[block], operands.fragments[block], tokens);
     const u32 scales = scales_ + stages_.current() * kScaleBytes;
-    uint2 words[kRowBlocks];
-#pragma unroll
-    for (int block = 0; block < kRowBlocks; ++block) words[block] = group.words[block];
     stages_.advance();
+    Group group;
     if (more) {
       stages_.wait();
       group = load_group();
@@ -104,10 +103,10 @@ class IntegerConsumer {
       else
         wgmma_wait<0>();
       if (kSets == 1 && block == 0) load_scales(of_tokens, scales);
-      add_scaled(totals + block * kBlockSums, products[block], words[block], of_tokens);
+      add_scaled(totals + block * kBlockSums, products[block], operands.words[block], of_tokens);
     }
     stages_.release();
-    if constexpr (kSets == 1) unpack(group, next);
+    if (kSets == 1 && more) unpack(group, next);
   }
 
   __device__ __forceinline__ static void load_scales(uint4 (&of_tokens)[kTokens / 8], u32 scales) {
@@ -142,11 +141,16 @@ class IntegerConsumer {
       const int exact = 256 * products[i] + products[kBlockSums + i] + zeros[row] * minus_sum;
       totals[i] += row_scales[row] * scale * static_cast<float>(exact);
     }
+    if constexpr (kRowBlocks > 1) {  // Before the next row block's products are waited for.
+#pragma unroll
+      for (int i = 0; i < kBlockSums; ++i) asm volatile("" : "+f"(totals[i])::"memory");
+    }
   }
 
   // The params hold BF16 bits of 128 + z, whose low byte is z.
   __device__ __forceinline__ static int zero_of(u32 word) { return __byte_perm(word, 0, 0x4442); }
 
+  // Read from one lane, so that the descriptor lies in uniform registers.
   __device__ __forceinline__ u64 stage_tokens() const {
     const u32 low = __shfl_sync(0xffffffffu, tokens_ + stages_.current() * (kTokenBytes / 16), 0);
     return static_cast<u64>(kTokenDescriptor >> 32) << 32 | low;
