@@ -31,32 +31,33 @@ from awqkit_runtime.kernels.w4_tiled_linear import gpu_model, run_plan
 from awqkit_runtime.kernels.w4_tiles import W4Tiles, empty_tiles, unpack_tiles
 
 NAMES, SHAPES = list(LINEARS), list(LINEARS.values())
-#: (consumers, row blocks, blocks, split)
+#: (consumers, producers, row blocks, blocks, split)
 BUILDS = (
-    *((4, 1, 1, 1), (4, 1, 1, 4), (4, 1, 1, 6), (4, 1, 1, 7)),
-    *((3, 1, 1, 1), (3, 1, 1, 3), (3, 1, 1, 5)),
-    *((2, 1, 2, 1), (2, 1, 2, 4), (2, 1, 2, 5), (2, 1, 2, 8)),
-    *((2, 2, 1, 1), (2, 2, 1, 4), (2, 2, 1, 6), (2, 2, 1, 7)),
-    *((1, 2, 2, 1), (1, 2, 2, 4), (1, 2, 2, 5), (1, 2, 2, 8)),
+    *((4, 1, 1, 1, 1), (4, 1, 1, 1, 4), (4, 1, 1, 1, 6)),
+    *((4, 2, 1, 1, 1), (4, 2, 1, 1, 4), (4, 2, 1, 1, 6)),
+    *((3, 1, 1, 1, 1), (3, 1, 1, 1, 3), (3, 1, 1, 1, 5), (3, 2, 1, 1, 3), (3, 2, 1, 1, 5)),
+    *((2, 1, 1, 2, 1), (2, 1, 1, 2, 4), (2, 1, 1, 2, 5)),
+    *((2, 1, 2, 1, 1), (2, 2, 2, 1, 1), (2, 2, 2, 1, 4), (2, 2, 2, 1, 6)),
+    *((1, 1, 2, 2, 1), (1, 1, 2, 2, 4), (1, 1, 2, 2, 5), (1, 1, 2, 2, 8)),
 )
 ODD = ((24, 128), (72, 4096), (1000, 1280), (4104, 1152), (264, 1024))
 KINDS = ("normal", "one sign", "outliers", "one-signed groups")
 LIMIT = 2e-3
-Build = tuple[int, int, int, int]
+Build = tuple[int, int, int, int, int]
 
 
 def variant_of(tokens: int, build: Build) -> Variant:
-    consumers, row_blocks, blocks, split = build
-    numbers = {"consumers": consumers, "row_blocks": row_blocks, "blocks": blocks, "split": split}
+    names = ("consumers", "producers", "row_blocks", "blocks", "split")
+    numbers = dict(zip(names, build, strict=True))
     return few_tokens(
         inputs="integers", tokens=max(8, tokens), cycles=1, paired_cycles=1, **numbers
     )
 
 
 def name_of(build: Build) -> str:
-    consumers, row_blocks, blocks, split = build
-    warpgroup = "b" if row_blocks == 2 else ""
-    return f"{64 * consumers * row_blocks}{warpgroup}{'x2' if blocks == 2 else ''}/{split}"
+    consumers, producers, row_blocks, blocks, split = build
+    marks = ("p" if producers == 2 else "") + ("b" if row_blocks == 2 else "")
+    return f"{64 * consumers * row_blocks}{marks}{'x2' if blocks == 2 else ''}/{split}"
 
 
 def plans_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterable[LaunchPlan]:
@@ -77,7 +78,7 @@ def plans_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterabl
 
 def is_even(plan: LaunchPlan, build: Build, n: int, k: int) -> bool:
     """Whether no multiprocessor has much more to do than with an even share."""
-    consumers, row_blocks, blocks, split = build
+    consumers, _, row_blocks, blocks, split = build
     rows = 64 * consumers * row_blocks
     tiles = -(-n // rows)
     if plan.extra[1]:

@@ -27,6 +27,7 @@ class Variant:
     tokens: int
     consumers: int
     cycles: int
+    producers: int = 1
     blocks: int = 1
     paired_cycles: int = 0
     row_blocks: int = 1
@@ -41,6 +42,7 @@ class Variant:
         numbers = {
             "TOKENS": self.tokens,
             "CONSUMERS": self.consumers,
+            "PRODUCERS": self.producers,
             "ROW_BLOCKS": self.row_blocks,
             "CLUSTER": self.cluster,
             "SPLIT": self.split,
@@ -69,7 +71,7 @@ class Variant:
 
     @property
     def threads(self) -> int:
-        return 128 * (self.consumers + 1)
+        return 128 * (self.consumers + self.producers)
 
     @property
     def stage_inputs(self) -> int:

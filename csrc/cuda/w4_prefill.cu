@@ -172,10 +172,10 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
   // place in the ring in uniform registers.
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
-  if (role == kConsumers) {
+  if (role >= kConsumers) {
     if constexpr (kMoveRegisters) release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
-    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 - 4 * kConsumers, 0);
     if (warp == 0 && threadIdx.x % 32 == 0) producer.run_weights(codes_map, params_map);
 #if W4_INPUTS == 1
     if (warp > 0) Converter(shared, problem, worker, warp - 1).run(x, m, k);

@@ -1,5 +1,5 @@
-// Inputs become integers of 16 bits on their way to the ring: three warps beside the one that fetches
-// weights read them from global memory, ahead of the ring, and write what wgmma u8 x s8 takes.
+// Inputs become integers of 16 bits on their way to the ring: all warps of the producers but the one that
+// fetches weights read them from global memory, ahead of the ring, and write what wgmma u8 x s8 takes.
 //
 // An input of a token and a group is i * scale, scale a power of two so large that the largest i has 15
 // bits: what lies within a factor of 2^7 of the largest stays as it is. i = 256 * high + low, both s8. A
@@ -85,7 +85,8 @@ __device__ __forceinline__ Integers integers_of(const Inputs& inputs) {
   return result;
 }
 
-// One warp's share: every third unit of four tokens of a group.
+// One warp's share: of every kConverters units of four tokens of a group one. Whoever multiplies orders
+// its stores before the tensor cores' reads: a fence here would wait for all loads under way.
 class Converter {
  public:
   __device__ __forceinline__ Converter(const Shared& shared, const w4::Problem& problem, int worker,
@@ -138,7 +139,6 @@ class Converter {
         load(inputs[i]);
         barrier_wait(empty_ + 8 * ring.stage, ring.parity ^ 1);
         store(integers, ring.stage, unit);
-        fence_async_proxy();
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(full_ + 8 * ring.stage);
         unit += kConverters;

@@ -83,6 +83,7 @@ class IntegerConsumer {
                                             Operands& next, bool more) {
     int products[kRowBlocks][2 * kBlockSums];
     const u64 tokens = stage_tokens();
+    fence_async_proxy();
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block)
       multiply(products[block], operands.fragments[block], tokens);

@@ -10,6 +10,7 @@ constexpr int kTokens = W4_TOKENS;
 constexpr bool kIntegers = W4_INPUTS == 1;             // inputs, on their way to the ring
 constexpr bool kByWarps = kTokens == 8 && !kIntegers;  // each multiplies alone, with mma.sync
 constexpr int kConsumers = W4_CONSUMERS;    // warpgroups
+constexpr int kProducers = W4_PRODUCERS;    // warpgroups; more than one to make integers
 constexpr int kRowBlocks = W4_ROW_BLOCKS;   // of 64 rows, of a consumer
 constexpr int kCluster = W4_CLUSTER;        // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;            // blocks that share a tile, each a part of K
@@ -24,19 +25,20 @@ static_assert(kByWarps ? kScaleSums : kRowBlocks <= (kIntegers ? 2 : 1), "row bl
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
-constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+constexpr int kThreads = kWarpgroup * (kConsumers + kProducers);
 
 // Warps that turn inputs into integers, four tokens of a group at a time.
-constexpr int kConverters = 3;
+constexpr int kConverters = 4 * kProducers - 1;
 constexpr int kUnits = kTokens / 4;
 constexpr int kArrivals = kIntegers ? 1 + kUnits : 2;  // that fill a stage
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kIntegers ? (kConsumers > 2 || kRowBlocks > 1 ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kIntegers ? (kProducers == 1 && (kConsumers > 2 || kRowBlocks > 1) ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
-    (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
+    (kLaunchRegisters * (kConsumers + kProducers) - kProducers * kProducerRegisters) / kConsumers /
+    8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 constexpr bool kMoveRegisters = kConsumerRegisters > kLaunchRegisters;
 
