@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from gpu_timing import microseconds
@@ -35,11 +36,15 @@ NAMES, SHAPES = list(LINEARS), list(LINEARS.values())
 BUILDS = (
     *((4, 1, 1, 1, 1), (4, 1, 1, 1, 4), (4, 1, 1, 1, 6)),
     *((4, 2, 1, 1, 1), (4, 2, 1, 1, 4), (4, 2, 1, 1, 6)),
-    *((3, 1, 1, 1, 1), (3, 1, 1, 1, 3), (3, 1, 1, 1, 5), (3, 2, 1, 1, 3), (3, 2, 1, 1, 5)),
+    *((3, 1, 1, 1, 3), (3, 1, 1, 1, 5), (3, 2, 1, 1, 3), (3, 2, 1, 1, 5)),
     *((2, 1, 1, 2, 1), (2, 1, 1, 2, 4), (2, 1, 1, 2, 5)),
     *((2, 1, 2, 1, 1), (2, 2, 2, 1, 1), (2, 2, 2, 1, 4), (2, 2, 2, 1, 6)),
-    *((1, 1, 2, 2, 1), (1, 1, 2, 2, 4), (1, 1, 2, 2, 5), (1, 1, 2, 2, 8)),
+    *((1, 1, 2, 2, 1), (1, 1, 2, 2, 4), (1, 1, 2, 2, 5)),
 )
+#: 1: nothing converted, 2: no products, 4: no scales, 8: operands made once.
+PROBES = (1, 2, 3, 5, 9, 13)
+#: Builds of which parts are left out to see what the others take, for gate_up and for down.
+PROBED = (((4, 1, 1, 1, 1), (4, 2, 1, 1, 1), (2, 2, 2, 1, 1)), ((4, 2, 1, 1, 6), (3, 2, 1, 1, 5)))
 ODD = ((24, 128), (72, 4096), (1000, 1280), (4104, 1152), (264, 1024))
 KINDS = ("normal", "one sign", "outliers", "one-signed groups")
 LIMIT = 2e-3
@@ -213,10 +218,25 @@ class Clock:
         return microseconds(run) / BLOCKS
 
 
+def without(plan: LaunchPlan, probe: int) -> LaunchPlan:
+    defines = (*plan.program.defines, f"W4_PROBE={probe}")
+    return replace(plan, program=replace(plan.program, defines=defines))
+
+
+def probe(m: int, clock: Clock, gpu: GpuModel) -> None:
+    for i, builds in zip((2, 3), PROBED, strict=True):
+        for build in builds:
+            plan = next(iter(plans_of(variant_of(m, build), m, *SHAPES[i], gpu)))
+            us = [clock.us({i: without(plan, number)}) for number in PROBES]
+            cells = ", ".join(f"{number}: {t:.2f}" for number, t in zip(PROBES, us, strict=True))
+            print(f"  {m} tokens, {NAMES[i]} {name_of(build)}: {cells}", flush=True)
+
+
 def measure(m: int, good: list[int]) -> None:
     torch.manual_seed(0)
     gpu = gpu_model(torch.device("cuda", 0))
     clock = Clock(m)
+    probe(m, clock, gpu)
     kinds: list[dict[str, LaunchPlan]] = []
     for n, k in SHAPES:
         plans = {"now": plan_w4_linear(m, n, k, gpu), "batch": plan_prefill(m, n, k, gpu).plan}
@@ -285,6 +305,9 @@ def compile_all(tokens: list[int]) -> None:
     ]
     for m, build in itertools.product(tokens, BUILDS):
         plans += plans_of(variant_of(m, build), m, *SHAPES[3], gpu)
+    for m, build, number in itertools.product(tokens, sum(PROBED, ()), PROBES):
+        some = plans_of(variant_of(m, build), m, *SHAPES[3], gpu)
+        plans += (without(plan, number) for plan in some)
     compile_programs({plan.program for plan in plans}, device_architecture(torch.device("cuda", 0)))
 
 

@@ -44,10 +44,7 @@ def plan_choice(choice: Choice, m: int, n: int, k: int) -> LaunchPlan:
             shared_bytes=variant.shared_bytes,
             overlap=True,
         ),
-        operands=(
-            "x" if variant.inputs == "integers" else "x_map",
-            *("codes_map", "params_map", "bias", "y", "workspace", "flags"),
-        ),
+        operands=("x_map", "codes_map", "params_map", "bias", "y", "workspace", "flags"),
         extra=(_band(m, k, variant.tokens), stream_tiles),
         boxes=Boxes(
             tokens=variant.tokens // variant.cluster,

@@ -95,7 +95,7 @@ class Variant:
 
     @property
     def _stage_bytes(self) -> int:
-        scales = 8 * self.tokens if self.inputs == "integers" else 0
+        scales = 8 * self.tokens + 8 if self.inputs == "integers" else 0
         slices = self._slices * (128 * self.tokens + 512 * self.row_tiles)
         return slices + 64 * self.row_tiles + scales
 

@@ -57,8 +57,7 @@ def _maps(plan: LaunchPlan, x: Tensor, weight: W4Tiles) -> dict[str, Any]:
     boxes = plan.boxes
     if boxes is None:
         return maps
-    if "x_map" in plan.operands:
-        maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
+    maps["x_map"] = tensor_map(x, (boxes.tokens, boxes.inputs), swizzled=True)
     if boxes.row_tiles:
         for name, words, width in (
             ("codes_map", weight.codes, boxes.code_inputs // TILE_INPUTS * CODE_WORDS),

@@ -8,7 +8,7 @@
 // shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
 // a cluster share one tile along K instead and sum it through distributed shared memory.
 //
-// With W4_INPUTS = 1 the other three warps of the producers make integers of the inputs, and wgmma
+// With W4_INPUTS = 1 other warps of the producers make integers of the tokens in the ring, and wgmma
 // multiplies codes as they are with those.
 //
 // Compile-time: W4_INPUTS (0: BF16, as they are; 1: integers of 16 bits, up to 32 tokens and with
@@ -20,7 +20,7 @@
 // group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
 //   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens (kStoreTokens), T = W4_TOKENS, I = 8 * T of integers, else 0,
+//   stage), S store tokens (kStoreTokens), T = W4_TOKENS, I = 8 * T + 8 of integers, else 0,
 //   W4_STAGES * (H * (128 * T + 2048 * R) + 256 * R + I + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
 //   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
@@ -31,7 +31,6 @@
 // k is a multiple of 128, n of 8; y and bias (or null) 16-byte aligned.
 // Tensor maps, rank 2, zero fill:
 //   x      BF16 {k, m}                           box {64, W4_TOKENS / W4_CLUSTER}, 128-byte swizzle
-//          (for integers a pointer, 16-byte aligned)
 //   codes  u32  {k / 64 * 128, ceil(n / 16)}     box {128 * H, 4 * R}, no swizzle
 //   params u32  {k / 128 * 16, ceil(n / 16)}     box {16, 4 * R}, no swizzle
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
@@ -56,12 +55,9 @@ namespace w4_prefill {
 
 #if W4_INPUTS == 1
 using Consumer = IntegerConsumer;
-using Source = const unsigned short*;
 #elif W4_TOKENS == 8
-using Source = TensorMap;
 using Consumer = WarpConsumer;
 #else
-using Source = TensorMap;
 using Consumer = WarpgroupConsumer;
 #endif
 
@@ -132,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
 #if W4_CLUSTER * W4_SPLIT > 1
     __cluster_dims__(W4_CLUSTER * W4_SPLIT, 1, 1)
 #endif
-    w4_prefill_linear(const __grid_constant__ w4_prefill::Source x,
+    w4_prefill_linear(const __grid_constant__ w4_prefill::TensorMap x_map,
                       const __grid_constant__ w4_prefill::TensorMap codes_map,
                       const __grid_constant__ w4_prefill::TensorMap params_map,
                       const unsigned short* bias, unsigned short* y, float* workspace, int* flags,
@@ -153,12 +149,11 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   if (threadIdx.x == 0) {
     prefetch_map(codes_map);
     prefetch_map(params_map);
-#if W4_INPUTS == 0
-    prefetch_map(x);
-#endif
+    prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(shared.full + 8 * stage, kArrivals);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
+      if constexpr (kIntegers) barrier_init(shared.raw + 8 * stage, 1);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
@@ -177,10 +172,9 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const Producer producer(shared, problem, worker);
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 - 4 * kConsumers, 0);
     if (warp == 0 && threadIdx.x % 32 == 0) producer.run_weights(codes_map, params_map);
+    if (warp == 1 && threadIdx.x % 32 == 0) producer.run_tokens(x_map);
 #if W4_INPUTS == 1
-    if (warp > 0) Converter(shared, problem, worker, warp - 1).run(x, m, k);
-#else
-    if (warp == 1 && threadIdx.x % 32 == 0) producer.run_tokens(x);
+    if (warp > 1) Converter(shared, problem, worker, warp - 2).run();
 #endif
     if constexpr (kSplit > 1) {
       __syncwarp();

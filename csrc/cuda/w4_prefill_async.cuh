@@ -99,16 +99,6 @@ __device__ __forceinline__ void store_shared(u32 address, u32 first, u32 second)
                : "memory");
 }
 
-// Not before what the kernel waits for.
-__device__ __forceinline__ uint4 load_global(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from)
-               : "memory");
-  return value;
-}
-
 // Between stores to shared memory and what tensor cores read of it, once the two are ordered.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -18,6 +18,14 @@ class IntegerConsumer {
   __device__ __forceinline__ void accumulate(float (&totals)[kSums], const w4::Segment& segment) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] = 0.0f;
+#if W4_PROBE & 2
+    for (int left = segment.end - segment.begin; left > 0; --left) {
+      stages_.wait();
+      stages_.advance();
+      stages_.release();
+    }
+    return;
+#endif
     stages_.wait();
     Operands operands[kSets];
     unpack(load_group(), operands[0]);
@@ -83,7 +91,6 @@ class IntegerConsumer {
                                             Operands& next, bool more) {
     int products[kRowBlocks][2 * kBlockSums];
     const u64 tokens = stage_tokens();
-    fence_async_proxy();
 #pragma unroll
     for (int block = 0; block < kRowBlocks; ++block)
       multiply(products[block], operands.fragments[block], tokens);
@@ -93,7 +100,11 @@ class IntegerConsumer {
     if (more) {
       stages_.wait();
       group = load_group();
+#if W4_PROBE & 8
+      next.words[0] = group.words[0];
+#else
       if constexpr (kSets > 1) unpack(group, next);
+#endif
     }
     uint4 of_tokens[kTokens / 8];
     if constexpr (kSets > 1) load_scales(of_tokens, scales);
@@ -104,10 +115,17 @@ class IntegerConsumer {
       else
         wgmma_wait<0>();
       if (kSets == 1 && block == 0) load_scales(of_tokens, scales);
+#if W4_PROBE & 4
+      for (int i = 0; i < 2 * kBlockSums; ++i) asm volatile("" : "+r"(products[block][i])::"memory");
+      totals[block * kBlockSums] += __uint_as_float(products[block][0] + operands.words[block].x + of_tokens[0].x);
+#else
       add_scaled(totals + block * kBlockSums, products[block], operands.words[block], of_tokens);
+#endif
     }
     stages_.release();
+#if !(W4_PROBE & 8)
     if (kSets == 1 && more) unpack(group, next);
+#endif
   }
 
   __device__ __forceinline__ static void load_scales(uint4 (&of_tokens)[kTokens / 8], u32 scales) {

@@ -27,9 +27,9 @@ constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
 constexpr int kThreads = kWarpgroup * (kConsumers + kProducers);
 
-// Warps that turn inputs into integers, four tokens of a group at a time.
-constexpr int kConverters = 4 * kProducers - 1;
-constexpr int kUnits = kTokens / 4;
+// Warps that turn inputs into integers, eight tokens of a group at a time.
+constexpr int kConverters = 4 * kProducers - 2;
+constexpr int kUnits = kTokens / 8;
 constexpr int kArrivals = kIntegers ? 1 + kUnits : 2;  // that fill a stage
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
@@ -64,7 +64,7 @@ constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 // Shared memory: the tokens of all stages (1024-byte aligned), codes, params, the inputs' scales
 // (and sums), store buffers, what the other blocks of a split tile send, barriers.
 struct Shared {
-  u32 tokens, codes, params, scales, store, sums, full, empty, summed;
+  u32 tokens, codes, params, scales, store, sums, full, empty, raw, summed;
 
   __device__ __forceinline__ explicit Shared(u32 base)
       : tokens(base),
@@ -75,7 +75,8 @@ struct Shared {
         sums(store + 2 * kConsumers * kStoreBytes),
         full(sums + kSumBytes),
         empty(full + 8 * kStages),
-        summed(empty + 8 * kStages) {}
+        raw(empty + 8 * kStages),
+        summed(raw + (kIntegers ? 8 * kStages : 0)) {}
 };
 
 // Position in the ring; `parity` is that of the phase in which this round of stages fills.
@@ -86,6 +87,15 @@ struct Ring {
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) {
       stage = 0;
+      parity ^= 1;
+    }
+  }
+
+  // Not more than once around.
+  __device__ __forceinline__ void advance(int stages) {
+    stage += stages;
+    if (stage >= kStages) {
+      stage -= kStages;
       parity ^= 1;
     }
   }
