@@ -14,7 +14,7 @@ from awqkit_runtime.kernels.launch_plan import (
     TimedPlan,
     ceil_div,
 )
-from awqkit_runtime.kernels.w4_prefill_choice import Choice, choose_variant
+from awqkit_runtime.kernels.w4_prefill_choice import choose_variant
 
 #: A last round of tiles fuller than this is as well left alone as shared out along K.
 _FULL_ROUND = 0.88
@@ -25,16 +25,11 @@ _ROWS = 128
 def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
     """w4_prefill.cu: wgmma, fed by tensor maps; only for sm_90a."""
     choice = choose_variant(m, n, k, gpu)
-    return TimedPlan(plan=plan_choice(choice, m, n, k), cycles=choice.cycles)
-
-
-def plan_choice(choice: Choice, m: int, n: int, k: int) -> LaunchPlan:
-    """The launch that a choice for this shape means."""
     variant, stream_tiles = choice.variant, choice.stream_tiles
     whole = variant.split == 1
     workers = choice.workers if whole else variant.tiles(m, n)
     blocks = workers * variant.cluster * variant.split
-    return LaunchPlan(
+    plan = LaunchPlan(
         kernel="batch" if variant.scale_sums else "prefill",
         program=Program(stem="w4_prefill", defines=variant.defines),
         entry="w4_prefill_linear",
@@ -55,6 +50,7 @@ def plan_choice(choice: Choice, m: int, n: int, k: int) -> LaunchPlan:
         workspace_bytes=blocks * variant.rows * variant.tokens * _FLOAT if whole else 0,
         flags=blocks * variant.consumers if whole else 0,
     )
+    return TimedPlan(plan=plan, cycles=choice.cycles)
 
 
 def plan_mma(m: int, n: int, k: int, gpu: GpuModel) -> LaunchPlan:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from awqkit_runtime.kernels.launch_plan import ceil_div
 
 #: Of a multiprocessor of sm_90a.
 _SHARED_BYTES = 228 * 1024
 _MOST_STAGES, _STAGE_BARRIERS = 16, 16
-
-#: What tensor cores multiply codes with: the inputs as they are, or as integers of 16 bits.
-Inputs = Literal["bf16", "integers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,6 @@ class Variant:
     tokens: int
     consumers: int
     cycles: int
-    producers: int = 1
     blocks: int = 1
     paired_cycles: int = 0
     row_blocks: int = 1
@@ -35,14 +30,12 @@ class Variant:
     split: int = 1
     batch: int = 1
     scale_sums: bool = False
-    inputs: Inputs = "bf16"
 
     @property
     def defines(self) -> tuple[str, ...]:
         numbers = {
             "TOKENS": self.tokens,
             "CONSUMERS": self.consumers,
-            "PRODUCERS": self.producers,
             "ROW_BLOCKS": self.row_blocks,
             "CLUSTER": self.cluster,
             "SPLIT": self.split,
@@ -50,14 +43,13 @@ class Variant:
             "BATCH": self.batch,
             "BLOCKS": self.blocks,
             "SCALE_SUMS": int(self.scale_sums),
-            "INPUTS": get_args(Inputs).index(self.inputs),
         }
         return tuple(f"W4_{name}={value}" for name, value in numbers.items())
 
     @property
     def by_warps(self) -> bool:
         """Every warp multiplies by itself, with mma.sync."""
-        return self.tokens == 8 and self.inputs == "bf16"
+        return self.tokens == 8
 
     @property
     def row_tiles(self) -> int:
@@ -71,7 +63,7 @@ class Variant:
 
     @property
     def threads(self) -> int:
-        return 128 * (self.consumers + self.producers)
+        return 128 * (self.consumers + 1)
 
     @property
     def stage_inputs(self) -> int:
@@ -95,17 +87,12 @@ class Variant:
 
     @property
     def _stage_bytes(self) -> int:
-        scales = 8 * self.tokens + 8 if self.inputs == "integers" else 0
-        slices = self._slices * (128 * self.tokens + 512 * self.row_tiles)
-        return slices + 64 * self.row_tiles + scales
+        return self._slices * (128 * self.tokens + 512 * self.row_tiles) + 64 * self.row_tiles
 
     @property
     def _store_tokens(self) -> int:
-        tokens = self.tokens
-        if tokens == 8:
-            return 8
-        narrow = tokens % 32 or tokens * self.consumers < 32 * self.split
-        return 16 if narrow else 32
+        narrow = self.tokens % 32 or self.tokens * self.consumers < 32 * self.split
+        return min(self.tokens, 16 if narrow else 32)
 
     @property
     def _fixed_bytes(self) -> int:
@@ -120,35 +107,32 @@ class Variant:
         return ceil_div(n, self.rows * self.cluster) * ceil_div(m, self.tokens)
 
 
-def few_tokens(*, inputs: Inputs = "bf16", **numbers: int) -> Variant:
-    """For one tile of tokens."""
-    return Variant(**numbers, inputs=inputs, scale_sums=True)
+def _few(**numbers: int) -> Variant:
+    return Variant(**numbers, scale_sums=True)
 
 
 #: Up to 64 tokens, which one tile holds.
 _FEW_TOKENS = (
-    few_tokens(tokens=8, consumers=2, blocks=2, cycles=560, paired_cycles=803),
-    few_tokens(tokens=8, consumers=2, blocks=2, cycles=830, paired_cycles=889, split=4),
-    few_tokens(
-        tokens=8, consumers=1, blocks=3, cycles=1210, paired_cycles=1210, split=8, row_blocks=2
-    ),
-    few_tokens(tokens=16, consumers=2, blocks=2, batch=4, cycles=659, paired_cycles=904),
-    few_tokens(tokens=16, consumers=2, blocks=2, batch=4, cycles=956, paired_cycles=1064, split=4),
-    few_tokens(tokens=16, consumers=2, blocks=2, batch=4, cycles=860, paired_cycles=903, split=5),
-    few_tokens(tokens=16, consumers=4, batch=4, cycles=973),
-    few_tokens(tokens=32, consumers=2, blocks=2, batch=4, cycles=674, paired_cycles=1009),
+    _few(tokens=8, consumers=2, blocks=2, cycles=560, paired_cycles=803),
+    _few(tokens=8, consumers=2, blocks=2, cycles=830, paired_cycles=889, split=4),
+    _few(tokens=8, consumers=1, blocks=3, cycles=1210, paired_cycles=1210, split=8, row_blocks=2),
+    _few(tokens=16, consumers=2, blocks=2, batch=4, cycles=659, paired_cycles=904),
+    _few(tokens=16, consumers=2, blocks=2, batch=4, cycles=956, paired_cycles=1064, split=4),
+    _few(tokens=16, consumers=2, blocks=2, batch=4, cycles=860, paired_cycles=903, split=5),
+    _few(tokens=16, consumers=4, batch=4, cycles=973),
+    _few(tokens=32, consumers=2, blocks=2, batch=4, cycles=674, paired_cycles=1009),
     # 1067 alone; 990 lets it win where it made a whole block faster than those that win alone.
-    few_tokens(tokens=32, consumers=2, blocks=2, batch=4, cycles=990, paired_cycles=1159, split=4),
-    few_tokens(tokens=32, consumers=3, batch=4, cycles=840, split=5),
-    few_tokens(tokens=32, consumers=4, batch=4, cycles=1030),
-    few_tokens(tokens=48, consumers=2, blocks=2, batch=2, cycles=811, paired_cycles=1239),
-    few_tokens(tokens=48, consumers=2, blocks=2, batch=2, cycles=1329, paired_cycles=1402, split=4),
-    few_tokens(tokens=48, consumers=3, batch=4, cycles=905),
-    few_tokens(tokens=48, consumers=4, batch=4, cycles=1245),
-    few_tokens(tokens=64, consumers=3, batch=4, cycles=1037),
-    few_tokens(tokens=64, consumers=3, batch=4, cycles=905, split=3),
-    few_tokens(tokens=64, consumers=3, batch=4, cycles=1040, split=5),
-    few_tokens(tokens=64, consumers=4, batch=2, cycles=1445),
+    _few(tokens=32, consumers=2, blocks=2, batch=4, cycles=990, paired_cycles=1159, split=4),
+    _few(tokens=32, consumers=3, batch=4, cycles=840, split=5),
+    _few(tokens=32, consumers=4, batch=4, cycles=1030),
+    _few(tokens=48, consumers=2, blocks=2, batch=2, cycles=811, paired_cycles=1239),
+    _few(tokens=48, consumers=2, blocks=2, batch=2, cycles=1329, paired_cycles=1402, split=4),
+    _few(tokens=48, consumers=3, batch=4, cycles=905),
+    _few(tokens=48, consumers=4, batch=4, cycles=1245),
+    _few(tokens=64, consumers=3, batch=4, cycles=1037),
+    _few(tokens=64, consumers=3, batch=4, cycles=905, split=3),
+    _few(tokens=64, consumers=3, batch=4, cycles=1040, split=5),
+    _few(tokens=64, consumers=4, batch=2, cycles=1445),
 )
 VARIANTS = (
     *_FEW_TOKENS,

@@ -8,22 +8,18 @@
 // shared out along K and summed in a fixed order through the workspace. With W4_SPLIT, the blocks of
 // a cluster share one tile along K instead and sum it through distributed shared memory.
 //
-// With W4_INPUTS = 1 other warps of the producers make integers of the tokens in the ring, and wgmma
-// multiplies codes as they are with those.
-//
-// Compile-time: W4_INPUTS (0: BF16, as they are; 1: integers of 16 bits, up to 32 tokens and with
-// W4_SCALE_SUMS), W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
+// Compile-time: W4_TOKENS (tokens a tile: 8, 16, 32, 48, 64, 96, 128 or 256; 8 for no more tokens than
 // that), W4_CONSUMERS (1 to 4; 128 tokens at most with 4), W4_ROW_BLOCKS (64 rows each, of a consumer;
-// more than 1 with 8 tokens, or 2 of integers), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
+// more than 1 with 8 tokens only), W4_CLUSTER (blocks that share a token tile, 1 or 2), W4_SPLIT
 // (blocks that share a tile, up to 8; not with W4_CLUSTER), W4_STAGES, W4_BLOCKS (of an SM, 1 to 3),
-// W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens or integers), W4_SCALE_SUMS (1: a
+// W4_BATCH (k16 steps a batch of wgmma: 1, 2 or 4; of no effect with 8 tokens), W4_SCALE_SUMS (1: a
 // group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
 //   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens (kStoreTokens), T = W4_TOKENS, I = 8 * T + 8 of integers, else 0,
-//   W4_STAGES * (H * (128 * T + 2048 * R) + 256 * R + I + 16) + 256 * S * W4_CONSUMERS
+//   stage), S store tokens, 32, 16 or 8 (kStoreTokens),
+//   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
-//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
+//   256 * S * W4_SPLIT * ceil(R * W4_TOKENS / S / W4_SPLIT) bytes.
 // row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
 // With W4_SPLIT = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid W4_SPLIT * tiles,
@@ -36,16 +32,13 @@
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.
-// workspace (where stream_tiles > 0): grid * 64 * R * T floats, 16-byte aligned;
+// workspace (where stream_tiles > 0): grid * 64 * R * W4_TOKENS floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
-#if W4_INPUTS == 1
-#include "w4_prefill_convert.cuh"
-#include "w4_prefill_integers.cuh"
-#elif W4_TOKENS == 8
+#if W4_TOKENS == 8
 #include "w4_prefill_warps.cuh"
 #else
 #include "w4_prefill_consumer.cuh"
@@ -53,9 +46,7 @@
 
 namespace w4_prefill {
 
-#if W4_INPUTS == 1
-using Consumer = IntegerConsumer;
-#elif W4_TOKENS == 8
+#if W4_TOKENS == 8
 using Consumer = WarpConsumer;
 #else
 using Consumer = WarpgroupConsumer;
@@ -151,9 +142,8 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, kArrivals);
+      barrier_init(shared.full + 8 * stage, 2);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
-      if constexpr (kIntegers) barrier_init(shared.raw + 8 * stage, 1);
     }
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
@@ -167,21 +157,18 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
   // Read from one lane, so that the compiler knows that a warp takes one branch and may keep its
   // place in the ring in uniform registers.
   const int role = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
-  if (role >= kConsumers) {
-    if constexpr (kMoveRegisters) release_registers<kProducerRegisters>();
+  if (role == kConsumers) {
+    release_registers<kProducerRegisters>();
     const Producer producer(shared, problem, worker);
-    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 - 4 * kConsumers, 0);
-    if (warp == 0 && threadIdx.x % 32 == 0) producer.run_weights(codes_map, params_map);
-    if (warp == 1 && threadIdx.x % 32 == 0) producer.run_tokens(x_map);
-#if W4_INPUTS == 1
-    if (warp > 1) Converter(shared, problem, worker, warp - 2).run();
-#endif
+    const int thread = threadIdx.x - kWarpgroup * kConsumers;
+    if (thread == 0) producer.run_tokens(x_map);
+    if (thread == 32) producer.run_weights(codes_map, params_map);
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();
     }
   } else {
-    if constexpr (kMoveRegisters) claim_registers<kConsumerRegisters>();
+    claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};
     Warpgroup(shared, problem, worker, output, workspace, flags).run();
   }

@@ -16,12 +16,6 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
-// A value that is not computed anew wherever it is used.
-__device__ __forceinline__ u32 kept(u32 value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
@@ -86,22 +80,6 @@ __device__ __forceinline__ uint4 load_shared(u32 address) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "r"(address));
   return value;
-}
-
-__device__ __forceinline__ void store_shared(u32 address, const u32 (&four)[4]) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(four[0]),
-               "r"(four[1]), "r"(four[2]), "r"(four[3])
-               : "memory");
-}
-
-__device__ __forceinline__ void store_shared(u32 address, u32 first, u32 second) {
-  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second)
-               : "memory");
-}
-
-// Between stores to shared memory and what tensor cores read of it, once the two are ordered.
-__device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 __device__ __forceinline__ u32 cluster_rank() {

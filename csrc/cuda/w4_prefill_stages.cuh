@@ -11,6 +11,12 @@ __device__ __forceinline__ u32 word_of(const uint4& codes, int step) {
   return step == 0 ? codes.x : step == 1 ? codes.y : step == 2 ? codes.z : codes.w;
 }
 
+// A value that is not computed anew wherever it is used.
+__device__ __forceinline__ u32 kept(u32 value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 class Stages {
  public:
   __device__ __forceinline__ explicit Stages(const Shared& shared)

@@ -87,8 +87,8 @@ class Store {
   }
 
  private:
-  // Of up to 16 tokens each. Of 8 tokens the threads with the others have nothing to write: with so
-  // few a tile there is one tile of them.
+  // Of 16 tokens. Of 8 that are a tile there is no other tile, so that the threads for the second 8 lie
+  // beyond m and write nothing.
   static constexpr int kHalves = kStoreTokens < 16 ? 1 : kStoreTokens / 16;
 
   __device__ __forceinline__ float load_bias(int row) const {

@@ -6,11 +6,9 @@
 namespace w4_prefill {
 
 constexpr int kWarpgroup = 128;
-constexpr int kTokens = W4_TOKENS;
-constexpr bool kIntegers = W4_INPUTS == 1;             // inputs, on their way to the ring
-constexpr bool kByWarps = kTokens == 8 && !kIntegers;  // each multiplies alone, with mma.sync
+constexpr int kTokens = W4_TOKENS;          // of a tile
+constexpr bool kByWarps = kTokens == 8;     // every warp multiplies by itself, with mma.sync
 constexpr int kConsumers = W4_CONSUMERS;    // warpgroups
-constexpr int kProducers = W4_PRODUCERS;    // warpgroups; more than one to make integers
 constexpr int kRowBlocks = W4_ROW_BLOCKS;   // of 64 rows, of a consumer
 constexpr int kCluster = W4_CLUSTER;        // blocks that share tokens
 constexpr int kSplit = W4_SPLIT;            // blocks that share a tile, each a part of K
@@ -20,27 +18,19 @@ constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not t
 constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
-static_assert(!kIntegers || (kScaleSums && kTokens <= 32 && kCluster == 1), "few tokens");
-static_assert(kByWarps ? kScaleSums : kRowBlocks <= (kIntegers ? 2 : 1), "row blocks of a warpgroup");
+static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
-constexpr int kThreads = kWarpgroup * (kConsumers + kProducers);
-
-// Warps that turn inputs into integers, eight tokens of a group at a time.
-constexpr int kConverters = 4 * kProducers - 2;
-constexpr int kUnits = kTokens / 8;
-constexpr int kArrivals = kIntegers ? 1 + kUnits : 2;  // that fill a stage
+constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kIntegers ? (kProducers == 1 && (kConsumers > 2 || kRowBlocks > 1) ? 96 : 64) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
-    (kLaunchRegisters * (kConsumers + kProducers) - kProducers * kProducerRegisters) / kConsumers /
-    8 * 8;
+    (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
-constexpr bool kMoveRegisters = kConsumerRegisters > kLaunchRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 // Tokens that pass to Y at a time; few where every block of a cluster is to add up a part of a tile.
@@ -50,33 +40,30 @@ constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one p
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
 
-constexpr int kSliceBytes = kTokens * 128;          // tokens of a slice
+constexpr int kSliceBytes = kTokens * 128;           // tokens of a slice
 constexpr int kTokenBytes = kSliceBytes * kSlices;
 constexpr int kShareBytes = kSliceBytes / kCluster;
 constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage
 constexpr int kCodeBytes = kTiles * kTileBytes;
 constexpr int kParamBytes = kTiles * 64;
-constexpr int kScaleBytes = kIntegers ? kTokens * 8 : 0;  // of the inputs
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
 constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 
-// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, the inputs' scales
-// (and sums), store buffers, what the other blocks of a split tile send, barriers.
+// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
+// the other blocks of a split tile send, barriers.
 struct Shared {
-  u32 tokens, codes, params, scales, store, sums, full, empty, raw, summed;
+  u32 tokens, codes, params, store, sums, full, empty, summed;
 
   __device__ __forceinline__ explicit Shared(u32 base)
       : tokens(base),
         codes(tokens + kStages * kTokenBytes),
         params(codes + kStages * kCodeBytes),
-        scales(params + kStages * kParamBytes),
-        store(scales + kStages * kScaleBytes),
+        store(params + kStages * kParamBytes),
         sums(store + 2 * kConsumers * kStoreBytes),
         full(sums + kSumBytes),
         empty(full + 8 * kStages),
-        raw(empty + 8 * kStages),
-        summed(raw + (kIntegers ? 8 * kStages : 0)) {}
+        summed(empty + 8 * kStages) {}
 };
 
 // Position in the ring; `parity` is that of the phase in which this round of stages fills.
@@ -87,15 +74,6 @@ struct Ring {
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) {
       stage = 0;
-      parity ^= 1;
-    }
-  }
-
-  // Not more than once around.
-  __device__ __forceinline__ void advance(int stages) {
-    stage += stages;
-    if (stage >= kStages) {
-      stage -= kStages;
       parity ^= 1;
     }
   }
