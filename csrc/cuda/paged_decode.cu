@@ -35,9 +35,8 @@ namespace paged_decode {
 
 __device__ __forceinline__ void attend(const Problem& problem, const Run& run, const WarpShare& share,
                                        SharedMemory& memory) {
-  const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
-    Walk walk(problem, run, memory.pieces, ring);
+    Walk walk(problem, run, memory.pieces);
     walk.go(share, Settle{problem, run, memory});
   }
   __syncthreads();

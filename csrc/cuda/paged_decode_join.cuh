@@ -15,8 +15,6 @@ struct SharedMemory {
   bool complete[2];         // all of their parts lie in the workspace
 };
 
-// What all warps of a block know, and then the ring of every warp.
-constexpr int kFixedBytes = 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 // What this thread knows to be written of a shared segment is all that the block has of it.
@@ -48,38 +46,63 @@ struct Settle {
   }
 };
 
-// Pieces of a segment, from the warp that opens it on.
+// Pieces of a segment, each at the place of the warp that left it.
 struct PieceRecords {
-  const Pieces& pieces;
-  int first;
-  u32 others;  // bits of the warps that continue it
-  int lane;
+  const Problem& problem;
+  int first;    // the warp that opens it
+  u32 others;   // bits of those that continue it
+  u32 spilled;  // of those whose piece that continues one lies in the workspace
 
-  __device__ __forceinline__ int count() const { return 1 + __popc(others); }
+  __device__ __forceinline__ int places() const { return kWarps; }
 
-  __device__ __forceinline__ const float4* next(int i) {
-    if (i == 0) return pieces.openings[first] + lane;
-    const int warp = __ffs(others) - 1;
-    others &= others - 1;
-    return pieces.continuations[warp] + lane;
+  __device__ __forceinline__ bool has(int warp) const {
+    return warp == first || (others >> warp & 1) != 0;
   }
 
-  __device__ __forceinline__ float4 load(const float4* from) const { return *from; }
+  __device__ __forceinline__ float4 load(int warp, int at) const {
+    if (is_spilled(warp)) return problem.record_of_warp(warp)[at];
+    return shared_quads[ring_of(warp) / 16 + at];
+  }
+
+  // Of all warps, all under way at once. Where there is none: another one's.
+  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], int, int at, bool) const {
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp)
+      found[warp] = shared_quads[ring_of(has(warp) ? warp : first) / 16 + at];
+    if ((others & spilled) == 0) return;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp)
+      if (is_spilled(warp)) found[warp] = load(warp, at);
+  }
+
+ private:
+  __device__ __forceinline__ bool is_spilled(int warp) const {
+    return ((others & spilled) >> warp & 1) != 0;
+  }
 };
 
 // Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
   SharedSegment segment;
-  int lane;
 
-  __device__ __forceinline__ int count() const { return segment.parts; }
+  __device__ __forceinline__ int places() const { return segment.parts; }
 
-  __device__ __forceinline__ const float4* next(int i) const {
-    return problem.record(segment.first_block + i, i == 0, lane);
+  __device__ __forceinline__ bool has(int part) const { return part < segment.parts; }
+
+  __device__ __forceinline__ float4 load(int part, int at) const {
+    return __ldcg(problem.record(segment.first_block + part, part == 0, 0) + at);
   }
 
-  __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
+  template <int kTogether>
+  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], int begin, int at,
+                                           bool needed) const {
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      found[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (needed && has(begin + k)) found[k] = load(begin + k, at);
+    }
+  }
 };
 
 // Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
@@ -89,13 +112,15 @@ __device__ __forceinline__ void add_all_tiles(const Records& records, int count,
 #pragma unroll 1
   for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
     const int n = i / kDimTiles, tile = i % kDimTiles;
-    if (has_heads(n, count, lane)) use(add_tiles<kTogether>(records, n, tile), n, tile);
+    const bool needed = has_heads(n, count, lane);
+    const TileSum total = add_tiles<kTogether>(records, needed, n, tile);
+    if (needed) use(total, n, tile);
   }
 }
 
 // The whole block: what its warps have left of the segment that warp `first` opens.
 __device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory& memory,
-                                            const Run& run, int first, u32 others) {
+                                            const Run& run, int first, u32 others, u32 spilled) {
   const int lane = threadIdx.x % 32;
   const Segment segment = memory.pieces.opened[first];
   const HeadGroup group = problem.heads.at(segment.head);
@@ -103,7 +128,7 @@ __device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory
   u16* out = problem.out_of(segment.row, group);
   float4* record = problem.record(blockIdx.x, begins, lane);
   if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
-  add_all_tiles<8>(PieceRecords{memory.pieces, first, others, lane}, group.count,
+  add_all_tiles<kWarps>(PieceRecords{problem, first, others, spilled}, group.count,
                    [&](const TileSum& total, int n, int tile) {
                      if (whole)
                        store_output_tile(out, total, n, tile, group.count, lane);
@@ -116,15 +141,16 @@ __device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
   const int lane = threadIdx.x % 32;
-  const bool exists = lane < kWarps;
-  const u32 continuing = __ballot_sync(kAll, exists && memory.pieces.continuations[lane] != nullptr);
-  u32 opening = __ballot_sync(kAll, exists && memory.pieces.openings[lane] != nullptr);
+  const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
+  const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);
+  const u32 spilled = __ballot_sync(kAll, (left & Pieces::kSpilled) != 0);
+  u32 opening = __ballot_sync(kAll, (left & Pieces::kOpens) != 0);
 #pragma unroll 1
   while (opening != 0) {
     const int first = __ffs(opening) - 1;
     opening &= opening - 1;
     const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
-    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first));
+    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first), spilled);
   }
 }
 
@@ -133,7 +159,7 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Shared
   const int lane = threadIdx.x % 32;
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
-  add_all_tiles<8>(PartRecords{problem, segment, lane}, group.count,
+  add_all_tiles<16>(PartRecords{problem, segment}, group.count,
                    [&](const TileSum& total, int n, int tile) {
                      store_output_tile(out, total, n, tile, group.count, lane);
                    });

@@ -16,6 +16,9 @@ constexpr int kParamOffset = kTokens * (kKeyRow > kValueRow ? kKeyRow : kValueRo
 constexpr int kSlotBytes = kParamOffset + kParamBytes;
 static_assert(kSlots % 2 == 0 && kSlots >= 2 && kSlotBytes % 16 == 0);
 
+// Of shared memory, for what all warps of a block know. The rings of all warps follow.
+constexpr int kFixedBytes = 1024;
+
 extern __shared__ float4 shared_quads[];
 
 // kBytes (16, 8, 4 or 2) of shared memory. Two bytes come as the low half of a word.

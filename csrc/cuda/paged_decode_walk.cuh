@@ -59,13 +59,19 @@ class PageIds {
   int row_ = -1, base_ = 0, id_ = 0;
 };
 
-// What the warps of a block have left of segments that several of them share. Records: of lane 0, null
-// where there is none.
+// What the warps of a block have left of segments that several of them share, as records: of the
+// segment that a warp opens in its ring, of the one that it continues there or, spilled, in the
+// workspace.
 struct Pieces {
+  static constexpr int kOpens = 1, kContinues = 2, kSpilled = 4;
   Segment opened[kWarps];  // that begin in this warp, as far as this block goes, and go on in the next
-  const float4* openings[kWarps];
-  const float4* continuations[kWarps];
+  int left[kWarps];
 };
+
+// Where a warp's ring lies in shared memory.
+__device__ __forceinline__ constexpr u32 ring_of(int warp) {
+  return kFixedBytes + warp * (kSlots * kSlotBytes);
+}
 
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
@@ -129,11 +135,11 @@ class Feed {
 
 class Walk {
  public:
-  // run: of the block. ring: its offset in shared memory.
-  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces, u32 ring)
-      : problem_(problem), run_(run), pieces_(pieces), ring_(ring),
-        warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {
-    if (lane_ == 0) pieces.openings[warp_] = pieces.continuations[warp_] = nullptr;
+  // run: of the block.
+  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces)
+      : problem_(problem), run_(run), pieces_(pieces), warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)),
+        lane_(threadIdx.x % 32) {
+    if (lane_ == 0) pieces.left[warp_] = 0;
   }
 
   // Waits for the predecessor when the ring is filled with what was there before it.
@@ -144,7 +150,7 @@ class Walk {
     const int end = share.part.end;
     if (unit == end) return awqkit::wait_for_predecessor();
     Feed feed(problem_, share, lane_);
-    Ring ring(ring_);
+    Ring ring(ring_of(warp_));
     fill(ring, feed);
     segment_ = share.first;
     while (true) {
@@ -206,13 +212,13 @@ class Walk {
     const bool continues = begin != max(segment_.begin, run_.begin);
     softmax_.gather();
     if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
-    float4* record = last ? shared_quads + ring_ / 16 : problem_.record_of_warp(warp_);
+    float4* record = last ? shared_quads + ring_of(warp_) / 16 : problem_.record_of_warp(warp_);
     store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
     if (lane_ != 0) return;
     if (continues) {
-      pieces_.continuations[warp_] = record;
+      pieces_.left[warp_] |= Pieces::kContinues | (last ? 0 : Pieces::kSpilled);
     } else {
-      pieces_.openings[warp_] = record;
+      pieces_.left[warp_] |= Pieces::kOpens;
       pieces_.opened[warp_] = segment_;
     }
   }
@@ -220,7 +226,6 @@ class Walk {
   const Problem& problem_;
   Run run_;
   Pieces& pieces_;
-  u32 ring_;
   int warp_, lane_;
   Segment segment_;
   Softmax softmax_;
