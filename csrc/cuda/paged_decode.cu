@@ -70,8 +70,8 @@ __device__ __forceinline__ uint4* share_of(uint4* shares) {
 // No successor starts before this kernel has ended: the shares are read ahead of a predecessor's end,
 // however many kernels overlap between the two.
 extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
-    paged_decode_schedule(const int* lengths, uint4* shares, int rows, int heads, int window,
-                          int even_blocks) {
+    paged_decode_schedule(const int* lengths, const int* page_table, uint4* shares, int rows,
+                          int table_stride, int heads, int window, int even_blocks) {
   using namespace paged_decode;
   __shared__ ScheduleMemory memory;
   awqkit::wait_for_predecessor();
@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   share.run = schedule.run();
   share.idle_rows = schedule.has_idle_rows();
   if (share.run.begin < share.run.end) {
-    mine = schedule.take_part();
+    mine = schedule.take_part(PageTable{page_table, table_stride});
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
   }
   if (threadIdx.x % 32 != 0) return;
@@ -108,16 +108,15 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   const WarpShare mine =
       load_share<WarpShare>(from + (1 + threadIdx.x / 32) * (kShareBytes / 16));
   const Problem problem{q,
-                        page_table,
                         out,
                         workspace,
                         arrivals,
+                        PageTable{page_table, table_stride},
                         Pages{keys, values, params, kv_heads},
                         HeadLayout{group, teams},
                         Line{lengths, kv_heads * teams, window},
                         ScoreScale{factor, cap},
-                        q_stride,
-                        table_stride};
+                        q_stride};
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
   if (share.run.begin < share.run.end) {

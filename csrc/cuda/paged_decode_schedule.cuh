@@ -63,7 +63,7 @@ class Schedule {
 
   // All warps of the block, once, if its run is not empty: the warp's part of it.
   // Equal parts, but that a boundary not far from the end of a segment moves there: it spares a join.
-  __device__ __forceinline__ WarpShare take_part() {
+  __device__ __forceinline__ WarpShare take_part(const PageTable& page_table) {
     const int warp = threadIdx.x / 32, units = run().end - run().begin;
     const int share = (units + kWarps - 1) / kWarps;
     const int most = min(kPageTokens / kTokens, share == 1 ? 0 : (share + 1) / 2);
@@ -75,9 +75,13 @@ class Schedule {
     memory_.parts[warp] = unit;
     if (warp == 0) memory_.parts[kWarps] = run().end;
     __syncthreads();
-    const Run part{unit, memory_.parts[warp + 1]};
-    if (part.begin < part.end && part.begin == first.end) first = line_.after(first);
-    return {part, first};
+    WarpShare mine{{unit, memory_.parts[warp + 1]}, first, {}};
+    if (mine.part.begin == mine.part.end) return mine;
+    if (mine.part.begin == first.end) mine.first = line_.after(first);
+#pragma unroll
+    for (int i = 0; i < WarpShare::kPages; ++i)
+      mine.pages[i] = page_table.page(mine.first, mine.first.page_of(unit) + i);
+    return mine;
   }
 
   // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have

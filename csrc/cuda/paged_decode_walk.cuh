@@ -14,17 +14,16 @@ namespace paged_decode {
 // The arguments of the launch.
 struct Problem {
   const u16* q;           // [rows, kv_heads · group, kHeadDim], rows q_stride apart
-  const int* page_table;  // [rows, pages], rows table_stride apart
   u16* out;               // [rows, kv_heads · group, kHeadDim]
   float4* workspace;      // two records a block, of its first segment and of its last; and, behind
                           // those of all blocks, one of each of its warps
   int* arrivals;          // a block: parts of the segment that begins there; zero between launches
+  PageTable page_table;
   Pages pages;
   HeadLayout heads;
   Line line;
   ScoreScale scale;
   int q_stride;
-  int table_stride;
 
   __device__ __forceinline__ u16* out_of(int row, const HeadGroup& group) const {
     return out + (static_cast<size_t>(row) * pages.kv_heads * heads.group + group.first) * kHeadDim;
@@ -40,23 +39,41 @@ struct Problem {
   }
 };
 
-// 32 entries of a row of the page table, one in each lane.
+// What a warp knows of the page table: the pages that its share names, with which its ring is filled,
+// and 32 entries of a row behind them, one in each lane, which are on their way meanwhile.
 class PageIds {
  public:
-  __device__ __forceinline__ int find(const Problem& problem, const Segment& segment, int page,
-                                      int lane) {
-    if (segment.row != row_ || page < base_ || page >= base_ + 32) {
-      row_ = segment.row;
-      base_ = page;
-      const int last = (segment.length - 1) / kPageTokens;
-      id_ = __ldcg(problem.page_table + static_cast<size_t>(row_) * problem.table_stride +
-                   min(page + lane, last));
+  __device__ __forceinline__ PageIds(const PageTable& table, const WarpShare& share, int lane)
+      : table_(table), lane_(lane), row_(share.first.row),
+        first_(share.first.page_of(share.part.begin)) {
+#pragma unroll
+    for (int i = 0; i < WarpShare::kPages; ++i) named_[i] = share.pages[i];
+    fetch(share.first, first_ + WarpShare::kPages);
+  }
+
+  __device__ __forceinline__ int find(const Segment& segment, int page) {
+    if (segment.row == row_ && page >= first_ && page < first_ + WarpShare::kPages) {
+      int id = named_[0];
+#pragma unroll
+      for (int i = 1; i < WarpShare::kPages; ++i)
+        if (page == first_ + i) id = named_[i];
+      return id;
     }
+    if (segment.row != fetched_row_ || page < base_ || page >= base_ + 32) fetch(segment, page);
     return __shfl_sync(kAll, id_, page - base_);
   }
 
  private:
-  int row_ = -1, base_ = 0, id_ = 0;
+  __device__ __forceinline__ void fetch(const Segment& segment, int page) {
+    fetched_row_ = segment.row;
+    base_ = page;
+    id_ = table_.page(segment, page + lane_);
+  }
+
+  const PageTable& table_;
+  int lane_;
+  int row_, first_, named_[WarpShare::kPages];
+  int fetched_row_, base_, id_;
 };
 
 // What the warps of a block have left of segments that several of them share, as records: of the
@@ -79,7 +96,7 @@ class Feed {
   // share: not empty.
   __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share, int lane)
       : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
-        end_(share.part.end), lane_(lane) {
+        end_(share.part.end), lane_(lane), ids_(problem.page_table, share, lane) {
     enter(share.first);
   }
 
@@ -120,7 +137,7 @@ class Feed {
 
   __device__ __forceinline__ void find_place() {
     const int token = segment_.tokens_before(unit_);
-    const int page = ids_.find(problem_, segment_, token / kPageTokens, lane_);
+    const int page = ids_.find(segment_, token / kPageTokens);
     place_ = place_of(problem_.pages, page, kv_head_, token % kPageTokens);
   }
 
