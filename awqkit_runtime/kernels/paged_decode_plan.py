@@ -25,8 +25,8 @@ _FIXED_BYTES = 2**10
 _SHARE_BYTES = 48
 #: Of a block. Codes are more to compute.
 _WARPS, _WARPS_ON_CODES = 8, 12
-#: Of a warp's ring, in pairs. More would not be under way any sooner.
-_FEWEST_SLOTS, _MOST_SLOTS = 4, 12
+#: Of a warp's ring. More would not be under way any sooner.
+_FEWEST_SLOTS, _MOST_SLOTS = 2, 6
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Of so many blocks one may be left without work for the sake of an even share.
@@ -78,9 +78,9 @@ class PagedDecodeInstance:
 
     @property
     def slot_bytes(self) -> int:
-        """Keys or values of one step of a warp, and the parameters of codes."""
-        row = self.head_dim * max(self.key_bits, self.value_bits) // 8
-        return _TILE_TOKENS * self.token_tiles * (row + (4 if self.key_bits < 16 else 0))
+        """Keys and values of one step of a warp, and the parameters of codes."""
+        token = self.head_dim * (self.key_bits + self.value_bits) // 8
+        return _TILE_TOKENS * self.token_tiles * (token + (8 if self.key_bits < 16 else 0))
 
     def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
         """group: query heads of a key-value head."""
@@ -184,8 +184,7 @@ def instance_for(
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
     """With rings that fill the shared memory of a multiprocessor."""
     room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
-    pairs = room // (2 * instance.slot_bytes)
-    return replace(instance, slots=min(_MOST_SLOTS, 2 * pairs))
+    return replace(instance, slots=min(_MOST_SLOTS, room // instance.slot_bytes))
 
 
 def even_blocks(grid: int, segments: int) -> int:

@@ -24,7 +24,7 @@ struct KeyTile {
   u32 words[2][kKeyWords];
   u32 params[2];
 
-  // slot: of the step's keys. tile: of the step.
+  // slot, tile: of the step.
   __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
     const u32 row = score_token(lane) * kKeyRow, column = lane % 4 * kKeyLoad;
     const u32 swizzle = key_swizzle(score_token(lane));

@@ -8,7 +8,6 @@ namespace paged_decode {
 
 class Step {
  public:
-  // slot: of the step's keys, all of which are read after this.
   __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot, int lane) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
@@ -44,27 +43,27 @@ class Step {
     softmax.follow(scores_);
   }
 
-  // slot: of the step's values, all of which are read after this.
-  __device__ __forceinline__ void attend(Softmax& softmax, u32 slot, const Visible& visible,
-                                         int lane) {
-    ValueTile values[kTokenTiles];
+  // After this the slot is read.
+  __device__ __forceinline__ void read_values(u32 slot, int lane) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      values[t].read_params(slot, t, lane);
-      if constexpr (!kQuantized) values[t].read(slot, t, lane);
+      values_[t].read_params(slot, t, lane);
+      values_[t].read(slot, t, lane);
     }
+  }
+
+  __device__ __forceinline__ void attend(Softmax& softmax, const Visible& visible, int lane) {
     // All of a step at once: without a branch between them, tiles overlap.
     if (!visible.whole) {
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t)
-        values[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
+        values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
     }
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      if constexpr (kQuantized) values[t].read(slot, t, lane);
       u32 b[kHeadTiles][2];
-      softmax.weigh(b, scores_[t], values[t].params);
-      softmax.add(values[t], b);
+      softmax.weigh(b, scores_[t], values_[t].params);
+      softmax.add(values_[t], b);
     }
   }
 
@@ -109,6 +108,7 @@ class Step {
 
   u32 key_params_[kTokenTiles][2];  // of the keys that the scores come from
   float scores_[kTokenTiles][kHeadTiles][4];
+  ValueTile values_[kTokenTiles];
 };
 
 }  // namespace paged_decode

@@ -50,10 +50,10 @@ struct ValueTile {
     return 4 * index + lane % 4;
   }
 
-  // slot: of the step's values. tile: of the step.
+  // slot, tile: of the step.
   __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
-    const u32 rows =
-        slot + ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
+    const u32 rows = slot + kValueOffset +
+                     ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
 #pragma unroll
     for (int index = 0; index < 4; ++index)
 #pragma unroll
@@ -64,7 +64,7 @@ struct ValueTile {
 
   __device__ __forceinline__ void read_params(u32 slot, int tile, int lane) {
     if constexpr (kQuantized) {
-      const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
+      const u32 pairs = slot + kParamOffset + kParamBytes + 4 * (16 * tile + score_token(lane));
 #pragma unroll
       for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
     }

@@ -105,15 +105,9 @@ class Feed {
     return unit_ < end_ && segment_.tokens_before(unit_) + kTokens >= segment_.length;
   }
 
-  // Keys and values follow each other.
-  __device__ __forceinline__ void send_keys(u32 slot) {
-    if (unit_ < end_) copy_keys(base_ + slot, problem_.pages, place_, lane_);
-    commit_copies();
-  }
-
-  __device__ __forceinline__ void send_values(u32 slot) {
+  __device__ __forceinline__ void send(u32 slot) {
     if (unit_ < end_) {
-      copy_values(base_ + slot, problem_.pages, place_, lane_);
+      source_.copy_to(base_ + slot, lane_);
       if (++unit_ < end_) advance();
     }
     commit_copies();
@@ -132,13 +126,14 @@ class Feed {
     else if (segment_.tokens_before(unit_) % kPageTokens == 0)
       find_place();
     else
-      place_ = {place_.row + kTokens, place_.params + kTokens};
+      source_.point_to_next();
   }
 
   __device__ __forceinline__ void find_place() {
     const int token = segment_.tokens_before(unit_);
     const int page = ids_.find(segment_, token / kPageTokens);
-    place_ = place_of(problem_.pages, page, kv_head_, token % kPageTokens);
+    source_.point_to(problem_.pages,
+                     place_of(problem_.pages, page, kv_head_, token % kPageTokens), lane_);
   }
 
   const Problem& problem_;
@@ -146,7 +141,7 @@ class Feed {
   int unit_, end_, lane_;
   Segment segment_;
   int kv_head_;
-  Place place_;
+  StepSource source_;
   PageIds ids_;
 };
 
@@ -187,12 +182,7 @@ class Walk {
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
 #pragma unroll 1
-      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) {
-        if (slot % 2 == 0)
-          feed.send_keys(ring.pass());
-        else
-          feed.send_values(ring.pass());
-      }
+      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) feed.send(ring.pass());
       if (!waited) awqkit::wait_for_predecessor();
     }
   }
@@ -201,11 +191,12 @@ class Walk {
   __device__ __forceinline__ void attend(Ring& ring, Feed& feed, const Queries& queries,
                                          const Visible& visible) {
     Step step;
-    step.multiply_keys(queries, ring.oldest(), lane_);
-    feed.send_keys(ring.pass());
+    const u32 slot = ring.oldest();
+    step.multiply_keys(queries, slot, lane_);
+    step.read_values(slot, lane_);
+    feed.send(ring.pass());
     step.score(softmax_, queries, problem_.scale, visible, lane_);
-    step.attend(softmax_, ring.oldest(), visible, lane_);
-    feed.send_values(ring.pass());
+    step.attend(softmax_, visible, lane_);
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {

@@ -48,7 +48,7 @@ def test_library_interface() -> None:
 
 def test_what_launches_of_decode_attention_set_aside() -> None:
     in_cuda: dict[str, str] = {}
-    for part in ("format", "line", "join"):
+    for part in ("format", "line", "ring"):
         in_cuda |= constants(CSRC / "cuda" / f"paged_decode_{part}.cuh")
     gpu = GpuModel(arch="sm_90a", multiprocessors=132)
     instance = instance_for(128, 8, 8, 4, gpu)

@@ -80,18 +80,17 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_ring_holds_a_step_and_the_record_that_a_warp_leaves(gpu: GpuModel) -> None:
     for instance in all_instances(gpu):
-        assert instance.slots >= 2
-        assert instance.slots % 2 == 0  # Keys and values take turns.
+        assert instance.slots >= 1
         assert instance.slot_bytes % 16 == 0
         assert instance.slots * instance.slot_bytes >= instance.record_bytes
 
 
-def test_a_slot_holds_keys_or_values_of_a_step_and_their_parameters() -> None:
+def test_a_slot_holds_keys_and_values_of_a_step_and_their_parameters() -> None:
     gpu = GPUS["sm_90a"]
-    assert instance_for(128, 16, 16, 4, gpu).slot_bytes == 16 * 256
-    assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 4)
-    assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 16 * (128 + 4)
-    assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 4)
+    assert instance_for(128, 16, 16, 4, gpu).slot_bytes == 16 * (256 + 256)
+    assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 128 + 8)
+    assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 16 * (128 + 64 + 8)
+    assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 64 + 8)
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
