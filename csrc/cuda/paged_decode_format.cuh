@@ -74,13 +74,17 @@ struct HeadLayout {
 // are multiplied with is raised by 2^kRaise, so that products are no subnormals of FP32.
 constexpr int kRaise = 64;
 
-// Bits that codes stand above the low ends of their halves of a word: those of 4 bits from the upper
-// half of the head are left where they are, sixteen times as large.
+// Codes of 4 bits share a byte, those of the head's upper half on top. Products of the lower half take
+// the byte as it is, code + 16 · upper code; what the upper one adds is found by itself, since its own
+// products see 16 · upper code, and taken off afterwards: FP32 loses nothing that counts.
+//
+// Bits that codes stand above the low ends of their bytes.
 __device__ __forceinline__ constexpr int code_shift(bool upper_half) { return upper_half ? 4 : 0; }
 
-__device__ __forceinline__ constexpr u32 code_mask(int bits, bool upper_half) {
-  return (bits == 8 ? 0x00ff00ffu : 0x000f000fu) << code_shift(upper_half);
-}
+// Two bytes of a word, each the low half of 16 bits.
+__device__ __forceinline__ u32 even_bytes(u32 word) { return word & 0x00ff00ffu; }
+__device__ __forceinline__ u32 odd_bytes(u32 word) { return __byte_perm(word, 0, 0x4341); }
+__device__ __forceinline__ u32 upper_codes(u32 bytes) { return bytes & 0x00f000f0u; }
 
 // 2^exponent.
 __device__ __forceinline__ constexpr float two_to(int exponent) {

@@ -51,9 +51,9 @@ struct KeyTile {
         a[half + 2] = words[half][2 * step + 1];
       } else {
         const u32 word = words[half][kKeyBits == 8 ? step : step / 2];
-        const u32 mask = code_mask(kKeyBits, key_step_is_upper(step));
-        a[half] = word & mask;
-        a[half + 2] = word >> 8 & mask;
+        const bool upper = key_step_is_upper(step);
+        a[half] = upper ? upper_codes(word) : even_bytes(word);
+        a[half + 2] = upper ? upper_codes(odd_bytes(word)) : odd_bytes(word);
       }
     }
   }

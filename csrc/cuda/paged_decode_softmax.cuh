@@ -144,11 +144,14 @@ struct Softmax {
             offset[n][i] += __shfl_xor_sync(kAll, offset[n][i], distance);
         }
 #pragma unroll
-        for (int j = 0; kQuantized && j < kDimTiles; ++j) {
-          const float unit = code_unit(value_tile_is_upper(j));
-          out[n][j][i] = out[n][j][i] * unit + offset[n][i];
-          out[n][j][2 + i] = out[n][j][2 + i] * unit + offset[n][i];
-        }
+        for (int j = 0; kQuantized && j < kDimTiles; ++j)
+#pragma unroll
+          for (int e = i; e < 4; e += 2) {
+            if constexpr (kValueBits == 4) {
+              if (!value_tile_is_upper(j)) out[n][j][e] -= out[n][j + kDimTiles / 2][e];
+            }
+            out[n][j][e] = out[n][j][e] * code_unit(value_tile_is_upper(j)) + offset[n][i];
+          }
       }
   }
 

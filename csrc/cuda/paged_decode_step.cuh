@@ -13,16 +13,26 @@ class Step {
     for (int t = 0; t < kTokenTiles; ++t) {
       KeyTile keys;
       keys.read(slot, t, lane);
+      float excess[kHeadTiles][4];  // that upper codes add to the products of the lower half
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) scores_[t][n][e] = 0.0f;
+        for (int e = 0; e < 4; ++e) scores_[t][n][e] = excess[n][e] = 0.0f;
 #pragma unroll
       for (int step = 0; step < kDimTiles; ++step) {
         u32 a[4];
         keys.operand(a, step);
 #pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
+        for (int n = 0; n < kHeadTiles; ++n) {
+          multiply(scores_[t][n], a, queries.operand[n][step]);
+          if (key_step_is_upper(step)) multiply(excess[n], a, queries.operand[n][step - 1]);
+        }
+      }
+      if constexpr (kKeyBits == 4) {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) scores_[t][n][e] -= excess[n][e];
       }
       if constexpr (kQuantized) {
 #pragma unroll

@@ -98,9 +98,9 @@ struct ValueTile {
         const int piece = tile % kPieces;
         const bool high = kValueLoad > 2 && piece % 2 == 1;
         const u32 bytes = zipped(pair, kValueLoad > 2 ? piece / 2 : piece, high ? 0x7632 : 0x5410);
-        const u32 mask = code_mask(kValueBits, value_tile_is_upper(tile));
-        a[2 * pair] = bytes & mask;
-        a[2 * pair + 1] = bytes >> 8 & mask;
+        const bool upper = value_tile_is_upper(tile);
+        a[2 * pair] = upper ? upper_codes(bytes) : even_bytes(bytes);
+        a[2 * pair + 1] = upper ? upper_codes(odd_bytes(bytes)) : odd_bytes(bytes);
       }
     }
   }
