@@ -39,41 +39,33 @@ struct Problem {
   }
 };
 
-// What a warp knows of the page table: the pages that its share names, with which its ring is filled,
-// and 32 entries of a row behind them, one in each lane, which are on their way meanwhile.
+// What a warp knows of the page table: some entries of a row, one in each lane. At first those that its
+// share names, with which its ring is filled; the next ones of the row are on their way meanwhile.
 class PageIds {
  public:
   __device__ __forceinline__ PageIds(const PageTable& table, const WarpShare& share, int lane)
       : table_(table), lane_(lane), row_(share.first.row),
-        first_(share.first.page_of(share.part.begin)) {
+        base_(share.first.page_of(share.part.begin)), known_(WarpShare::kPages) {
+    id_ = share.pages[0];
 #pragma unroll
-    for (int i = 0; i < WarpShare::kPages; ++i) named_[i] = share.pages[i];
-    fetch(share.first, first_ + WarpShare::kPages);
+    for (int i = 1; i < WarpShare::kPages; ++i)
+      if (lane == i) id_ = share.pages[i];
+    next_ = table_.page(share.first, base_ + WarpShare::kPages + lane);
   }
 
   __device__ __forceinline__ int find(const Segment& segment, int page) {
-    if (segment.row == row_ && page >= first_ && page < first_ + WarpShare::kPages) {
-      int id = named_[0];
-#pragma unroll
-      for (int i = 1; i < WarpShare::kPages; ++i)
-        if (page == first_ + i) id = named_[i];
-      return id;
+    if (segment.row != row_ || page < base_ || page >= base_ + known_) {
+      const bool is_next = known_ < 32 && segment.row == row_ && page == base_ + known_;
+      id_ = is_next ? next_ : table_.page(segment, page + lane_);
+      row_ = segment.row, base_ = page, known_ = 32;
     }
-    if (segment.row != fetched_row_ || page < base_ || page >= base_ + 32) fetch(segment, page);
     return __shfl_sync(kAll, id_, page - base_);
   }
 
  private:
-  __device__ __forceinline__ void fetch(const Segment& segment, int page) {
-    fetched_row_ = segment.row;
-    base_ = page;
-    id_ = table_.page(segment, page + lane_);
-  }
-
   const PageTable& table_;
-  int lane_;
-  int row_, first_, named_[WarpShare::kPages];
-  int fetched_row_, base_, id_;
+  int lane_, row_, base_, known_, id_;
+  int next_;  // of the pages behind those that are known, until it becomes id_
 };
 
 // What the warps of a block have left of segments that several of them share, as records: of the
