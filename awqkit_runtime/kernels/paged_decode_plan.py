@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import torch
 
@@ -44,6 +45,8 @@ class PagedDecodeInstance:
     value_bits: int
     head_tiles: int
     token_tiles: int
+    #: 2: a tile of heads holds those of a key-value head twice, over different tokens.
+    streams: int
     warps: int
     slots: int
 
@@ -57,6 +60,7 @@ class PagedDecodeInstance:
                 f"PD_VALUE_BITS={self.value_bits}",
                 f"PD_HEAD_TILES={self.head_tiles}",
                 f"PD_TOKEN_TILES={self.token_tiles}",
+                f"PD_STREAMS={self.streams}",
                 f"PD_WARPS={self.warps}",
                 f"PD_SLOTS={self.slots}",
             ),
@@ -93,7 +97,7 @@ class PagedDecodeInstance:
                 shared_bytes=self.shared_bytes,
                 overlap=True,
             ),
-            teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
+            teams=ceil_div(group, _TILE_HEADS * self.head_tiles // self.streams),
             workspace_bytes=(2 + self.warps) * grid * self.record_bytes,
             arrivals=grid,
             share_bytes=(1 + self.warps) * grid * _SHARE_BYTES,
@@ -162,20 +166,27 @@ def instance_for(
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
+    most_warps = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
     tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
-    most_warps = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
-    ringless = PagedDecodeInstance(
-        head_dim=head_dim,
-        key_bits=key_bits,
-        value_bits=value_bits,
-        head_tiles=head_tiles,
-        token_tiles=2 if tile_registers <= small else 1,
-        warps=most_warps,
-        slots=0,
-    )
-    for warps in (most_warps, _WARPS, _WARPS // 2):
-        instance = _with_slots(replace(ringless, warps=warps), gpu)
+    twice = key_bits < 16 and 2 * group <= _TILE_HEADS
+    steps = [2 if tile_registers <= small else 1]
+    if twice and light and steps == [1]:
+        steps = [2, 1]
+    for warps, token_tiles in product((most_warps, _WARPS, _WARPS // 2), steps):
+        instance = _with_slots(
+            PagedDecodeInstance(
+                head_dim=head_dim,
+                key_bits=key_bits,
+                value_bits=value_bits,
+                head_tiles=head_tiles,
+                token_tiles=token_tiles,
+                streams=token_tiles if twice else 1,
+                warps=warps,
+                slots=0,
+            ),
+            gpu,
+        )
         if instance.slots >= _FEWEST_SLOTS and instance.ring_bytes >= instance.record_bytes:
             break
     return instance
@@ -210,7 +221,7 @@ def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
         instance_for(head_dim, *widths, group, gpu)
         for head_dim in HEAD_DIMS
         for widths in WIDTHS
-        for group in (1, MOST_HEADS)
+        for group in (1, _TILE_HEADS, MOST_HEADS)
     )
     return list(dict.fromkeys(instances))
 

@@ -18,7 +18,8 @@
 // done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
-// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_SLOTS
+// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_STREAMS (2 where a tile holds the
+// heads twice), PD_WARPS (of a block), PD_SLOTS
 // (steps in a warp's ring).
 // Launch: any grid, best a block for each SM, the same for both kernels. block = 32 · PD_WARPS.
 //   dynamic shared memory = 1024 + PD_WARPS · PD_SLOTS · slot (paged_decode_schedule: none),

@@ -106,6 +106,14 @@ class StepSource {
   const u32* params_;
 };
 
+// Scale and minimum of the tokens score_token and score_token + 8 of a step's tile. from: the first
+// token's, an offset in shared memory.
+__device__ __forceinline__ void take_params(u32 (&params)[2], u32 from, int tile, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    take<4>(params + half, from + 4 * (16 * tile + 8 * half + score_token(lane)));
+}
+
 // Slots are named by their offset in shared memory. Every slot that is handed out to be filled again
 // must be committed, with or without copies.
 class Ring {

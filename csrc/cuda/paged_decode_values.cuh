@@ -44,7 +44,6 @@ __device__ __forceinline__ constexpr bool value_tile_is_upper(int tile) {
 
 struct ValueTile {
   u32 words[4][kValueWords];  // of the tokens c, 4 + c, 8 + c and 12 + c where c = lane % 4
-  u32 params[2];              // of the tokens score_token and score_token + 8
 
   __device__ __forceinline__ static int token(int index, int lane) {
     return 4 * index + lane % 4;
@@ -62,29 +61,13 @@ struct ValueTile {
                          rows + (16 * tile + 4 * index) * kValueRow + 8 * i * kValueLoad);
   }
 
-  __device__ __forceinline__ void read_params(u32 slot, int tile, int lane) {
-    if constexpr (kQuantized) {
-      const u32 pairs = slot + kParamOffset + kParamBytes + 4 * (16 * tile + score_token(lane));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
-    }
-  }
-
-  // What belongs to tokens outside [begin, end), counted from the tile's first, becomes zero where
-  // it might be no number, which a weight of zero would not hide.
+  // Of tokens outside [begin, end), counted from the tile's first.
   __device__ __forceinline__ void clear_outside(int begin, int end, int lane) {
-    const auto outside = [=](int at) { return at < begin || at >= end; };
-    if constexpr (kQuantized) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (outside(score_token(lane) + 8 * half)) params[half] = 0;
-    } else {
+    for (int index = 0; index < 4; ++index)
 #pragma unroll
-      for (int index = 0; index < 4; ++index)
-#pragma unroll
-        for (int i = 0; i < kValueWords; ++i)
-          if (outside(token(index, lane))) words[index][i] = 0;
-    }
+      for (int i = 0; i < kValueWords; ++i)
+        if (token(index, lane) < begin || token(index, lane) >= end) words[index][i] = 0;
   }
 
   __device__ __forceinline__ void operand(u32 (&a)[4], int tile) const {

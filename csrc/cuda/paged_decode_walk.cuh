@@ -183,12 +183,10 @@ class Walk {
   __device__ __forceinline__ void attend(Ring& ring, Feed& feed, const Queries& queries,
                                          const Visible& visible) {
     Step step;
-    const u32 slot = ring.oldest();
-    step.multiply_keys(queries, slot, lane_);
-    step.read_values(slot, lane_);
+    step.read(queries, ring.oldest(), lane_);
     feed.send(ring.pass());
     step.score(softmax_, queries, problem_.scale, visible, lane_);
-    step.attend(softmax_, visible, lane_);
+    step.attend(softmax_, lane_);
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {
