@@ -1,7 +1,7 @@
 // What the warps of a block, and then the blocks of a launch, have of one segment comes together.
 //
-// Pieces of warps are added up by all warps of their block, a tile of the output each; the parts of
-// blocks, through L2, likewise by the block that is done last.
+// Pieces of warps are added up by all warps of their block, a tile of the output each, or where there are
+// many segments a segment each; the parts of blocks, through L2, by the block that is done last.
 #pragma once
 
 #include "paged_decode_walk.cuh"
@@ -16,6 +16,8 @@ struct SharedMemory {
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
+
+constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
 // What this thread knows to be written of a shared segment is all that the block has of it.
 __device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
@@ -59,10 +61,11 @@ struct PieceRecords {
     return warp == first || (others >> warp & 1) != 0;
   }
 
-  __device__ __forceinline__ float4 load(int warp, int at) const {
-    if (is_spilled(warp)) return problem.record_of_warp(warp)[at];
-    return shared_quads[ring_of(warp) / 16 + at];
+  __device__ __forceinline__ const float4* record(int warp) const {
+    return is_spilled(warp) ? problem.record_of_warp(warp) : shared_quads + ring_of(warp) / 16;
   }
+
+  __device__ __forceinline__ float4 load(int warp, int at) const { return record(warp)[at]; }
 
   // Of all warps, all under way at once. Where there is none: another one's.
   __device__ __forceinline__ void load_all(float4 (&found)[kWarps], int, int at, bool) const {
@@ -118,39 +121,69 @@ __device__ __forceinline__ void add_all_tiles(const Records& records, int count,
   }
 }
 
-// The whole block: what its warps have left of the segment that warp `first` opens.
-__device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory& memory,
-                                            const Run& run, int first, u32 others, u32 spilled) {
+// Where what a block has of a segment goes: to the output, or, if other blocks have more of it, to its
+// record in the workspace.
+struct Destination {
+  HeadGroup group;
+  bool whole, begins;
+  u16* out;
+  float4* record;  // the lane's first float4
+
+  __device__ __forceinline__ Destination(const Problem& problem, const Run& run,
+                                         const Segment& segment, int lane)
+      : group(problem.heads.at(segment.head)), whole(run.holds(segment)),
+        begins(segment.begin >= run.begin), out(problem.out_of(segment.row, group)),
+        record(problem.record(blockIdx.x, begins, lane)) {}
+};
+
+// The whole block: the pieces of a segment.
+__device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32;
-  const Segment segment = memory.pieces.opened[first];
-  const HeadGroup group = problem.heads.at(segment.head);
-  const bool whole = run.holds(segment), begins = segment.begin >= run.begin;
-  u16* out = problem.out_of(segment.row, group);
-  float4* record = problem.record(blockIdx.x, begins, lane);
-  if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
-  add_all_tiles<kWarps>(PieceRecords{problem, first, others, spilled}, group.count,
-                   [&](const TileSum& total, int n, int tile) {
-                     if (whole)
-                       store_output_tile(out, total, n, tile, group.count, lane);
-                     else
-                       store_record_tile(record, total, n, tile);
-                   });
+  add_all_tiles<kWarps>(pieces, to.group.count, [&](const TileSum& total, int n, int tile) {
+    if (to.whole)
+      store_output_tile(to.out, total, n, tile, to.group.count, lane);
+    else
+      store_record_tile(to.record, total, n, tile);
+  });
+}
+
+// A warp: likewise.
+__device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, const Destination& to) {
+  const int lane = threadIdx.x % 32, count = to.group.count;
+  Softmax total;
+  total.reset();
+  u32 left = 1u << pieces.first | pieces.others;
+#pragma unroll 1
+  while (left != 0) {
+    add_record(total, pieces.record(__ffs(left) - 1) + lane, count, lane);
+    left &= left - 1;
+  }
+  if (to.whole)
+    store_output(to.out, total, count, lane);
+  else
+    store_record(to.record, total, count, lane);
 }
 
 // The whole block: a piece that continues another belongs to the last one opened before it.
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
   const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);
   const u32 spilled = __ballot_sync(kAll, (left & Pieces::kSpilled) != 0);
   u32 opening = __ballot_sync(kAll, (left & Pieces::kOpens) != 0);
+  const bool alone = __popc(opening) > kJoinedTogether;
 #pragma unroll 1
   while (opening != 0) {
     const int first = __ffs(opening) - 1;
     opening &= opening - 1;
     const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
-    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first), spilled);
+    if (alone && first != warp) continue;
+    const PieceRecords pieces{problem, first, continuing & up_to_next & (~1u << first), spilled};
+    const Destination to(problem, run, memory.pieces.opened[first], lane);
+    if (!to.whole && lane == 0 && (alone || warp == 0)) memory.joined[to.begins] = true;
+    if (alone) return join_pieces_alone(pieces, to);
+    join_pieces(pieces, to);
   }
 }
 

@@ -31,6 +31,31 @@ __device__ __forceinline__ void store_record(float4* record, const Softmax& soft
   }
 }
 
+// What a record holds (its lane's first float4) comes to a softmax that is gathered or fresh.
+__device__ __forceinline__ void add_record(Softmax& total, const float4* record, int count, int lane) {
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+    if (!has_heads(n, count, lane)) continue;
+    const float4* from = record + n * (1 + kDimTiles) * 32;
+    float4 tiles[kDimTiles];
+    const float4 heads = from[0];
+#pragma unroll
+    for (int j = 0; j < kDimTiles; ++j) tiles[j] = from[(1 + j) * 32];
+    const float top[2] = {fmaxf(total.maximum[n][0], heads.x), fmaxf(total.maximum[n][1], heads.y)};
+    const float weight[2] = {power_of_two(heads.x - top[0]), power_of_two(heads.y - top[1])};
+    total.lower(n, top);
+    total.sum[n][0] += heads.z * weight[0];
+    total.sum[n][1] += heads.w * weight[1];
+#pragma unroll
+    for (int j = 0; j < kDimTiles; ++j) {
+      total.out[n][j][0] += tiles[j].x * weight[0];
+      total.out[n][j][1] += tiles[j].y * weight[1];
+      total.out[n][j][2] += tiles[j].z * weight[0];
+      total.out[n][j][3] += tiles[j].w * weight[1];
+    }
+  }
+}
+
 // One tile of the output of all that several records hold.
 struct TileSum {
   float out[4];  // as Softmax.out
