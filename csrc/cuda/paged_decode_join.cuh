@@ -34,10 +34,11 @@ struct Settle {
   const Run& run;
   SharedMemory& memory;
 
-  __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
+  __device__ __forceinline__ void operator()(Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
     const HeadGroup group = problem.heads.at(segment.head);
     if (run.holds(segment)) {
+      softmax.join_streams();
       store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
       return;
     }
@@ -108,7 +109,8 @@ struct PartRecords {
   }
 };
 
-// Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
+// Calls use(total, n, tile, needed) with every tile of the output, each of them by one of the block's
+// warps; needed: whether the lane has heads of it.
 template <int kTogether, class Records, class Use>
 __device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -116,8 +118,8 @@ __device__ __forceinline__ void add_all_tiles(const Records& records, int count,
   for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
     const int n = i / kDimTiles, tile = i % kDimTiles;
     const bool needed = has_heads(n, count, lane);
-    const TileSum total = add_tiles<kTogether>(records, needed, n, tile);
-    if (needed) use(total, n, tile);
+    TileSum total = add_tiles<kTogether>(records, needed, n, tile);
+    use(total, n, tile, needed);
   }
 }
 
@@ -139,11 +141,13 @@ struct Destination {
 // The whole block: the pieces of a segment.
 __device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32;
-  add_all_tiles<kWarps>(pieces, to.group.count, [&](const TileSum& total, int n, int tile) {
-    if (to.whole)
+  add_all_tiles<kWarps>(pieces, to.group.count, [&](TileSum& total, int n, int tile, bool needed) {
+    if (to.whole) {
+      total.join_streams();
       store_output_tile(to.out, total, n, tile, to.group.count, lane);
-    else
+    } else if (needed) {
       store_record_tile(to.record, total, n, tile);
+    }
   });
 }
 
@@ -158,10 +162,12 @@ __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, co
     add_record(total, pieces.record(__ffs(left) - 1) + lane, count, lane);
     left &= left - 1;
   }
-  if (to.whole)
+  if (to.whole) {
+    total.join_streams();
     store_output(to.out, total, count, lane);
-  else
+  } else {
     store_record(to.record, total, count, lane);
+  }
 }
 
 // The whole block: a piece that continues another belongs to the last one opened before it.
@@ -193,9 +199,10 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Shared
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
   add_all_tiles<16>(PartRecords{problem, segment}, group.count,
-                   [&](const TileSum& total, int n, int tile) {
-                     store_output_tile(out, total, n, tile, group.count, lane);
-                   });
+                    [&](TileSum& total, int n, int tile, bool) {
+                      total.join_streams();
+                      store_output_tile(out, total, n, tile, group.count, lane);
+                    });
 }
 
 }  // namespace paged_decode

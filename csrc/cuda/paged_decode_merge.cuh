@@ -1,6 +1,6 @@
 // Parts of one segment's softmax that several warps or blocks have, put together in a fixed order.
 //
-// A record holds, for each lane side by side, its heads' maxima and sums and its outputs, all in
+// A record holds, for each lane side by side, its columns' maxima and sums and its outputs, all in
 // FP32: [kRecordQuads][32] float4. Lanes without heads leave theirs out.
 #pragma once
 
@@ -12,7 +12,7 @@ constexpr int kRecordQuads = kHeadTiles * (1 + kDimTiles);
 constexpr int kRecordFloats = kRecordQuads * 32 * 4;
 
 __device__ __forceinline__ bool has_heads(int n, int count, int lane) {
-  return 8 * n + 2 * (lane % 4) < count;
+  return 8 * n + 2 * (lane % 4) % (8 / kStreams) < count;
 }
 
 // record: the lane's first float4, in shared or global memory.
@@ -72,6 +72,23 @@ struct TileSum {
   __device__ __forceinline__ void scale(const float (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) sum[i] *= factor[i], out[i] *= factor[i], out[2 + i] *= factor[i];
+  }
+
+  // Of heads in two streams, in the columns of either.
+  __device__ __forceinline__ void join_streams() {
+    if constexpr (kStreams == 1) return;
+    float factor[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float top = fmaxf(maximum[i], of_other_stream(maximum[i]));
+      factor[i] = power_of_two(maximum[i] - top);
+      maximum[i] = top;
+    }
+    scale(factor);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum[i] += of_other_stream(sum[i]);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) out[e] += of_other_stream(out[e]);
   }
 
   // tile: of a record whose heads' maxima are `weight` times this one's.
@@ -179,7 +196,7 @@ __device__ __forceinline__ void store_record_tile(float4* record, const TileSum&
   to[(1 + tile) * 32] = make_float4(total.out[0], total.out[1], total.out[2], total.out[3]);
 }
 
-// out: as store_output.
+// out: as store_output. Streams are joined.
 __device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total, int n, int tile,
                                                   int count, int lane) {
 #pragma unroll
@@ -192,7 +209,7 @@ __device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total
   }
 }
 
-// out: [heads, kHeadDim] of the row, from the group's first head on.
+// out: [heads, kHeadDim] of the row, from the group's first head on. Streams are joined.
 __device__ __forceinline__ void store_output(u16* out, const Softmax& softmax, int count, int lane) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n)

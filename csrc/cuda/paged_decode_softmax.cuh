@@ -37,6 +37,10 @@ struct Visible {
   __device__ __forceinline__ bool sees(int token) const { return token >= begin && token < end; }
 };
 
+__device__ __forceinline__ float of_other_stream(float value) {
+  return __shfl_xor_sync(kAll, value, 2);
+}
+
 // A lane has the columns 2c and 2c + 1 of head tile n where c = lane % 4, as i = 0 and 1. Column k is head
 // 8n + k. Where a key-value head has so few heads that a tile holds them twice (two streams), columns 4
 // to 7 are the same heads over other tokens, of every second tile: half as many scores to work on.
@@ -134,8 +138,7 @@ struct Softmax {
     }
   }
 
-  // All lanes of a column get the sum over its tokens; outputs get their unit and their offset. Streams
-  // come together, in the columns of either.
+  // All lanes of a column get the sum over its tokens; outputs get their unit and their offset.
   __device__ __forceinline__ void gather() {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
@@ -157,26 +160,26 @@ struct Softmax {
             out[n][j][e] = out[n][j][e] * code_unit(value_tile_is_upper(j)) + offset[n][i];
           }
       }
-    if constexpr (kStreams == 2) join_streams();
   }
 
- private:
+  // Streams come together, in the columns of either.
   __device__ __forceinline__ void join_streams() {
+    if constexpr (kStreams == 1) return;
     float top[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      top[i] = fmaxf(maximum[0][i], __shfl_xor_sync(kAll, maximum[0][i], 2));
+    for (int i = 0; i < 2; ++i) top[i] = fmaxf(maximum[0][i], of_other_stream(maximum[0][i]));
     lower(0, top);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sum[0][i] += __shfl_xor_sync(kAll, sum[0][i], 2);
+      sum[0][i] += of_other_stream(sum[0][i]);
 #pragma unroll
       for (int j = 0; j < kDimTiles; ++j)
 #pragma unroll
-        for (int e = i; e < 4; e += 2) out[0][j][e] += __shfl_xor_sync(kAll, out[0][j][e], 2);
+        for (int e = i; e < 4; e += 2) out[0][j][e] += of_other_stream(out[0][j][e]);
     }
   }
 
+ private:
   __device__ __forceinline__ void raise(float (&highest)[kHeadTiles][2]) {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
