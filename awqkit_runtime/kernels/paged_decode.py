@@ -15,6 +15,7 @@ from awqkit_runtime.kernels.paged_decode_plan import (
     PagedDecodePlan,
     can_decode,
     plan_paged_decode,
+    plans_of_all_batches,
     score_scale,
 )
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
@@ -62,7 +63,7 @@ def share_rows(
     """
     if not can_decode(format, num_heads):
         raise TypeError(f"paged_decode does not take {num_heads} heads over {format}")
-    plan = plan_paged_decode(format, num_heads, gpu_model(lengths.device))
+    plan = plan_paged_decode(format, num_heads, len(lengths), gpu_model(lengths.device))
     return run_share_rows(plan, format, num_heads, page_table, lengths, window=window)
 
 
@@ -144,11 +145,12 @@ def paged_decode(
 
 def prepare_decode(format: PageFormat, num_heads: int, device: torch.device) -> None:
     """Compile, load and make room for what a step launches; a capture allows none of it."""
-    plan = plan_paged_decode(format, num_heads, gpu_model(device))
-    compile_programs({plan.program}, device_architecture(device))
-    kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
-    kernel(plan.program, plan.entry, device).prepare(plan.shape)
-    _scratch(plan, device)
+    plans = plans_of_all_batches(format, num_heads, gpu_model(device))
+    compile_programs({plan.program for plan in plans}, device_architecture(device))
+    for plan in plans:
+        kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
+        kernel(plan.program, plan.entry, device).prepare(plan.shape)
+        _scratch(plan, device)
 
 
 @cache

@@ -12,8 +12,8 @@ namespace paged_decode {
 constexpr int kStagedRows = 1024;           // rows whose lengths lie in shared memory
 constexpr int kLeastUnits = 256 / kTokens;  // of a block, unless segments are shorter
 
-constexpr int kNear = kPageTokens / kTokens;      // of a segment's end
-constexpr int kJoinUnits = kPageTokens / kTokens;  // that a warp walks while a block joins pieces
+constexpr int kNear = kPageTokens / kTokens;  // of a segment's end
+constexpr int kJoinUnits = 80 / kTokens;      // that a warp walks while a block joins pieces
 
 // Where a warp's part begins, and whether that is inside of a segment.
 struct Cut {

@@ -18,7 +18,7 @@ from awqkit_runtime.kernels.paged_decode import (
     prepare_decode,
     share_rows,
 )
-from awqkit_runtime.kernels.paged_decode_plan import HEAD_DIMS, WIDTHS, all_instances
+from awqkit_runtime.kernels.paged_decode_instance import HEAD_DIMS, WIDTHS, all_instances
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.cuda_random import random_bf16
 from tests.kernels.paged_rows import PagedRows, exact_attention, paged_rows
