@@ -79,7 +79,7 @@ __device__ __forceinline__ Share load_share(const uint4* from) {
     Share share;
   } found;
 #pragma unroll
-  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = __ldcg(from + i);
+  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = load_and_keep(from + i);
   return found.share;
 }
 

@@ -74,21 +74,22 @@ struct TileSum {
     for (int i = 0; i < 2; ++i) sum[i] *= factor[i], out[i] *= factor[i], out[2 + i] *= factor[i];
   }
 
-  // Of heads in two streams, in the columns of either.
+  // Streams come together, in the columns of either.
   __device__ __forceinline__ void join_streams() {
-    if constexpr (kStreams == 1) return;
-    float factor[2];
+    if constexpr (kStreams == 2) {
+      float factor[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float top = fmaxf(maximum[i], of_other_stream(maximum[i]));
-      factor[i] = power_of_two(maximum[i] - top);
-      maximum[i] = top;
+      for (int i = 0; i < 2; ++i) {
+        const float top = fmaxf(maximum[i], of_other_stream(maximum[i]));
+        factor[i] = power_of_two(maximum[i] - top);
+        maximum[i] = top;
+      }
+      scale(factor);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[i] += of_other_stream(sum[i]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out[e] += of_other_stream(out[e]);
     }
-    scale(factor);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sum[i] += of_other_stream(sum[i]);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) out[e] += of_other_stream(out[e]);
   }
 
   // tile: of a record whose heads' maxima are `weight` times this one's.
