@@ -30,7 +30,8 @@ _Q_ALIGNMENT = 4
 class DecodeRows:
     """What all launches of a step have in common whose layers have the same window.
 
-    shares: int32, which tokens each warp reads, as paged_decode.cu keeps them. A graph that
+    shares: int32, which tokens each warp reads and from which pages at first, as paged_decode.cu
+    keeps them: until the last launch, lengths and the rows' pages stay what they were. A graph that
     captured launches holds the addresses of these tensors: they must live as long as it is
     replayed, unless it captured share_rows too.
     """
