@@ -28,13 +28,13 @@ _SLOTS = 3
 #: Of a launch, what each token adds, and of a row tile's group: less than memory needs for it,
 #: since the first ones of a block flow before its inputs come.
 _LAUNCH_CYCLES, _TOKEN_CYCLES, _GROUP_CYCLES = 4450, 170, 54.0
-#: A launch of clusters costs more.
-_CLUSTER_CYCLES = 1000
+#: What slices add to a launch and to each token.
+_SLICED_LAUNCH_CYCLES, _SLICED_TOKEN_CYCLES = 1760, 200
 
 
 def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
     """None where the kernel takes no such shape, or was not seen to be fast with it."""
-    slices = next((s for s in _SLICES if ceil_div(k // GROUP_SIZE, s) in _GROUPS), None)
+    slices = _slices(k // GROUP_SIZE)
     if m not in _TOKENS or slices is None:
         return None
     workers = gpu.multiprocessors if slices == 1 else clusters_that_fit(slices, gpu.multiprocessors)
@@ -59,12 +59,22 @@ def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
     )
     groups = row_tiles(n) / workers * ceil_div(k // GROUP_SIZE, slices)
     cycles = _LAUNCH_CYCLES + _TOKEN_CYCLES * m + groups * _GROUP_CYCLES
-    return TimedPlan(plan=plan, cycles=cycles + (_CLUSTER_CYCLES if slices > 1 else 0))
+    if slices > 1:
+        cycles += _SLICED_LAUNCH_CYCLES + _SLICED_TOKEN_CYCLES * m
+    return TimedPlan(plan=plan, cycles=cycles)
+
+
+def _slices(groups: int) -> int | None:
+    for slices in _SLICES:
+        if groups // slices in _GROUPS and ceil_div(groups, slices) in _GROUPS:
+            return slices
+    return None
 
 
 def _shared_bytes(slices: int) -> int:
     """Barriers and row tiles, sums of warps and of slices, the ring."""
     slots = _SLOTS if slices > 1 else 0
-    barriers = ceil_div(20 * _STAGES + 20 * _REDUCERS + 8 * slots, 128) * 128
+    slice_barriers = 8 * (slots + 2) if slices > 1 else 0
+    barriers = ceil_div(20 * _STAGES + 20 * _REDUCERS + slice_barriers, 128) * 128
     sums = (_REDUCERS * _WARPS + slots * slices) * _SUM_BYTES
     return barriers + sums + _STAGES * _STAGE_BYTES
