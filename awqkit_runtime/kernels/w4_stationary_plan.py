@@ -24,17 +24,19 @@ _STAGE_BYTES = 2 * _WARPS * (1024 + 64)
 _SUM_BYTES = 512
 #: Row tiles that a block of a cluster may end.
 _SLOTS = 3
+#: Of a block with so few row tiles the late ones wait for the inputs: memory may rest.
+_FEW_TILES = 3
 
 #: Of a launch, what each token adds, and of a row tile's group: less than memory needs for it,
 #: since the first ones of a block flow before its inputs come.
 _LAUNCH_CYCLES, _TOKEN_CYCLES, _GROUP_CYCLES = 4450, 170, 54.0
-#: What slices add to a launch and to each token.
-_SLICED_LAUNCH_CYCLES, _SLICED_TOKEN_CYCLES = 1760, 200
+#: What slices add to a launch.
+_SLICED_CYCLES = 2300
 
 
 def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
     """None where the kernel takes no such shape, or was not seen to be fast with it."""
-    slices = _slices(k // GROUP_SIZE)
+    slices = next((s for s in _SLICES if ceil_div(k // GROUP_SIZE, s) in _GROUPS), None)
     if m not in _TOKENS or slices is None:
         return None
     workers = gpu.multiprocessors if slices == 1 else clusters_that_fit(slices, gpu.multiprocessors)
@@ -43,9 +45,7 @@ def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
         return None
     plan = LaunchPlan(
         kernel="stationary",
-        program=Program(
-            stem="w4_stationary", defines=(f"W4_STAGES={_STAGES}", f"W4_SLICES={slices}")
-        ),
+        program=_program(slices, ceil_div(row_tiles(n), workers)),
         entry="w4_stationary_kernel",
         shape=LaunchShape(
             grid=(workers * slices, 1, 1),
@@ -59,22 +59,22 @@ def plan_stationary(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan | None:
     )
     groups = row_tiles(n) / workers * ceil_div(k // GROUP_SIZE, slices)
     cycles = _LAUNCH_CYCLES + _TOKEN_CYCLES * m + groups * _GROUP_CYCLES
-    if slices > 1:
-        cycles += _SLICED_LAUNCH_CYCLES + _SLICED_TOKEN_CYCLES * m
-    return TimedPlan(plan=plan, cycles=cycles)
+    return TimedPlan(plan=plan, cycles=cycles + (_SLICED_CYCLES if slices > 1 else 0))
 
 
-def _slices(groups: int) -> int | None:
-    for slices in _SLICES:
-        if groups // slices in _GROUPS and ceil_div(groups, slices) in _GROUPS:
-            return slices
-    return None
+def _program(slices: int, block_tiles: int) -> Program:
+    """block_tiles: row tiles of a block."""
+    few = slices == 1 and block_tiles <= _FEW_TILES
+    early = 2 if few or slices > 1 else 3
+    defines = {"STAGES": _STAGES, "SLICES": slices, "EARLY": early, "INPUTS_FIRST": int(few)}
+    return Program(
+        stem="w4_stationary", defines=tuple(f"W4_{name}={n}" for name, n in defines.items())
+    )
 
 
 def _shared_bytes(slices: int) -> int:
     """Barriers and row tiles, sums of warps and of slices, the ring."""
     slots = _SLOTS if slices > 1 else 0
-    slice_barriers = 8 * (slots + 2) if slices > 1 else 0
-    barriers = ceil_div(20 * _STAGES + 20 * _REDUCERS + slice_barriers, 128) * 128
+    barriers = ceil_div(20 * _STAGES + 20 * _REDUCERS + 8 * slots + 8, 128) * 128
     sums = (_REDUCERS * _WARPS + slots * slices) * _SUM_BYTES
     return barriers + sums + _STAGES * _STAGE_BYTES

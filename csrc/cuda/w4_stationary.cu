@@ -6,14 +6,18 @@
 // warps made of a row tile. A block is dealt as many row tiles as the ring holds and draws the others
 // one by one, so that the multiprocessors that memory serves more slowly take fewer; a row's sum does
 // not depend on who computes it. More than 4096 inputs are cut in slices, one for each block of a
-// cluster (w4_stationary_slices.cuh).
+// cluster, which then have their row tiles dealt (w4_stationary_slices.cuh).
 //
-// Compile-time: W4_STAGES (of the ring), W4_SLICES (1, or the blocks of a cluster).
+// Weights that are under way stand before the inputs. So only some stages are filled before the
+// predecessor has ended, and the others behind the inputs, if need be once these have come.
+//
+// Compile-time: W4_STAGES (of the ring), W4_EARLY (filled before the predecessor has ended),
+//   W4_INPUTS_FIRST (1: the others wait for the inputs), W4_SLICES (1, or the blocks of a cluster).
 // Launch: grid <= ceil(N / 16), best one block a multiprocessor; block 640 threads; dynamic shared
-//   memory = 128 * ceil((20 * W4_STAGES + 40) / 128) + 16384 + 34816 * W4_STAGES bytes.
-//   With slices: a multiple of W4_SLICES blocks, of which each ends at most 3 row tiles; 40 bytes of
-//   barriers and 1536 * W4_SLICES bytes more.
-// K is at most 4096 * W4_SLICES, and with slices at least 2176 * W4_SLICES. x, codes and scales 16-byte aligned, y 4-byte.
+//   memory = 128 * ceil((20 * W4_STAGES + 48) / 128) + 16384 + 34816 * W4_STAGES bytes.
+//   With slices: a multiple of W4_SLICES blocks, of which each ends at most 3 row tiles; 24 barrier
+//   bytes and 1536 * W4_SLICES bytes more.
+// K is at most 4096 * W4_SLICES. x, codes and scales 16-byte aligned, y 4-byte.
 // ticket: an int, zero before the first launch, left zero by every launch.
 #include "w4_stationary_slices.cuh"
 
@@ -25,29 +29,24 @@ constexpr int kStageBytes = kTileGroups * (kCodeBytes + kScaleBytes);
 constexpr int kThreads = 32 * (kWarps + 4);  // registers pass between groups of four warps
 constexpr int kConsumerRegisters = 112, kOtherRegisters = 32;
 constexpr int kEnd = -1;  // in place of a row tile
-// Stages that are filled before the inputs come; those of a slice lie in the others until they are read.
-constexpr int kEarly = kSlices > 1 ? kStages - kInputStages : kStages;
+constexpr int kEarly = W4_EARLY;
 
 // Shared memory, from its start.
 constexpr int kFull = 0;                                // kStages barriers: a stage has arrived
 constexpr int kEmpty = kFull + 8 * kStages;             // kStages: a stage has been read
-constexpr int kArrived = kEmpty + 8 * kStages;          // kHalves: of a slice's inputs
-constexpr int kEnded = kArrived + 8 * kHalves;          // kSlots: the sums of the slices are there
-constexpr int kSumFull = kEnded + 8 * kSlots;           // kReducers: the warps' sums are written
+constexpr int kEnded = kEmpty + 8 * kStages;            // kSlots: the sums of the slices are there
+constexpr int kInputsRead = kEnded + 8 * kSlots;        // the inputs are in registers
+constexpr int kSumFull = kInputsRead + 8;               // kReducers: the warps' sums are written
 constexpr int kSumEmpty = kSumFull + 8 * kReducers;     // kReducers: ... and read
 constexpr int kTileOf = kSumEmpty + 8 * kReducers;      // the row tile of a stage
 constexpr int kTileOfSum = kTileOf + 4 * kStages;       // of a buffer of sums
 constexpr int kPartials = (kTileOfSum + 4 * kReducers + 127) / 128 * 128;
 constexpr int kSliceSums = kPartials + kReducers * kWarps * kPartialBytes;
 constexpr int kRing = kSliceSums + kSlots * kSlotBytes;
-constexpr int kInputs = kRing + kEarly * kStageBytes;
-static_assert(kTokens * kRowPitch <= kInputStages * kStageBytes);
 
 struct Ring {
   int stage = 0;
   u32 parity = 0;
-  // Of the phase after which the stage may be filled: none, at first, if it held no inputs.
-  __device__ __forceinline__ u32 free_parity() const { return parity ^ (stage < kEarly); }
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
@@ -70,7 +69,7 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& share, u3
   Ring ring;
   const auto fetch = [&](int tile) {
     const u32 full = base + kFull + 8 * ring.stage;
-    barrier_wait(base + kEmpty + 8 * ring.stage, ring.free_parity());
+    barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
     store_int(base + kTileOf + 4 * ring.stage, tile);
     const size_t at = static_cast<size_t>(tile) * (p.k / kGroup) + share.first_group;
     const u32 target = base + kRing + ring.stage * kStageBytes;
@@ -80,11 +79,14 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& share, u3
               full);
     ring.advance();
   };
-  const int dealt = kEarly * share.step;
+  const int dealt = kStages * share.step, early = kEarly * share.step;
 #pragma unroll 1
-  for (int tile = share.first_tile; tile < min(dealt, tiles); tile += share.step) fetch(tile);
+  for (int tile = share.first_tile; tile < min(early, tiles); tile += share.step) fetch(tile);
   // The predecessor may still draw tickets of its own.
   wait_for_predecessors();
+  if constexpr (W4_INPUTS_FIRST) barrier_wait(base + kInputsRead, 0);
+#pragma unroll 1
+  for (int tile = early + share.first_tile; tile < min(dealt, tiles); tile += share.step) fetch(tile);
   if constexpr (kSlices > 1) {
 #pragma unroll 1
     for (int tile = dealt + share.first_tile; tile < tiles; tile += share.step) fetch(tile);
@@ -97,7 +99,7 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& share, u3
     }
     if (next == left + share.step - 1) *ticket = 0;  // The last one of all.
   }
-  barrier_wait(base + kEmpty + 8 * ring.stage, ring.free_parity());
+  barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
   store_int(base + kTileOf + 4 * ring.stage, kEnd);
   barrier_arrive(base + kFull + 8 * ring.stage);
 }
@@ -123,12 +125,10 @@ __device__ __forceinline__ void consume(const Problem& p, const Share& share, u3
   keep(scales);
   wait_for_predecessors();
   StationaryX x;
-  if constexpr (kSlices > 1) {
-    x.load(base + kInputs, base + kArrived, share.groups, warp, lane);
+  x.load(p, share.first_group + warp, share.first_group + share.groups, lane);
+  if constexpr (W4_INPUTS_FIRST) {
     __syncwarp();
-    if (lane < kInputStages) barrier_arrive(base + kEmpty + 8 * (kEarly + lane));
-  } else {
-    x.load(p, warp, lane);
+    if (lane == 0) barrier_arrive(base + kInputsRead);
   }
   Ring ring;
   u32 index = 0;
@@ -205,8 +205,8 @@ extern "C" __global__ void __launch_bounds__(w4_stationary::kThreads, 1)
       barrier_init(base + kSumFull + 8 * i, kWarps);
       barrier_init(base + kSumEmpty + 8 * i, 1);
     }
-    for (int i = 0; i < kHalves; ++i) barrier_init(base + kArrived + 8 * i, 1);
     expect_slices(base + kEnded);
+    barrier_init(base + kInputsRead, kWarps);
     barrier_init_fence();
   }
   meet();
@@ -222,7 +222,6 @@ extern "C" __global__ void __launch_bounds__(w4_stationary::kThreads, 1)
     } else if (warp <= kWarps + kReducers) {
       reduce(p, share, base, warp - kWarps - 1, lane);
     } else if constexpr (kSlices > 1) {
-      fetch_inputs(p, share, base + kInputs, base + kArrived, lane);
       join(p, share, base + kSliceSums, base + kEnded, lane);
     }
   }

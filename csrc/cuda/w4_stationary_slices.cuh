@@ -1,6 +1,6 @@
 // More inputs than a block's registers hold: each block of a cluster has a slice of them, of the same row
 // tiles, and sends its sums to the block that ends the row tile, every kSlices-th. They are added up in
-// the order of the slices. A slice's inputs come through shared memory.
+// the order of the slices.
 #pragma once
 
 #include "w4_prefill_async.cuh"
@@ -11,8 +11,6 @@ namespace w4_stationary {
 constexpr int kSlices = W4_SLICES;
 constexpr int kSlots = kSlices > 1 ? 3 : 0;  // row tiles that a block may end: each has its place
 constexpr int kSlotBytes = kSlices * kPartialBytes;
-constexpr int kHalves = kSlices > 1 ? kWarpGroups : 0;  // of a slice's inputs: each has a barrier
-constexpr int kInputStages = 2;                         // of the ring, in which they lie at first
 
 // Of one block: its slice of the groups, and its row tiles, every `step`-th from `first_tile` on.
 struct Share {
@@ -43,21 +41,6 @@ __device__ __forceinline__ void expect_slices(u32 ended) {
     barrier_init(ended + 8 * i, 1);
     barrier_expect(ended + 8 * i, kSlotBytes);
   }
-}
-
-// A warp, a copy a lane: a slice's inputs of all tokens.
-__device__ __forceinline__ void fetch_inputs(const Problem& p, const Share& share, u32 inputs, u32 arrived,
-                                             int lane) {
-  wait_for_predecessors();
-  const int half = lane / kTokens, token = lane % kTokens, first = half * kWarps;
-  const int bytes = 2 * kGroup * (half ? share.groups - kWarps : kWarps);
-  if (half < kHalves && token == 0) barrier_expect(arrived + 8 * half, p.m * bytes);
-  __syncwarp();
-  if (half < kHalves && token < p.m) {
-    const size_t at = static_cast<size_t>(token) * p.k + (share.first_group + first) * kGroup;
-    bulk_copy(inputs + token * kRowPitch + first * 2 * kGroup, p.x + at, bytes, arrived + 8 * half);
-  }
-  __syncwarp();
 }
 
 // A warp: its block's sums of a row tile. sums, ended: where the same block has its slots and barriers.

@@ -15,9 +15,6 @@ constexpr int kCodeBytes = 1024;   // of 16 rows and one group
 constexpr int kScaleBytes = 64;    // of 16 rows and one group
 constexpr int kTileGroups = kWarps * kWarpGroups;
 constexpr int kPartialBytes = 512;  // a warp's sums of a row tile: 16 rows x 8 tokens
-constexpr int kTokens = 8;
-// Of a token's inputs in shared memory: eight tokens' pieces of 16 bytes meet in no bank.
-constexpr int kRowPitch = kTileGroups * 2 * kGroup + 16;
 
 // Keeps what is worked out once in its register.
 __device__ __forceinline__ void keep(u32& value) { asm volatile("" : "+r"(value)); }
@@ -51,44 +48,33 @@ __device__ __forceinline__ void transpose(u32 (&v)[4], int lane) {
 // s * (sum of code * x - z * sum of x).
 class StationaryX {
  public:
-  // From memory: groups `warp` and, if there is one, `warp` + kWarps.
-  __device__ __forceinline__ void load(const Problem& p, int warp, int lane) {
+  // first: the warp's first group; the other one follows kWarps further on, if there is one before `end`.
+  __device__ __forceinline__ void load(const Problem& p, int first, int end, int lane) {
     const int token = lane / 4, column = lane % 4;
 #pragma unroll
     for (int j = 0; j < kWarpGroups; ++j)
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const int group = warp + j * kWarps;
-        const bool there = group < p.k / kGroup && token < p.m;
+        const int group = first + j * kWarps;
+        const bool there = group < end && token < p.m;
         const u16* source =
             p.x + static_cast<size_t>(token) * p.k + group * kGroup + 32 * q + 8 * column;
         const uint4 v = there ? __ldcg(reinterpret_cast<const uint4*>(source)) : uint4{};
         x_[j][q][0] = v.x, x_[j][q][1] = v.y, x_[j][q][2] = v.z, x_[j][q][3] = v.w;
       }
+    const u32 ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
 #pragma unroll
     for (int j = 0; j < kWarpGroups; ++j) {
+      float sums[4] = {};
 #pragma unroll
-      for (int q = 0; q < 4; ++q) transpose(x_[j][q], lane);
-      prepare(j);
-    }
-  }
-
-  // The same from shared memory, where tokens lie kRowPitch apart; arrived: a barrier for each half of
-  // the groups.
-  __device__ __forceinline__ void load(u32 inputs, u32 arrived, int groups, int warp, int lane) {
+      for (int q = 0; q < 4; ++q) {
+        transpose(x_[j][q], lane);
+        mma(sums, ones, x_[j][q][0], x_[j][q][1]);
+        mma(sums, ones, x_[j][q][2], x_[j][q][3]);
 #pragma unroll
-    for (int j = 0; j < kWarpGroups; ++j) {
-#pragma unroll
-      for (int q = 0; q < 4; ++q) x_[j][q][0] = x_[j][q][1] = x_[j][q][2] = x_[j][q][3] = 0;
-      const int group = warp + j * kWarps;
-      if (group < groups) {
-        barrier_wait(arrived + 8 * j, 0);
-#pragma unroll
-        for (int q = 0; q < 4; ++q)
-          load_matrices(x_[j][q], inputs + lane % 8 * kRowPitch + group * 2 * kGroup + 64 * q +
-                                      lane / 8 * 16);
+        for (int i = 0; i < 4; ++i) x_[j][q][i] = raise(x_[j][q][i]);
       }
-      prepare(j);
+      sums_[j][0] = sums[0], sums_[j][1] = sums[1];
     }
   }
 
@@ -118,20 +104,6 @@ class StationaryX {
   }
 
  private:
-  // Sums the inputs of group j and raises them.
-  __device__ __forceinline__ void prepare(int j) {
-    const u32 ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-    float sums[4] = {};
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      mma(sums, ones, x_[j][q][0], x_[j][q][1]);
-      mma(sums, ones, x_[j][q][2], x_[j][q][3]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x_[j][q][i] = raise(x_[j][q][i]);
-    }
-    sums_[j][0] = sums[0], sums_[j][1] = sums[1];
-  }
-
   u32 x_[kWarpGroups][4][4];
   float sums_[kWarpGroups][2];  // of a group's inputs, for tokens 2c and 2c + 1
 };

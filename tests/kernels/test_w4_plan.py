@@ -58,7 +58,8 @@ def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
         (2, "stationary", "stationary"),
         (3, "stationary", "stationary"),
         (4, "stationary", "stationary"),
-        (8, "stationary", "batch"),
+        (6, "stationary", "stationary"),
+        (8, "stationary", "stationary"),
         (12, "batch", "batch"),
         (16, "batch", "batch"),
     ],
@@ -71,6 +72,18 @@ def test_few_tokens_get_what_was_fastest_in_order(
     shapes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
     kernels = [plan_w4_linear(tokens, n, k, gpu).kernel for n, k in shapes]
     assert kernels == [attention_and_gate] * 3 + [down]
+
+
+def test_few_stages_stand_before_the_inputs() -> None:
+    shapes = {
+        (6144, 4096): (2, 1),
+        (4096, 4096): (2, 1),
+        (28672, 4096): (3, 0),
+        (4096, 14336): (2, 0),
+    }
+    for (n, k), (early, first) in shapes.items():
+        defines = plan_w4_linear(8, n, k, GPUS[2]).program.defines
+        assert {f"W4_EARLY={early}", f"W4_INPUTS_FIRST={first}"} <= {*defines}
 
 
 def test_the_stationary_ring_fills_shared_memory() -> None:
@@ -91,8 +104,8 @@ def test_the_stationary_ring_fills_shared_memory() -> None:
         (8, 2176, 1),
         (8, 4096, 1),
         (8, 4224, None),
-        (8, 8576, None),
-        (8, 8704, 4),
+        (8, 8192, None),
+        (8, 8320, 4),
         (5760, 16384, 4),
         (5776, 16384, None),
         (8, 16512, None),
