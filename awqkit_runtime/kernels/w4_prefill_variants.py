@@ -30,6 +30,8 @@ class Variant:
     split: int = 1
     batch: int = 1
     scale_sums: bool = False
+    inputs: int = 0
+    flow: int = 0
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -43,6 +45,8 @@ class Variant:
             "BATCH": self.batch,
             "BLOCKS": self.blocks,
             "SCALE_SUMS": int(self.scale_sums),
+            "INPUTS": self.inputs,
+            "LAG": self.flow,
         }
         return tuple(f"W4_{name}={value}" for name, value in numbers.items())
 
@@ -78,12 +82,12 @@ class Variant:
     def stages(self) -> int:
         """As many as shared memory holds."""
         room = _SHARED_BYTES // self.blocks - 1024 - self._fixed_bytes
-        return min(_MOST_STAGES, room // (self._stage_bytes + _STAGE_BARRIERS))
+        return min(_MOST_STAGES, room // (self._stage_bytes + self._stage_barriers))
 
     @property
     def shared_bytes(self) -> int:
         """Stages, store buffers, barriers, alignment, and the sums of a split tile."""
-        return self._fixed_bytes + self.stages * (self._stage_bytes + _STAGE_BARRIERS)
+        return self._fixed_bytes + self.stages * (self._stage_bytes + self._stage_barriers)
 
     @property
     def _slices(self) -> int:
@@ -92,7 +96,13 @@ class Variant:
 
     @property
     def _stage_bytes(self) -> int:
-        return self._slices * (128 * self.tokens + 512 * self.row_tiles) + 64 * self.row_tiles
+        sums = 4 * self.tokens if self.inputs else 0
+        half = 128 * self.tokens + 512 * self.row_tiles
+        return self._slices * half + 64 * self.row_tiles + sums
+
+    @property
+    def _stage_barriers(self) -> int:
+        return _STAGE_BARRIERS + (8 if self.inputs else 0)
 
     @property
     def _store_tokens(self) -> int:
@@ -106,7 +116,8 @@ class Variant:
         row_blocks = self.consumers * self.row_blocks
         parts = ceil_div(row_blocks * self.summed_tokens // self._store_tokens, self.split)
         sums = self.split * parts * store if self.split > 1 else 0
-        return 1024 + 8 * self.consumers + store * self.consumers + sums
+        turns = 32 if self.flow == 2 else 0
+        return 1024 + turns + (8 + store) * self.consumers + sums
 
     def tiles(self, m: int, n: int) -> int:
         """Tiles of the output; those of a cluster that shares tokens count as one."""

@@ -38,7 +38,10 @@
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
-#if W4_TOKENS == 8
+#if W4_INPUTS == 2
+#include "w4_prefill_convert.cuh"
+#include "w4_prefill_raised.cuh"
+#elif W4_TOKENS == 8
 #include "w4_prefill_warps.cuh"
 #else
 #include "w4_prefill_consumer.cuh"
@@ -46,7 +49,9 @@
 
 namespace w4_prefill {
 
-#if W4_TOKENS == 8
+#if W4_INPUTS == 2
+using Consumer = RaisedConsumer;
+#elif W4_TOKENS == 8
 using Consumer = WarpConsumer;
 #else
 using Consumer = WarpgroupConsumer;
@@ -142,9 +147,13 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 2);
+      barrier_init(shared.full + 8 * stage, 1 + (kRaised ? kConverters : 1));
+      if (kRaised) barrier_init(shared.raw + 8 * stage, 1);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
+#if W4_LAG == 2
+    Turns::init(shared);
+#endif
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
@@ -163,6 +172,9 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
     if (thread == 0) producer.run_tokens(x_map);
     if (thread == 32) producer.run_weights(codes_map, params_map);
+#if W4_INPUTS == 2
+    if (thread >= 64) TokenConverter(shared, thread / 32 - 2).run(problem, worker);
+#endif
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();

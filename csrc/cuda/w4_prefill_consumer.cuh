@@ -2,6 +2,7 @@
 #pragma once
 
 #include "w4_prefill_stages.cuh"
+#include "w4_prefill_turns.cuh"
 #include "w4_prefill_wgmma.cuh"
 #include "w4_schedule.cuh"
 
@@ -10,7 +11,11 @@ namespace w4_prefill {
 class WarpgroupConsumer {
  public:
   __device__ __forceinline__ explicit WarpgroupConsumer(const Shared& shared)
-      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))) {}
+      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4)))
+#if W4_LAG == 2
+        , turns_(shared)
+#endif
+  {}
 
   // Sums the segment's groups into sums, which it clears first.
   //
@@ -30,7 +35,7 @@ class WarpgroupConsumer {
   __device__ __forceinline__ void accumulate_scaled_weights(float (&sums)[kSums],
                                                             const w4::Segment& segment) {
     const u32 magic = w4::opaque_magic();
-    constexpr int kBatches = 4 / kBatch;  // of a half
+    constexpr int kBatches = kBatch > 4 ? 1 : 4 / kBatch;  // of a half
     u32 fragments[2][kBatch][4];
     w4::RowParams params;
     stages_.wait();
@@ -78,6 +83,32 @@ class WarpgroupConsumer {
   // dequantized while the last one of the group before was multiplied.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
                                                          const w4::Segment& segment) {
+#if W4_LAG == 2
+    u32 fragments[kBatch][4];
+    float sums[kSums] = {};
+    stages_.wait();
+    uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
+    w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
+    for (int left = segment.end - segment.begin;;) {
+      dequantize_batch(codes, 0, params, fragments);
+      const u64 tokens = stage_tokens();
+      const float scale[2] = {params.scale[0], params.scale[1]};
+      turns_.wait();
+      multiply_batch(sums, fragments, tokens, 0);
+      turns_.pass();
+      stages_.advance();
+      if (--left > 0) {
+        stages_.wait();
+        codes[0] = stages_.load_codes(0, 0);
+        codes[1] = stages_.load_codes(0, 1);
+        params = w4::unpack_exact_params(stages_.load_params(0));
+      }
+      wgmma_wait<0>();
+      add_scaled(totals, sums, scale);
+      stages_.release();
+      if (left == 0) break;
+    }
+#else
     constexpr int kBatches = 8 / kBatch;  // of a group
     u32 fragments[2][kBatch][4];
     float sums[kSums] = {};
@@ -109,6 +140,7 @@ class WarpgroupConsumer {
       stages_.release();
       if (left == 0) break;
     }
+#endif
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
   }
@@ -160,6 +192,9 @@ class WarpgroupConsumer {
 
   Stages stages_;
   u32 tokens_;  // low word of stage 0's descriptor
+#if W4_LAG == 2
+  Turns turns_;
+#endif
 };
 
 }  // namespace w4_prefill
