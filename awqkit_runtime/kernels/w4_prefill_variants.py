@@ -32,6 +32,7 @@ class Variant:
     scale_sums: bool = False
     inputs: int = 0
     flow: int = 0
+    extra: tuple[str, ...] = ()
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ class Variant:
             "INPUTS": self.inputs,
             "LAG": self.flow,
         }
-        return tuple(f"W4_{name}={value}" for name, value in numbers.items())
+        return tuple(f"W4_{name}={value}" for name, value in numbers.items()) + self.extra
 
     @property
     def by_warps(self) -> bool:

@@ -88,7 +88,17 @@ __device__ __forceinline__ float scale_of(u32 word) {
 
 // -(128 + z) / 64 + 2, twice.
 __device__ __forceinline__ u32 small_offset_of(u32 word) {
+#if W4_TRIM & 1
+  u32 offset;
+  asm("{\n\t.reg .b16 low, high;\n\t.reg .b32 both;\n\t"
+      "mov.b32 {low, high}, %1;\n\tmov.b32 both, {high, high};\n\t"
+      "fma.rn.bf16x2 %0, both, %2, %3;\n\t}"
+      : "=r"(offset)
+      : "r"(word), "r"(0xbc80bc80u), "r"(0x40004000u));
+  return offset;
+#else
   return fma_bf16x2(__byte_perm(word, 0, 0x3232) ^ 0x80008000u, 0x3c803c80u, 0x40004000u);
+#endif
 }
 
 __device__ __forceinline__ ExactParams unpack_exact_params(uint2 words) {

@@ -60,6 +60,7 @@ class TokenConverter {
       barrier_wait(shared_.raw + 8 * ring.stage, ring.parity);
 #pragma unroll
       for (int first = 0; first < kTokens / 16; first += kConverters)
+        if (W4_PROBE != 1)
         if (first + warp_ < kTokens / 16) convert(ring.stage, first + warp_);
       async_proxy_fence();
       __syncwarp();
@@ -85,7 +86,14 @@ class TokenConverter {
           load_matrices((tokens ^ 32 * (first + i)) + slice * kSliceBytes, pieces[i]);
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
+#if W4_PROBE == 3
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            sums[j % 2 * 2] += __uint_as_float(pieces[i][j] << 16) +
+                               __uint_as_float(pieces[i][j] & 0xffff0000u);
+#elif W4_PROBE != 2
           add_rows(sums, pieces[i], w4::kLowered);
+#endif
 #pragma unroll
           for (int j = 0; j < 4; ++j)
             pieces[i][j] = w4::fma_bf16x2(pieces[i][j], w4::kRaise, 0x80008000u);
@@ -93,6 +101,14 @@ class TokenConverter {
         }
       }
     }
+#if W4_PROBE == 3
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 1);
+      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 2);
+      sums[j] *= __uint_as_float(90u << 23);
+    }
+#endif
     if (lane_ % 4 == 0) {
       const u32 own = sums_ + stage * kInputSumBytes + tile * 16;
       store_shared(own, sums[0]);

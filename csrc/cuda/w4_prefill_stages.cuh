@@ -75,6 +75,13 @@ class Stages {
 
  public:
   // Gives the oldest stage still held back to the producers of the whole cluster.
+  __device__ __forceinline__ void release(int stage) const {
+    __syncwarp();
+    const u32 own = shared_.empty + 8 * stage;
+    if (kCluster == 1 && lane_ == 0) barrier_arrive(own);
+    if (kCluster > 1 && lane_ < kCluster) barrier_arrive_remote(address_in(own, lane_));
+  }
+
   __device__ __forceinline__ void release() {
     __syncwarp();
     const u32 own = shared_.empty + 8 * released_;
