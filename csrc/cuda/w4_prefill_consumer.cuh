@@ -149,6 +149,7 @@ class WarpgroupConsumer {
         multiply_batch(sums, fragments[batch % 2], tokens, batch);
         if (batch + 1 == kBatches) break;
         if (batch > 0) wgmma_wait<1>();
+        if ((W4_TRIM & 8) && batch == 0) codes[1] = stages_.load_codes(0, 1);
         dequantize_batch(codes, batch + 1, params, fragments[(batch + 1) % 2]);
       }
       const float scale[2] = {params.scale[0], params.scale[1]};
@@ -158,7 +159,7 @@ class WarpgroupConsumer {
       if (--left > 0) {
         stages_.wait();
         codes[0] = stages_.load_codes(0, 0);
-        codes[1] = stages_.load_codes(0, 1);
+        if (!(W4_TRIM & 8)) codes[1] = stages_.load_codes(0, 1);
         params = w4::unpack_exact_params(stages_.load_params(0));
         wgmma_wait<1>();
         dequantize_batch(codes, 0, params, fragments[0]);

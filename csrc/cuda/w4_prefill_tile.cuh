@@ -3,6 +3,9 @@
 
 #include "w4_prefill_async.cuh"
 
+#ifndef W4_TRIM
+#define W4_TRIM 0
+#endif
 #ifndef W4_LAG
 #define W4_LAG 0
 #endif
