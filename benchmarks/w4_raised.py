@@ -36,13 +36,11 @@ KINDS = {
     "lag2": (0, 1, 2, ("W4_TRIM=3",)),
     "lag4": (0, 1, 4, ("W4_TRIM=3",)),
     "raised": (2, 0, 0, ()),
-    "raised-fadd": (2, 0, 0, ("W4_PROBE=3",)),
     "raised-none": (2, 0, 0, ("W4_PROBE=1",)),
-    "raised-none-lag": (2, 1, 2, ("W4_PROBE=1",)),
     "raised-nosum": (2, 0, 0, ("W4_PROBE=2",)),
 }
 #: Whose results are wrong: only their times are of interest.
-WRONG = ("raised-none", "raised-none-lag", "raised-nosum")
+WRONG = ("raised-none", "raised-nosum")
 #: (rows, blocks a multiprocessor, split) that each linear may run with.
 SHAPES = {
     "qkv": ((128, 2, 4), (192, 1, 3), (256, 1, 4)),

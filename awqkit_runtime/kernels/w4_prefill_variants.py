@@ -73,7 +73,7 @@ class Variant:
 
     @property
     def threads(self) -> int:
-        return 128 * (self.consumers + 1)
+        return 128 * (self.consumers + (2 if self.inputs else 1))
 
     @property
     def stage_inputs(self) -> int:

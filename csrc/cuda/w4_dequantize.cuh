@@ -130,7 +130,7 @@ __device__ __forceinline__ void subnormal_codes(u32 codes, u32 (&fragment)[4]) {
 
 // Tokens times this make their products with subnormal codes 2^-37 times what is wanted.
 constexpr u32 kRaise = 0x6f806f80u;    // 2^96, twice
-constexpr u32 kLowered = 0x2d002d00u;  // 2^-37, twice
+constexpr float kLowered = 1.0f / 137438953472.0f;
 constexpr float kRaisedScale = 137438953472.0f;
 
 // Of rows r and r + 8: what sums of subnormal codes count, and minus what sums of tokens do.

@@ -172,13 +172,19 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     const int thread = threadIdx.x - kWarpgroup * kConsumers;
     if (thread == 0) producer.run_tokens(x_map);
     if (thread == 32) producer.run_weights(codes_map, params_map);
-#if W4_INPUTS == 2
-    if (thread >= 64) TokenConverter(shared, thread / 32 - 2).run(problem, worker);
-#endif
     if constexpr (kSplit > 1) {
       __syncwarp();
       cluster_wait();
     }
+#if W4_INPUTS == 2
+  } else if (role > kConsumers) {
+    release_registers<kProducerRegisters>();
+    TokenConverter(shared, threadIdx.x / 32 - 4 * (kConsumers + 1)).run(problem, worker);
+    if constexpr (kSplit > 1) {
+      __syncwarp();
+      cluster_wait();
+    }
+#endif
   } else {
     claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};

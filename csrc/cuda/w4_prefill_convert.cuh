@@ -21,14 +21,6 @@ __device__ __forceinline__ void store_matrices(u32 address, const u32 (&matrices
                : "memory");
 }
 
-// d[16 x 8] += a[16 x 16] . b, where all of b is one pair.
-__device__ __forceinline__ void add_rows(float (&d)[4], const u32 (&a)[4], u32 pair) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-      " {%8, %8}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(pair));
-}
-
 __device__ __forceinline__ void store_shared(u32 address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
@@ -39,16 +31,16 @@ __device__ __forceinline__ void async_proxy_fence() {
 }
 
 // Multiplies tokens by 2^96, exactly up to 2^32, and sums up each token's inputs, which the zero
-// points want, by a product with ones. A warp has every kConverters-th 16 tokens of all stages.
+// points want. A warp has every fourth 8 tokens of all stages.
 class TokenConverter {
  public:
   __device__ __forceinline__ TokenConverter(const Shared& shared, int warp)
       : shared_(shared), warp_(warp), lane_(threadIdx.x % 32) {
-    // Lane 8i + j names row j of matrix i: rows 0 to 7, then 8 to 15, of 8 inputs, then the next 8.
+    // Lane 8i + j names row j of matrix i: 8 rows of 8 inputs each, four times.
     // In the 128-byte swizzle the 16-byte chunk c of row r lies at c XOR r mod 8.
-    const int row = lane_ % 16;
-    tokens_ = shared.tokens + row * 128 + ((lane_ / 16) ^ (row % 8)) * 16;
-    // As Stages::load_input_sums wants them: of this lane's first token of 16.
+    const int row = lane_ % 8;
+    tokens_ = shared.tokens + row * 128 + ((lane_ / 8) ^ row) * 16;
+    // As Stages::load_input_sums wants them: of this lane's token of 8.
     sums_ = shared.input_sums + (lane_ / 8 * kSums / 2 + lane_ / 4 % 2) * 4;
   }
 
@@ -59,9 +51,9 @@ class TokenConverter {
     for (int left = w4::count_groups(problem, worker); left > 0; --left) {
       barrier_wait(shared_.raw + 8 * ring.stage, ring.parity);
 #pragma unroll
-      for (int first = 0; first < kTokens / 16; first += kConverters)
+      for (int first = 0; first < kTokens / 8; first += kConverters)
         if (W4_PROBE != 1)
-        if (first + warp_ < kTokens / 16) convert(ring.stage, first + warp_);
+          if (first + warp_ < kTokens / 8) convert(ring.stage, first + warp_);
       async_proxy_fence();
       __syncwarp();
       if (lane_ == 0) barrier_arrive(shared_.full + 8 * ring.stage);
@@ -70,50 +62,32 @@ class TokenConverter {
   }
 
  private:
-  static constexpr int kPieces = 2;  // under way at once
-
-  // 16 tokens of a group.
-  __device__ __forceinline__ void convert(int stage, int tile) const {
-    const u32 tokens = tokens_ + stage * kTokenBytes + tile * 16 * 128;
+  // 8 tokens of a group.
+  __device__ __forceinline__ void convert(int stage, int unit) const {
+    const u32 tokens = tokens_ + stage * kTokenBytes + unit * 8 * 128;
+    u32 pieces[4][4];  // of 32 inputs
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      load_matrices((tokens ^ i % 2 * 64) + i / 2 * kSliceBytes, pieces[i]);
     float sums[4] = {};
 #pragma unroll
-    for (int slice = 0; slice < 2; ++slice) {
-      u32 pieces[kPieces][4];  // of 16 inputs
+    for (int i = 0; i < 4; ++i) {
+      u32 raised[4];
 #pragma unroll
-      for (int first = 0; first < 4; first += kPieces) {
+      for (int j = 0; j < 4; ++j) raised[j] = w4::fma_bf16x2(pieces[i][j], w4::kRaise, 0x80008000u);
+      store_matrices((tokens ^ i % 2 * 64) + i / 2 * kSliceBytes, raised);
+#if W4_PROBE != 2
 #pragma unroll
-        for (int i = 0; i < kPieces; ++i)
-          load_matrices((tokens ^ 32 * (first + i)) + slice * kSliceBytes, pieces[i]);
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-#if W4_PROBE == 3
-#pragma unroll
-          for (int j = 0; j < 4; ++j)
-            sums[j % 2 * 2] += __uint_as_float(pieces[i][j] << 16) +
-                               __uint_as_float(pieces[i][j] & 0xffff0000u);
-#elif W4_PROBE != 2
-          add_rows(sums, pieces[i], w4::kLowered);
-#endif
-#pragma unroll
-          for (int j = 0; j < 4; ++j)
-            pieces[i][j] = w4::fma_bf16x2(pieces[i][j], w4::kRaise, 0x80008000u);
-          store_matrices((tokens ^ 32 * (first + i)) + slice * kSliceBytes, pieces[i]);
-        }
+      for (int j = 0; j < 4; ++j) {
+        sums[j % 2] += __uint_as_float(pieces[i][j] << 16);
+        sums[2 + j % 2] += __uint_as_float(pieces[i][j] & 0xffff0000u);
       }
-    }
-#if W4_PROBE == 3
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 1);
-      sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], 2);
-      sums[j] *= __uint_as_float(90u << 23);
-    }
 #endif
-    if (lane_ % 4 == 0) {
-      const u32 own = sums_ + stage * kInputSumBytes + tile * 16;
-      store_shared(own, sums[0]);
-      store_shared(own + 8, sums[2]);
     }
+    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (lane_ % 4 == 0) store_shared(sums_ + stage * kInputSumBytes + unit * 8, sum * w4::kLowered);
   }
 
   const Shared& shared_;

@@ -3,6 +3,12 @@
 
 #include "w4_prefill_async.cuh"
 
+#ifndef W4_P
+#define W4_P 40
+#endif
+#ifndef W4_PROBE
+#define W4_PROBE 0
+#endif
 #ifndef W4_TRIM
 #define W4_TRIM 0
 #endif
@@ -25,22 +31,23 @@ constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not t
 constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
 constexpr bool kRaised = W4_INPUTS == 2;    // tokens are multiplied by 2^96 where they lie
-// Warps of the producers that do that, 16 tokens at a time.
-constexpr int kConverters = !kRaised ? 0 : kFetched > 16 ? 2 : 1;
+// Warps of the producers that do that, 8 tokens at a time.
+constexpr int kConverters = !kRaised ? 0 : kFetched > 16 ? 4 : 2;
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
 static_assert(!kRaised || (kScaleSums && !kByWarps && kCluster == 1), "a stage holds a group");
 static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
-constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+constexpr int kOthers = kRaised ? 2 : 1;  // warpgroups that do not consume
+constexpr int kThreads = kWarpgroup * (kConsumers + kOthers);
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kRaised ? (W4_LAG == 1 || kTokens > 32 ? 32 : 40) : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kRaised ? W4_P : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
-    (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
+    (kLaunchRegisters * (kConsumers + kOthers) - kOthers * kProducerRegisters) / kConsumers / 8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
