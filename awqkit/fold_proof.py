@@ -9,6 +9,7 @@ from torch import Tensor
 from awqkit.block_job import Block
 from awqkit.calibration.capture import Half
 from awqkit.errors import QuantizationError
+from awqkit.search.products import exact_products
 
 #: Relative error that folding may add to a half's output, in float32.
 FOLD_TOLERANCE = 1e-4
@@ -31,8 +32,9 @@ def prove_fold(
     half_of: the half of a block, in float32.  rows: [n, T, hidden] that enter it.
     """
     x = rows.float()
-    expected = half_of(before)(x, _ignore) - x
-    difference = (half_of(after)(x, _ignore) - x - expected).flatten(0, -2)
+    with exact_products():
+        expected = half_of(before)(x, _ignore) - x
+        difference = (half_of(after)(x, _ignore) - x - expected).flatten(0, -2)
     noise, energy = difference.square().sum(-1), expected.flatten(0, -2).square().sum(-1)
     if has_experts:
         decided = noise.argsort()[: max(1, int(len(noise) * (1 - UNDECIDED_SHARE)))]

@@ -127,7 +127,7 @@ class LLM:
         refused prompt raises RequestError before anything is computed.
         """
         batch = _prompt_list(prompts)
-        params = _one_for_each(sampling_params or SamplingParams(), len(batch))
+        params = _one_for_each(sampling_params, SamplingParams(), len(batch))
         return self._open.complete([self.encode(prompt) for prompt in batch], params)
 
     def stream(
@@ -147,9 +147,10 @@ class LLM:
 
         sampling_params: None is `chat_defaults`, which the model's generation_config.json sets.
         """
-        many = bool(messages) and not isinstance(messages[0], Mapping)
+        some = isinstance(messages, Sequence) and len(messages) > 0
+        many = some and not isinstance(messages[0], Mapping)
         conversations: Any = messages if many else [messages]
-        params = _one_for_each(sampling_params or self.chat_defaults, len(conversations))
+        params = _one_for_each(sampling_params, self.chat_defaults, len(conversations))
         done = self._open.complete([self.encode_chat(one) for one in conversations], params)
         return done if many else done[0]
 
@@ -222,13 +223,19 @@ def _prompt_list(prompts: Any) -> list[Prompt]:
 
 
 def _one_for_each(
-    params: SamplingParams | Sequence[SamplingParams], count: int
+    params: SamplingParams | Sequence[SamplingParams] | None, default: SamplingParams, count: int
 ) -> list[SamplingParams]:
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if len(params) != count:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or default] * count
+    listed = list(params) if isinstance(params, Iterable) else [params]
+    if not all(isinstance(one, SamplingParams) for one in listed):
         raise RequestError(
-            f"There are {count} prompts but {len(params)} sampling parameters; give one for all "
+            f"The sampling parameters are {params!r}; give SamplingParams, one for all prompts or "
+            "a list with one for each."
+        )
+    if len(listed) != count:
+        raise RequestError(
+            f"There are {count} prompts but {len(listed)} sampling parameters; give one for all "
             "prompts or one for each."
         )
-    return list(params)
+    return listed

@@ -28,7 +28,8 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.paged_decode import paged_decode, run_share_rows
-from awqkit_runtime.kernels.paged_decode_plan import PagedDecodeInstance, instance_for
+from awqkit_runtime.kernels.paged_decode_instance import PagedDecodeInstance, instance_for
+from awqkit_runtime.kernels.paged_decode_plan import plan_of
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -78,14 +79,18 @@ def main() -> None:
     torch.manual_seed(0)
     ceilings = measure_ceilings()
     print(f"{ceilings.bandwidth / 1e12:.2f} TB/s\n{HEADER}")
-    instances = {name: choices(name, arguments.instances) for name in arguments.formats}
     device = torch.device("cuda", torch.cuda.current_device())
+    instances = {
+        (name, batch): choices(name, batch, arguments.instances)
+        for name in arguments.formats
+        for batch, _ in arguments.shapes
+    }
     programs = {instance.program for some in instances.values() for instance in some}
     compile_programs(programs, device_architecture(device))
     rows = []
     for batch, context in arguments.shapes:
         for name in arguments.formats:
-            for row in measure(name, batch, context, instances[name], ceilings):
+            for row in measure(name, batch, context, instances[name, batch], ceilings):
                 print(row.line, flush=True)
                 rows.append(row)
     if arguments.json:
@@ -107,19 +112,25 @@ def instance(text: str) -> PagedDecodeInstance:
     if name not in WIDTHS or rest.count("x") != 2:
         raise argparse.ArgumentTypeError(f"{text} is not a format and three numbers")
     tiles, warps, slots = numbers(rest)
-    return replace(planned(name), token_tiles=tiles, warps=warps, slots=slots)
+    streams = tiles if name != "bf16" else 1
+    return replace(
+        planned(name, batch=1), token_tiles=tiles, streams=streams, warps=warps, slots=slots
+    )
 
 
-def planned(name: str) -> PagedDecodeInstance:
-    device = torch.device("cuda", torch.cuda.current_device())
-    return instance_for(HEAD_DIM, *WIDTHS[name], HEADS // KV_HEADS, gpu_model(device))
+def planned(name: str, batch: int) -> PagedDecodeInstance:
+    gpu = gpu_model(torch.device("cuda", torch.cuda.current_device()))
+    group = HEADS // KV_HEADS
+    return instance_for(HEAD_DIM, *WIDTHS[name], group, gpu, segments=batch * KV_HEADS)
 
 
-def choices(name: str, others: Sequence[PagedDecodeInstance]) -> list[PagedDecodeInstance]:
+def choices(
+    name: str, batch: int, others: Sequence[PagedDecodeInstance]
+) -> list[PagedDecodeInstance]:
     """The instance that the plan takes, and those of the same format among others."""
     bits = WIDTHS[name]
     wanted = [other for other in others if (other.key_bits, other.value_bits) == bits]
-    return list(dict.fromkeys([planned(name), *wanted]))
+    return list(dict.fromkeys([planned(name, batch), *wanted]))
 
 
 def measure(
@@ -154,7 +165,7 @@ def measure(
 def time_layers(
     instance: PagedDecodeInstance, pool: PagePool, q: Tensor, table: Tensor, lengths: Tensor
 ) -> float:
-    plan = instance.plan(HEADS // KV_HEADS, gpu_model(q.device))
+    plan = plan_of(instance, HEADS // KV_HEADS, gpu_model(q.device))
     rows = run_share_rows(plan, pool.format, HEADS, table, lengths, window=None)
 
     def attend_in_every_layer() -> None:

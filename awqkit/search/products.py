@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 ROWS_AT_ONCE = 4096
 #: Compute capability of the first GPUs that multiply as the kernels do.
 OLDEST_GPU = (8, 0)
+#: torch rounds products as switches of the whole process say, read when a product is launched: one
+#: thread at a time turns them.
+_SWITCHES = RLock()
 
 
 def product(
@@ -30,7 +34,7 @@ def product(
     if a.device != b.device:
         streamed = _streamed(a, b)
         return streamed if onto is None else onto.mul_(beta).add_(streamed, alpha=alpha)
-    with _tf32() if a.is_cuda else nullcontext():
+    with _switched("fp32_precision", "tf32") if a.is_cuda else nullcontext():
         return a @ b if onto is None else onto.addmm_(a, b, beta=beta, alpha=alpha)
 
 
@@ -40,16 +44,18 @@ def half_product(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     One product, or a batch of them.
     Of factors near 1 it is as exact as TF32 is, and twice as fast.
     """
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_fp16_reduced_precision_reduction = False
-    try:
+    with _switched("allow_fp16_reduced_precision_reduction", False):
         multiply = torch.mm if a.dim() == 2 else torch.bmm
         if out.dtype == torch.float32:
             return multiply(a, b, out_dtype=torch.float32, out=out)
         return multiply(a, b, out=out)
-    finally:
-        matmul.allow_fp16_reduced_precision_reduction = before
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """In here no other thread rounds products, so float32 ones are float32's."""
+    with _SWITCHES:
+        yield
 
 
 def _streamed(a: Tensor, b: Tensor) -> Tensor:
@@ -62,13 +68,16 @@ def _streamed(a: Tensor, b: Tensor) -> Tensor:
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def _switched(name: str, value: str | bool) -> Iterator[None]:
+    """With a switch of torch.backends.cuda.matmul turned, for this thread alone."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+    with _SWITCHES:
+        before = getattr(matmul, name)
+        setattr(matmul, name, value)
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
 
 
 @cache

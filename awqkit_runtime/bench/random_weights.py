@@ -39,7 +39,7 @@ def random_decoder(
     session_len: longest sequence that will run, None for the model's maximum.
     OutOfMemoryError where the weights do not fit into what is free.
     """
-    _require_room(size.weights(placement), placement.device)
+    _require_room(size, placement)
     config = size.config
     generator = torch.Generator(placement.device).manual_seed(0)
     layers: list[DecoderLayer] = []
@@ -65,13 +65,18 @@ def random_decoder(
     return Decoder(config, layers, outer, placement, session_len=length)
 
 
-def _require_room(weights: int, device: torch.device) -> None:
-    free = free_memory(device)
-    if weights > free:
-        raise OutOfMemoryError(
-            f"Random weights of this shape take {human_bytes(weights)}, {human_bytes(free)} are "
-            "free. Choose a smaller shape, or 4-bit weights with model_format=awq."
-        )
+def _require_room(size: ModelSize, placement: Placement) -> None:
+    weights, free = size.weights(placement), free_memory(placement.device)
+    if weights <= free:
+        return
+    advice = "Choose a smaller shape"
+    # What a folder with weights holds, no option changes.
+    if size.estimated and size.form == "dense" and size.other_form().weights(placement) <= free:
+        advice += ", or 4-bit weights with model_format=awq"
+    raise OutOfMemoryError(
+        f"Random weights of this shape take {human_bytes(weights)}, {human_bytes(free)} are free. "
+        f"{advice}."
+    )
 
 
 def _draw(

@@ -16,7 +16,7 @@ from awqkit_runtime.bench.stress_traffic import Order, draw_order
 from awqkit_runtime.bench.subject import Subject
 from awqkit_runtime.bench.waits import Service, longest_waits
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
-from awqkit_runtime.config import EngineConfig, TokenCount
+from awqkit_runtime.config import EngineConfig, QuantPolicy, TokenCount
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.request import Completion
 
@@ -64,12 +64,14 @@ class StressReport:
     problems: tuple[str, ...]
 
 
-def run_stress(subject: Subject, *, count: int, compare: int, seed: int = 0) -> StressReport:
+def run_stress(
+    subject: Subject, *, count: int, compare: int, quant_policy: QuantPolicy = 0, seed: int = 0
+) -> StressReport:
     """Drive an engine with `count` requests, then ask an idle one for `compare` of them again.
 
     They are deterministic where something is compared.
     """
-    config = _config(subject, deterministic=compare > 0)
+    config = _config(subject, quant_policy, deterministic=compare > 0)
     rng = Random(seed)
     engine = subject.engine(config)
     start = time.perf_counter()
@@ -103,11 +105,12 @@ def run_stress(subject: Subject, *, count: int, compare: int, seed: int = 0) -> 
     )
 
 
-def _config(subject: Subject, *, deterministic: bool) -> EngineConfig:
+def _config(subject: Subject, quant_policy: QuantPolicy, *, deterministic: bool) -> EngineConfig:
     decoder = subject.decoder
     pages = pages_for(decoder.session_len) + _SPARE_PAGES
     return EngineConfig(
         device=decoder.device,
+        quant_policy=quant_policy,
         cache_max_entry_count=TokenCount(pages * PAGE_TOKENS),
         max_batch_size=_BATCH,
         max_prefill_tokens=_STEP_TOKENS,

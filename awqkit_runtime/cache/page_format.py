@@ -19,7 +19,7 @@ low nibble and element i + head_dim/2 in its high one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ PARAM_DTYPE = torch.float16
 PARAMS_PER_VECTOR = 2
 
 #: Bits of keys and of values under each quantizing policy.
-_POLICY_BITS: dict[QuantPolicy, tuple[int, int]] = {8: (8, 8), 4: (4, 4), "k8v4": (8, 4)}
+_POLICY_BITS: dict[QuantPolicy, tuple[int, int]] = {8: (8, 8), "k8v4": (8, 4), 4: (4, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,15 @@ class PageFormat:
     @property
     def value(self) -> VectorFormat:
         return VectorFormat(head_dim=self.head_dim, bits=self.v_bits, dtype=self.dtype)
+
+    def narrower(self) -> dict[QuantPolicy, PageFormat]:
+        """Of the same model, those whose pages are smaller, by their policies."""
+        formats = {
+            policy: replace(self, k_bits=k_bits, v_bits=v_bits)
+            for policy, (k_bits, v_bits) in _POLICY_BITS.items()
+        }
+        size = self.bytes_per_page
+        return {policy: one for policy, one in formats.items() if one.bytes_per_page < size}
 
     @property
     def bytes_per_token(self) -> int:

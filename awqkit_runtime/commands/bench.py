@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from awqkit_runtime.bench.scenarios import SCENARIOS, default_scenarios
 from awqkit_runtime.commands import bench_report
 from awqkit_runtime.commands.bench_stress import run_stress
 from awqkit_runtime.commands.console import paragraph_errors, working
 from awqkit_runtime.commands.options import engine_settings, loading_options, tp_option
-from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.config import QUANT_POLICIES, EngineConfig
 from awqkit_runtime.errors import OutputError
 
 _NAMES = [scenario.name for scenario in SCENARIOS]
+#: Parameters that only one kind of bench reads.
+_TIMING_OPTIONS = ("names", "seconds", "max_prefill_tokens")
+_STRESS_OPTIONS = ("deterministic", "quant_policy")
 
 
 @click.command(short_help="Time steps: decoding, prompts, a quantized cache.")
@@ -48,6 +52,13 @@ _NAMES = [scenario.name for scenario in SCENARIOS]
     "--deterministic",
     is_flag=True,
     help="With --stress: serve deterministically, and compare answers with an idle engine's.",
+)
+@click.option(
+    "--quant-policy",
+    type=click.Choice([str(policy) for policy in QUANT_POLICIES]),
+    default=str(EngineConfig.quant_policy),
+    show_default=True,
+    help="With --stress: the format of the KV cache, as for serve; scenarios name theirs.",
 )
 @click.option(
     "--max-prefill-tokens",
@@ -95,18 +106,28 @@ def bench(
         raise click.UsageError("Name the MODEL to time, or --list the scenarios.")
     if isnan(seconds):
         raise click.BadParameter("it must be a number.", param_hint="'--seconds'")
-    if names and requests is not None:
-        raise click.UsageError("--stress times nothing; leave --scenario out.")
+    _refuse_what_has_no_effect(stress=requests is not None)
     if json_path is not None and json_path.is_dir():
         raise OutputError(f"--json {json_path} is a folder; name a file.")
     if requests is not None:
         document = run_stress(model, requests, options, deterministic=deterministic)
-    elif deterministic:
-        raise click.UsageError("--deterministic belongs to --stress.")
     else:
         document = _time_scenarios(model, names, seconds, options)
     if json_path is not None:
         bench_report.write_document(json_path, document)
+
+
+def _refuse_what_has_no_effect(*, stress: bool) -> None:
+    """A usage error for an option that the user gave, and that this kind of bench does not read."""
+    context = click.get_current_context()
+    for name in _TIMING_OPTIONS if stress else _STRESS_OPTIONS:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = next(one.opts[0] for one in context.command.params if one.name == name)
+            raise click.UsageError(
+                f"--stress times nothing; leave {option} out."
+                if stress
+                else f"{option} belongs to --stress."
+            )
 
 
 def _time_scenarios(

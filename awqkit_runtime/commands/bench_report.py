@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def describe(scenario: Scenario) -> str:
     """What a scenario computes, in words."""
     sequences = "1 sequence" if scenario.batch == 1 else f"{scenario.batch} sequences"
-    policy = "" if scenario.quant_policy == 0 else f", --quant-policy {scenario.quant_policy}"
+    policy = "" if scenario.quant_policy == 0 else f", int{scenario.quant_policy} cache"
     if scenario.new_tokens == 1:
         return f"a token for {sequences} after {scenario.context} each{policy}"
     return f"a prompt of {scenario.new_tokens} tokens for {sequences}{policy}"

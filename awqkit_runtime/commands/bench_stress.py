@@ -37,12 +37,19 @@ def run_stress(
         )
     with working(f"Serving {requests:,} requests"):
         report = stress.run_stress(
-            subject, count=requests, compare=_COMPARED if deterministic else 0
+            subject,
+            count=requests,
+            compare=_COMPARED if deterministic else 0,
+            quant_policy=config.policy,
         )
     _show(report)
     if report.problems:
         raise StressError("The engine broke a promise. " + " ".join(report.problems))
-    figures = {"deterministic": deterministic, "stress": asdict(report)}
+    figures = {
+        "deterministic": deterministic,
+        "quant_policy": config.policy,
+        "stress": asdict(report),
+    }
     return as_document(model, subject.decoder.device, figures)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +116,7 @@ def serve(model: str, **options: Any) -> None:
     if not config.api_keys and config.server_name not in _LOOPBACK:
         note("Whoever reaches this address can use the server; --api-keys would ask for a key.")
     note(f"Loading {model} …")
-    sys.exit(run(model, engine=engine_settings(options), config=config, ready=_announce))
+    run(model, engine=engine_settings(options), config=config, ready=_announce)
 
 
 def _config(options: dict[str, Any]) -> ServeConfig:

@@ -22,6 +22,6 @@ def answer_room(prompt_length: int, *, session_len: int, cache_tokens: int) -> i
         raise RequestError(
             f"The prompt has {prompt_length} tokens, but the whole cache holds "
             f"{cache_tokens}. Shorten the prompt, or make the cache larger with "
-            "cache_max_entry_count or its entries smaller with quant_policy."
+            "cache_max_entry_count."
         )
     return min(session_len, cache_tokens + 1) - prompt_length

@@ -15,15 +15,16 @@ from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine import runners
 from awqkit_runtime.engine.answer import complete_answer, extend_answer
 from awqkit_runtime.engine.answer_text import AnswerText
+from awqkit_runtime.engine.cache_size import cache_pages
 from awqkit_runtime.engine.constraint import Constraint, GrammarCompiler
 from awqkit_runtime.engine.detokenizer import TextDecoder
 from awqkit_runtime.engine.fast_decoder import FastDecoder
 from awqkit_runtime.engine.launched_step import launcher
-from awqkit_runtime.engine.memory import cache_pages, free_memory, told_of_lack
+from awqkit_runtime.engine.memory import claim, free_memory, told_of_lack
 from awqkit_runtime.engine.model_text import NoText
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
-from awqkit_runtime.engine.runners import reserved_for_steps
+from awqkit_runtime.engine.runners import claimed_for_steps, reserved_for_steps
 from awqkit_runtime.engine.sampler import SampledToken
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Scheduler
@@ -95,6 +96,8 @@ class Engine:
         with told_of_lack():
             pool = PagePool(page_format, num_pages, decoder.device, key_frame=key_frame)
             self._runner = (new_runner or partial(runners.new_runner, config=config))(decoder, pool)
+        if claimed := claimed_for_steps(decoder, config):
+            claim(self, claimed, decoder.device)
         self._scheduler = Scheduler(
             BlockAllocator(num_pages, page_tokens=PAGE_TOKENS),
             session_len=self.session_len,

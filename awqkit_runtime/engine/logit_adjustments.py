@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from awqkit_runtime.engine.constraint import Constraint
 from awqkit_runtime.engine.request import Request
 
 
@@ -38,8 +39,8 @@ def adjust_logits(
     logits = logits.clone()
     for row in touched:
         _penalize(logits[row], requests[row])
-        _bias(logits[row], requests[row], places[row])
-        _constrain(logits[row], requests[row])
+        _bias(logits[row], requests[row])
+        _rule_out(logits[row], requests[row], places[row])
     return logits
 
 
@@ -70,14 +71,27 @@ def _penalize(row: Tensor, request: Request) -> None:
         row[index] -= params.presence_penalty + params.frequency_penalty * times
 
 
-def _bias(row: Tensor, request: Request, position: int) -> None:
+def _bias(row: Tensor, request: Request) -> None:
     for token, bias in request.params.logit_bias.items():
         row[token] += bias
-    if position < request.params.min_tokens:
-        row[sorted(request.stop_token_ids)] = -math.inf
 
 
-def _constrain(row: Tensor, request: Request) -> None:
-    """Last, so that nothing makes a forbidden token possible again."""
+def _rule_out(row: Tensor, request: Request, position: int) -> None:
+    """Stop tokens below min_tokens, unless no other may come next, and what the grammar forbids.
+
+    Last, so that nothing makes such a token possible again.
+    """
+    stops = sorted(request.stop_token_ids) if position < request.params.min_tokens else []
     if request.constraint is not None:
-        row.masked_fill_(request.constraint.forbidden().to(row.device), -math.inf)
+        forbidden = _forbidden(request.constraint, stops)
+        row.masked_fill_(forbidden.to(row.device), -math.inf)
+    elif stops and len(stops) < len(row):
+        row[stops] = -math.inf
+
+
+def _forbidden(constraint: Constraint, stops: list[int]) -> Tensor:
+    """bool [vocab]. stops: to be forbidden too where that leaves any token."""
+    forbidden = constraint.forbidden()
+    with_stops = forbidden.clone()
+    with_stops[stops] = True
+    return forbidden if with_stops.all() else with_stops

@@ -1,4 +1,4 @@
-"""How much memory is free, and how many pages of cache that makes."""
+"""How much memory is free, and how it is taken."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
-from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import OutOfMemoryError
-from awqkit_runtime.units import human_bytes
 
 _CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 _CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
+
+#: By the owner: a device, and bytes of it.
+_claims: WeakKeyDictionary[object, tuple[torch.device, int]] = WeakKeyDictionary()
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on this device.
 
-    On a GPU torch first gives back what it keeps for later.
+    On a GPU torch first gives back what it keeps for later, and what others of this process have
+    claimed (claim) does not count.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
+        return max(int(torch.cuda.mem_get_info(device)[0]) - _claimed(device), 0)
     bounds = [_machine_memory(), *_container_memory(Path("/sys/fs/cgroup"))]
     return min(bounds)
 
@@ -35,39 +37,27 @@ def part_of_memory(free: int, device: torch.device, ranks: int) -> int:
     return free // ranks if device.type == "cpu" else free
 
 
-def cache_pages(
-    config: EngineConfig,
-    page_format: PageFormat,
-    *,
-    device: torch.device,
-    session_len: int,
-    free_bytes: int,
-    reserved_bytes: int = 0,
-) -> int:
-    """Pages of the cache: what cache_max_entry_count allows of free_bytes.
-
-    Of these bytes reserved_bytes are for the steps, and never become pages. On CPU, where others
-    want the memory too, no more than max_batch_size full sessions need. ConfigError for a size
-    that is not there, OutOfMemoryError when the pages do not hold a single session.
-    """
-    page_bytes = page_format.bytes_per_page
-    room = max(free_bytes - reserved_bytes, 0)
-    # A share is one of all that is free; a size has to fit beside the steps.
-    asked_of = free_bytes if isinstance(config.cache_size, float) else room
-    budget = config.cache_bytes(asked_of, page_tokens=PAGE_TOKENS, page_bytes=page_bytes)
-    budget = min(budget, room)
-    pages = budget // page_bytes
-    session = pages_for(session_len)
-    if pages < session:
-        raise OutOfMemoryError(_lacks_a_session(budget, session_len, session * page_bytes, pages))
-    if device.type == "cuda":
-        return pages
-    return min(pages, session * config.batch_size_for(device))
-
-
 def set_aside(size: int, device: torch.device) -> None:
     """Lets torch take so many bytes of a GPU now, from which it serves what steps ask for later."""
     torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def claim(owner: object, size: int, device: torch.device) -> None:
+    """Says that the owner takes so many bytes of a GPU from time to time, until it is gone.
+
+    Torch keeps them for it (set_aside) only until free_memory is asked for.
+    """
+    _claims[owner] = _numbered(device), size
+
+
+def _claimed(device: torch.device) -> int:
+    return sum(size for place, size in list(_claims.values()) if place == _numbered(device))
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """With its index, also where it is the current one."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -81,20 +71,6 @@ def told_of_lack() -> Iterator[None]:
             "process takes some of it. End that one, or set cache_max_entry_count, "
             "max_prefill_tokens or max_batch_size lower."
         ) from error
-
-
-def _lacks_a_session(budget: int, session_len: int, session_bytes: int, pages: int) -> str:
-    """What to do where a cache of `budget` bytes, which makes `pages`, holds no session."""
-    smaller = (
-        f"session_len lower (up to {pages * PAGE_TOKENS} fits)"
-        if pages
-        else "max_prefill_tokens or max_batch_size lower"
-    )
-    return (
-        f"The cache may take {human_bytes(budget)}, but one session of {session_len} tokens needs "
-        f"{human_bytes(session_bytes)}. Set {smaller}, choose quant_policy 8 or 4, or raise "
-        "cache_max_entry_count."
-    )
 
 
 def _machine_memory() -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from awqkit.checkpoint import DecoderConfig
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.config import PREFILL_TOKENS, EngineConfig, QuantPolicy, TokenCount
-from awqkit_runtime.engine.memory import cache_pages
+from awqkit_runtime.engine.cache_size import cache_pages
 from awqkit_runtime.engine.step_memory import reserved, step_memory
 from awqkit_runtime.engine.workspace import Workspace
 from awqkit_runtime.errors import OutOfMemoryError

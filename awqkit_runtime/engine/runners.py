@@ -58,6 +58,14 @@ def workspace_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
     return _steps(cast("Decoder", decoder), config).workspace.total
 
 
+def claimed_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
+    """Those of them that come and go, or come with the first steps; 0 on a CPU."""
+    if decoder.device.type != "cuda":
+        return 0
+    steps = _steps(cast("Decoder", decoder), config)
+    return steps.workspace.total + steps.graphs
+
+
 def _steps(decoder: Decoder, config: EngineConfig) -> StepMemory:
     return step_memory(decoder.config, decoder.placement, config, session_len=decoder.session_len)
 

@@ -1,8 +1,9 @@
 """From logits to tokens, for many requests at once.
 
-Order, for each row: repetition penalty, presence and frequency penalty, logit bias, stop tokens
-ruled out below min_tokens, tokens that the grammar forbids; then greedy rows take the likeliest
-token, and the others go through temperature, top-k, top-p (over what top-k left), min-p and a draw.
+Order, for each row: repetition penalty, presence and frequency penalty, logit bias; then what the
+grammar forbids is ruled out, and below min_tokens stop tokens, where any other is left. At last
+greedy rows take the likeliest token, and the others go through temperature, top-k, top-p (over
+what top-k left), min-p and a draw.
 
 A draw depends on the request's seed and the position in its answer alone, never on other rows or
 on earlier draws, so an answer is the same alone, in any batch, and after being computed again.

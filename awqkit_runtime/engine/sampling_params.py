@@ -49,7 +49,8 @@ class SamplingParams:
     stop_token_ids: Iterable[int] = ()
     #: None: as many as the session length leaves.
     max_tokens: int | None = 512
-    #: Until then no stop token is chosen and no stop text looked for.
+    #: Until then no stop token is chosen, unless no other token may come next, and no stop text
+    #: looked for. An answer that fulfils its grammar, and cannot go on, ends sooner too.
     min_tokens: int = 0
     #: Go on after the model's own stop tokens.
     ignore_eos: bool = False

@@ -15,6 +15,7 @@ from awqkit_runtime.kernels.paged_decode_plan import (
     PagedDecodePlan,
     can_decode,
     plan_paged_decode,
+    plans_of_all_batches,
     score_scale,
 )
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
@@ -29,7 +30,8 @@ _Q_ALIGNMENT = 4
 class DecodeRows:
     """What all launches of a step have in common whose layers have the same window.
 
-    shares: int32, which tokens each warp reads, as paged_decode.cu keeps them. A graph that
+    shares: int32, which tokens each warp reads and from which pages at first, as paged_decode.cu
+    keeps them: until the last launch, lengths and the rows' pages stay what they were. A graph that
     captured launches holds the addresses of these tensors: they must live as long as it is
     replayed, unless it captured share_rows too.
     """
@@ -62,7 +64,7 @@ def share_rows(
     """
     if not can_decode(format, num_heads):
         raise TypeError(f"paged_decode does not take {num_heads} heads over {format}")
-    plan = plan_paged_decode(format, num_heads, gpu_model(lengths.device))
+    plan = plan_paged_decode(format, num_heads, len(lengths), gpu_model(lengths.device))
     return run_share_rows(plan, format, num_heads, page_table, lengths, window=window)
 
 
@@ -91,8 +93,8 @@ def run_share_rows(
     rows, kv_heads = len(lengths), format.num_kv_heads
     if rows:
         arguments = (
-            *(lengths, shares, rows, kv_heads * plan.teams, window or 0),
-            plan.even_blocks(rows, kv_heads),
+            *(lengths, page_table, shares, rows, page_table.stride(0), kv_heads * plan.teams),
+            *(window or 0, plan.even_blocks(rows, kv_heads)),
         )
         kernel(plan.program, plan.share_entry, lengths.device).launch(plan.share_shape, arguments)
     return DecodeRows(
@@ -144,11 +146,12 @@ def paged_decode(
 
 def prepare_decode(format: PageFormat, num_heads: int, device: torch.device) -> None:
     """Compile, load and make room for what a step launches; a capture allows none of it."""
-    plan = plan_paged_decode(format, num_heads, gpu_model(device))
-    compile_programs({plan.program}, device_architecture(device))
-    kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
-    kernel(plan.program, plan.entry, device).prepare(plan.shape)
-    _scratch(plan, device)
+    plans = plans_of_all_batches(format, num_heads, gpu_model(device))
+    compile_programs({plan.program for plan in plans}, device_architecture(device))
+    for plan in plans:
+        kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
+        kernel(plan.program, plan.entry, device).prepare(plan.shape)
+        _scratch(plan, device)
 
 
 @cache

@@ -12,92 +12,19 @@ from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.kernels.cuda.launch_shape import LaunchShape
 from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.launch_plan import GpuModel, ceil_div
+from awqkit_runtime.kernels.paged_decode_instance import (
+    HEAD_DIMS,
+    MANY_SEGMENTS_A_BLOCK,
+    MOST_HEADS,
+    WIDTHS,
+    PagedDecodeInstance,
+    instance_for,
+)
 
-HEAD_DIMS = (64, 96, 128, 256)
-#: Bits of keys and of values.
-WIDTHS = ((16, 16), (8, 8), (4, 4), (8, 4))
-MOST_HEADS = 16
-#: Query heads of one tile of the tensor cores, and tokens of another.
-_TILE_HEADS, _TILE_TOKENS = 8, 16
-#: Of shared memory, for what all warps of a block know.
-_FIXED_BYTES = 2**10
-#: What a block, and each of its warps, knows of its share.
-_SHARE_BYTES = 48
-#: Of a block. Codes are more to compute.
-_WARPS, _WARPS_ON_CODES = 8, 12
-#: Of a warp's ring, in pairs. More would not be under way any sooner.
-_FEWEST_SLOTS, _MOST_SLOTS = 4, 12
-#: Heads of so many elements in all leave a thread half of its registers for the rest.
-_LIGHT_ELEMENTS = 128
 #: Of so many blocks one may be left without work for the sake of an even share.
 _IDLE_BLOCKS = 32
-#: Registers of one tile of keys and values up to which a step takes two of them.
-_SMALL_TILE, _SMALL_TILE_AMONG_MANY_REGISTERS = 16, 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class PagedDecodeInstance:
-    """The macros of paged_decode.cu."""
-
-    head_dim: int
-    key_bits: int
-    value_bits: int
-    head_tiles: int
-    token_tiles: int
-    warps: int
-    slots: int
-
-    @property
-    def program(self) -> Program:
-        return Program(
-            stem="paged_decode",
-            defines=(
-                f"PD_HEAD_DIM={self.head_dim}",
-                f"PD_KEY_BITS={self.key_bits}",
-                f"PD_VALUE_BITS={self.value_bits}",
-                f"PD_HEAD_TILES={self.head_tiles}",
-                f"PD_TOKEN_TILES={self.token_tiles}",
-                f"PD_WARPS={self.warps}",
-                f"PD_SLOTS={self.slots}",
-            ),
-        )
-
-    @property
-    def record_bytes(self) -> int:
-        """Of the running softmax of one segment, as a warp hands it on."""
-        return 512 * self.head_tiles * (1 + self.head_dim // 16)
-
-    @property
-    def shared_bytes(self) -> int:
-        return _FIXED_BYTES + self.warps * self.ring_bytes
-
-    @property
-    def ring_bytes(self) -> int:
-        """Of each warp, which leaves a record in it in the end."""
-        return self.slots * self.slot_bytes
-
-    @property
-    def slot_bytes(self) -> int:
-        """Keys or values of one step of a warp, and the parameters of codes."""
-        row = self.head_dim * max(self.key_bits, self.value_bits) // 8
-        return _TILE_TOKENS * self.token_tiles * (row + (4 if self.key_bits < 16 else 0))
-
-    def plan(self, group: int, gpu: GpuModel) -> PagedDecodePlan:
-        """group: query heads of a key-value head."""
-        grid = gpu.multiprocessors
-        return PagedDecodePlan(
-            program=self.program,
-            shape=LaunchShape(
-                grid=(grid, 1, 1),
-                block=(32 * self.warps, 1, 1),
-                shared_bytes=self.shared_bytes,
-                overlap=True,
-            ),
-            teams=ceil_div(group, _TILE_HEADS * self.head_tiles),
-            workspace_bytes=(2 + self.warps) * grid * self.record_bytes,
-            arrivals=grid,
-            share_bytes=(1 + self.warps) * grid * _SHARE_BYTES,
-        )
+#: What a block, and each of its warps, knows of its share.
+_SHARE_BYTES = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,48 +71,42 @@ def can_decode(format: PageFormat, num_heads: int) -> bool:
     )
 
 
+def plan_of(instance: PagedDecodeInstance, group: int, gpu: GpuModel) -> PagedDecodePlan:
+    """group: query heads of a key-value head."""
+    grid = gpu.multiprocessors
+    return PagedDecodePlan(
+        program=instance.program,
+        shape=LaunchShape(
+            grid=(grid, 1, 1),
+            block=(32 * instance.warps, 1, 1),
+            shared_bytes=instance.shared_bytes,
+            overlap=True,
+        ),
+        teams=ceil_div(group, instance.most_heads),
+        workspace_bytes=(2 + instance.warps) * grid * instance.record_bytes,
+        arrivals=grid,
+        share_bytes=(1 + instance.warps) * grid * _SHARE_BYTES,
+    )
+
+
 @cache
-def plan_paged_decode(format: PageFormat, num_heads: int, gpu: GpuModel) -> PagedDecodePlan:
+def plan_paged_decode(
+    format: PageFormat, num_heads: int, rows: int, gpu: GpuModel
+) -> PagedDecodePlan:
     """How rows of num_heads query heads attend over pages that can_decode allows."""
     group = num_heads // format.num_kv_heads
-    instance = instance_for(format.head_dim, format.k_bits, format.v_bits, group, gpu)
-    return instance.plan(group, gpu)
+    sizes = (format.head_dim, format.k_bits, format.v_bits)
+    instance = instance_for(*sizes, group, gpu, segments=rows * format.num_kv_heads)
+    return plan_of(instance, group, gpu)
 
 
-def instance_for(
-    head_dim: int, key_bits: int, value_bits: int, group: int, gpu: GpuModel
-) -> PagedDecodeInstance:
-    """The instance for `group` query heads of a key-value head.
-
-    A warp keeps queries and outputs in registers, so bigger heads leave room for fewer warps. Their
-    rings fill the shared memory: what is under way to them is what a multiprocessor waits for.
-    """
-    head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
-    light = head_tiles * head_dim <= _LIGHT_ELEMENTS
-    tile_registers = _TILE_TOKENS * head_dim * (key_bits + value_bits) // (32 * 32)
-    small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
-    most_warps = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
-    ringless = PagedDecodeInstance(
-        head_dim=head_dim,
-        key_bits=key_bits,
-        value_bits=value_bits,
-        head_tiles=head_tiles,
-        token_tiles=2 if tile_registers <= small else 1,
-        warps=most_warps,
-        slots=0,
-    )
-    for warps in (most_warps, _WARPS, _WARPS // 2):
-        instance = _with_slots(replace(ringless, warps=warps), gpu)
-        if instance.slots >= _FEWEST_SLOTS and instance.ring_bytes >= instance.record_bytes:
-            break
-    return instance
-
-
-def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
-    """With rings that fill the shared memory of a multiprocessor."""
-    room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
-    pairs = room // (2 * instance.slot_bytes)
-    return replace(instance, slots=min(_MOST_SLOTS, 2 * pairs))
+def plans_of_all_batches(
+    format: PageFormat, num_heads: int, gpu: GpuModel
+) -> tuple[PagedDecodePlan, ...]:
+    """Every one that plan_paged_decode gives for some number of rows."""
+    many = MANY_SEGMENTS_A_BLOCK * gpu.multiprocessors
+    plans = (plan_paged_decode(format, num_heads, rows, gpu) for rows in (1, many))
+    return tuple(dict.fromkeys(plans))
 
 
 def even_blocks(grid: int, segments: int) -> int:
@@ -203,17 +124,6 @@ def even_blocks(grid: int, segments: int) -> int:
         of_a_block = ceil_div(segments, grid)
         blocks = segments // of_a_block if segments % of_a_block == 0 else grid
     return blocks if blocks >= grid - grid // _IDLE_BLOCKS else grid
-
-
-def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
-    """Every one that instance_for can give."""
-    instances = (
-        instance_for(head_dim, *widths, group, gpu)
-        for head_dim in HEAD_DIMS
-        for widths in WIDTHS
-        for group in (1, MOST_HEADS)
-    )
-    return list(dict.fromkeys(instances))
 
 
 def score_scale(scale: float, softcap: float | None) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from awqkit_runtime.kernels import (
 from awqkit_runtime.kernels.cuda.compiler import compile_programs
 from awqkit_runtime.kernels.cuda.launch import device_architecture
 from awqkit_runtime.kernels.cuda.sources import Program
-from awqkit_runtime.kernels.paged_decode_plan import all_instances
+from awqkit_runtime.kernels.paged_decode_instance import all_instances
 from awqkit_runtime.kernels.w4_plan import MULTIPROCESSORS, GpuModel, all_plans
 
 #: (out, in) of linears that between them reach every branch of the plan.

@@ -78,10 +78,14 @@ class DecodeInstance:
     def _cycles(self, m: int, n: int, k: int, gpu: GpuModel) -> float:
         blocks = self.grid(m, n, k, gpu)
         group = self.tile_cycles + self.token_cycles * (m - 1)
-        if blocks <= gpu.multiprocessors:
+        launch = self.launch_cycles
+        if self._resident(m, k, gpu) < self.blocks:
+            group *= _FULL_BLOCK
+            launch += _FULL_LAUNCH_CYCLES
+        elif blocks <= gpu.multiprocessors:
             group *= _LONE_BLOCK
         groups = row_tiles(n) / blocks * (k // GROUP_SIZE)
-        return self.launch_cycles + groups * group + m * k * self.x_cycles
+        return launch + groups * group + m * k * self.x_cycles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,9 @@ _MOST_RESIDENT = 2
 
 #: A group's cycles in a block that has a multiprocessor to itself, against one of two.
 _LONE_BLOCK = 0.7
+#: The same where x leaves no room for a second block, and what such a launch costs more: the next
+#: kernel finds no room either before it ends.
+_FULL_BLOCK, _FULL_LAUNCH_CYCLES = 0.52, 300
 
 _DECODE = DecodeInstance(
     tokens=8,

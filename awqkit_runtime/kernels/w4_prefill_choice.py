@@ -138,7 +138,7 @@ def _choice(
     edges = _edges(variant)
     edge = edges.shared if stream_tiles else edges.split if variant.split > 1 else edges.whole
     launches = ceil_div(tiles, workers) if variant.split > 1 else 1
-    cycles = launches * edge.launch + edge.sums * variant.rows * variant.summed_tokens / 2**14
+    cycles = launches * edge.launch + edge.sums * variant.rows * variant.tokens / 2**14
     return Choice(
         variant=variant,
         workers=workers,

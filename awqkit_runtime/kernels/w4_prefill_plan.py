@@ -51,7 +51,7 @@ def plan_choice(choice: Choice, m: int, n: int, k: int) -> TimedPlan:
             row_tiles=variant.row_tiles,
             code_inputs=variant.stage_inputs,
         ),
-        workspace_bytes=blocks * variant.rows * variant.summed_tokens * _FLOAT if whole else 0,
+        workspace_bytes=blocks * variant.rows * variant.tokens * _FLOAT if whole else 0,
         flags=blocks * variant.consumers if whole else 0,
     )
     return TimedPlan(plan=plan, cycles=choice.cycles)

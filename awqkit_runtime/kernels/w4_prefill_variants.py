@@ -57,11 +57,6 @@ class Variant:
         return self.tokens == 8
 
     @property
-    def summed_tokens(self) -> int:
-        """Tokens for which threads hold sums."""
-        return max(16, self.tokens)
-
-    @property
     def row_tiles(self) -> int:
         """Of 16 rows, of a block's tile."""
         return 4 * self.consumers * self.row_blocks
@@ -107,15 +102,14 @@ class Variant:
 
     @property
     def _store_tokens(self) -> int:
-        tokens = self.summed_tokens
-        narrow = tokens % 32 or tokens * self.consumers < 32 * self.split
-        return 16 if narrow else 32
+        narrow = self.tokens % 32 or self.tokens * self.consumers < 32 * self.split
+        return min(self.tokens, 16 if narrow else 32)
 
     @property
     def _fixed_bytes(self) -> int:
         store = 256 * self._store_tokens
         row_blocks = self.consumers * self.row_blocks
-        parts = ceil_div(row_blocks * self.summed_tokens // self._store_tokens, self.split)
+        parts = ceil_div(row_blocks * self.tokens // self._store_tokens, self.split)
         sums = self.split * parts * store if self.split > 1 else 0
         turns = 32 if self.flow == 2 else 0
         return 1024 + turns + (8 + store) * self.consumers + sums

@@ -117,9 +117,11 @@ def explain_validation(error: RequestValidationError) -> ApiError:
     """What is wrong with a body, by the name of its field.
 
     A value that may have several types is wrong for each; the type that it came nearest to is the
-    one that was meant.
+    one that was meant: that which it is, where it breaks a rule for it.
     """
-    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    first = max(
+        error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type"))
+    )
     steps = _steps_in(error.body, first["loc"][1:])
     if first["type"] == "missing":
         steps.append(str(first["loc"][-1]))
@@ -142,16 +144,13 @@ def _steps_in(body: Any, path: Sequence[str | int]) -> list[str]:
     """The steps of a path that lead somewhere in a body; others say which type was tried."""
     found = []
     for step in path:
-        inner = _inside(body, step)
-        if inner is not None:
+        if _leads_on(body, step):
             found.append(str(step))
-            body = inner
+            body = body[step]
     return found
 
 
-def _inside(body: Any, step: str | int) -> Any:
-    """What a body has at a step; None where it has nothing there."""
+def _leads_on(body: Any, step: str | int) -> bool:
     if isinstance(body, dict):
-        return body.get(step)
-    in_list = isinstance(body, list) and isinstance(step, int) and step < len(body)
-    return body[step] if in_list else None
+        return step in body
+    return isinstance(body, list) and isinstance(step, int) and step < len(body)

@@ -30,7 +30,7 @@ from awqkit_runtime.serve.prompts import PromptEncoder
 from awqkit_runtime.serve.service import Service
 from awqkit_runtime.serve.token_texts import TokenTexts
 from awqkit_runtime.serve.tools.formats import ToolFormat, find_format
-from awqkit_runtime.serve.worker.client import EngineClient
+from awqkit_runtime.serve.worker.client import EngineClient, EngineEndedError
 
 #: Seconds that /health tells of a dead engine before the process ends.
 _MOURNING_SECONDS = 3.0
@@ -44,13 +44,14 @@ def run(
     engine: dict[str, Any],
     config: ServeConfig,
     ready: Callable[[str, Service], None],
-) -> int:
-    """Serves until a signal; the exit code.
+) -> None:
+    """Serves until a signal.
 
     engine: fields of EngineConfig. ready: called with the server's URL once it listens.
-    ConfigError where the address cannot be had, EngineStartError where the model cannot be loaded.
+    ConfigError where the address cannot be had, EngineStartError where the model cannot be loaded,
+    EngineEndedError where the engine's process ends.
     """
-    return asyncio.run(_run(model, engine, config, ready))
+    asyncio.run(_run(model, engine, config, ready))
 
 
 async def _run(
@@ -58,7 +59,7 @@ async def _run(
     engine: dict[str, Any],
     config: ServeConfig,
     ready: Callable[[str, Service], None],
-) -> int:
+) -> None:
     _allow_connections()
     with _bind(config) as listener:
         imports = asyncio.create_task(asyncio.to_thread(_import_what_texts_need))
@@ -69,9 +70,11 @@ async def _run(
             server = _Server(service, listener, ready)
             await server.serve(sockets=[listener])
             service.encoder.close()
-            return 1 if client.gone.is_set() else 0
+            ended = client.gone.is_set()
         finally:
             await client.close()
+        if ended:
+            raise EngineEndedError(client.exit_code)
 
 
 def _import_what_texts_need() -> None:

@@ -18,11 +18,12 @@
 // done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
-// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_WARPS (of a block), PD_SLOTS (of
-// a warp's ring, even).
+// of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_STREAMS (2 where a tile holds the
+// heads twice), PD_WARPS (of a block), PD_SLOTS
+// (steps in a warp's ring).
 // Launch: any grid, best a block for each SM, the same for both kernels. block = 32 · PD_WARPS.
 //   dynamic shared memory = 1024 + PD_WARPS · PD_SLOTS · slot (paged_decode_schedule: none),
-//   where slot = 16 · PD_TOKEN_TILES · (the wider row of keys and values + 4 for codes' parameters)
+//   where slot = 16 · PD_TOKEN_TILES · (a row of keys and one of values + 8 for codes' parameters)
 //   shares: (1 + PD_WARPS) · grid · 48 bytes.
 //   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
@@ -35,9 +36,8 @@ namespace paged_decode {
 
 __device__ __forceinline__ void attend(const Problem& problem, const Run& run, const WarpShare& share,
                                        SharedMemory& memory) {
-  const u32 ring = kFixedBytes + threadIdx.x / 32 * (kSlots * kSlotBytes);
   {
-    Walk walk(problem, run, memory.pieces, ring);
+    Walk walk(problem, run, memory.pieces);
     walk.go(share, Settle{problem, run, memory});
   }
   __syncthreads();
@@ -71,8 +71,8 @@ __device__ __forceinline__ uint4* share_of(uint4* shares) {
 // No successor starts before this kernel has ended: the shares are read ahead of a predecessor's end,
 // however many kernels overlap between the two.
 extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
-    paged_decode_schedule(const int* lengths, uint4* shares, int rows, int heads, int window,
-                          int even_blocks) {
+    paged_decode_schedule(const int* lengths, const int* page_table, uint4* shares, int rows,
+                          int table_stride, int heads, int window, int even_blocks) {
   using namespace paged_decode;
   __shared__ ScheduleMemory memory;
   awqkit::wait_for_predecessor();
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   share.run = schedule.run();
   share.idle_rows = schedule.has_idle_rows();
   if (share.run.begin < share.run.end) {
-    mine = schedule.take_part();
+    mine = schedule.take_part(PageTable{page_table, table_stride});
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
   }
   if (threadIdx.x % 32 != 0) return;
@@ -109,16 +109,15 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   const WarpShare mine =
       load_share<WarpShare>(from + (1 + threadIdx.x / 32) * (kShareBytes / 16));
   const Problem problem{q,
-                        page_table,
                         out,
                         workspace,
                         arrivals,
+                        PageTable{page_table, table_stride},
                         Pages{keys, values, params, kv_heads},
                         HeadLayout{group, teams},
                         Line{lengths, kv_heads * teams, window},
                         ScoreScale{factor, cap},
-                        q_stride,
-                        table_stride};
+                        q_stride};
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
   if (share.run.begin < share.run.end) {

@@ -10,6 +10,7 @@ constexpr int kKeyBits = PD_KEY_BITS;
 constexpr int kValueBits = PD_VALUE_BITS;
 constexpr int kHeadTiles = PD_HEAD_TILES;    // n8 tiles of query heads
 constexpr int kTokenTiles = PD_TOKEN_TILES;  // m16 tiles of tokens in a step
+constexpr int kStreams = PD_STREAMS;         // see Softmax
 constexpr int kWarps = PD_WARPS;
 constexpr int kThreads = 32 * kWarps;
 
@@ -17,11 +18,14 @@ constexpr bool kQuantized = kKeyBits < 16;
 constexpr int kDimTiles = kHeadDim / 16;  // k16 steps of a score, m16 tiles of an output
 constexpr int kPageTokens = 64;
 constexpr int kTokens = 16 * kTokenTiles;  // of a step, which is the unit of all scheduling
+constexpr int kScoreTiles = kTokenTiles / kStreams;  // m16 tiles of scores in a step
+constexpr int kMostHeads = 8 * kHeadTiles / kStreams;
 constexpr int kKeyRow = kHeadDim * kKeyBits / 8;      // bytes of a token
 constexpr int kValueRow = kHeadDim * kValueBits / 8;
 constexpr u32 kAll = 0xffffffffu;
 
 static_assert(kHeadDim % 32 == 0 && kPageTokens % kTokens == 0);
+static_assert(kTokenTiles % kStreams == 0 && (kStreams == 1 || (kStreams == 2 && kHeadTiles == 1)));
 static_assert((kKeyBits == 16) == (kValueBits == 16), "pages are dense or quantized");
 
 // Keys, values: [pages, kv_heads, 64, row]. params: [pages, 2 · kv_heads, 64] pairs of FP16, scale
@@ -50,6 +54,11 @@ __device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_h
 // at both 8 on, are c, 4 + c, 8 + c and 12 + c: a quad loads neighbours.
 __device__ __forceinline__ int score_token(int lane) { return lane / 8 + lane / 4 % 2 * 4; }
 
+// Of the tokens in a tile of scores, which of the step's tiles those of a lane's column are in.
+__device__ __forceinline__ int token_tile(int score_tile, int lane) {
+  return kStreams == 1 ? score_tile : kStreams * score_tile + lane % 4 / 2;
+}
+
 // Query heads [first, first + count) of one row, which share a key-value head.
 struct HeadGroup {
   int kv_head;
@@ -57,7 +66,7 @@ struct HeadGroup {
   int count;
 };
 
-// A key-value head's `group` query heads, in `teams` equal teams of at most 8 · kHeadTiles.
+// A key-value head's `group` query heads, in `teams` equal teams of at most kMostHeads.
 struct HeadLayout {
   int group;
   int teams;
@@ -74,13 +83,17 @@ struct HeadLayout {
 // are multiplied with is raised by 2^kRaise, so that products are no subnormals of FP32.
 constexpr int kRaise = 64;
 
-// Bits that codes stand above the low ends of their halves of a word: those of 4 bits from the upper
-// half of the head are left where they are, sixteen times as large.
+// Codes of 4 bits share a byte, those of the head's upper half on top. Products of the lower half take
+// the byte as it is, code + 16 · upper code; what the upper one adds is found by itself, since its own
+// products see 16 · upper code, and taken off afterwards: FP32 loses nothing that counts.
+//
+// Bits that codes stand above the low ends of their bytes.
 __device__ __forceinline__ constexpr int code_shift(bool upper_half) { return upper_half ? 4 : 0; }
 
-__device__ __forceinline__ constexpr u32 code_mask(int bits, bool upper_half) {
-  return (bits == 8 ? 0x00ff00ffu : 0x000f000fu) << code_shift(upper_half);
-}
+// Two bytes of a word, each the low half of 16 bits.
+__device__ __forceinline__ u32 even_bytes(u32 word) { return word & 0x00ff00ffu; }
+__device__ __forceinline__ u32 odd_bytes(u32 word) { return __byte_perm(word, 0, 0x4341); }
+__device__ __forceinline__ u32 upper_codes(u32 bytes) { return bytes & 0x00f000f0u; }
 
 // 2^exponent.
 __device__ __forceinline__ constexpr float two_to(int exponent) {

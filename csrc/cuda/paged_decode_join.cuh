@@ -1,7 +1,7 @@
 // What the warps of a block, and then the blocks of a launch, have of one segment comes together.
 //
-// Pieces of warps are added up by all warps of their block, a tile of the output each; the parts of
-// blocks, through L2, likewise by the block that is done last.
+// Pieces of warps are added up by all warps of their block, a tile of the output each, or where there are
+// many segments a segment each; the parts of blocks, through L2, by the block that is done last.
 #pragma once
 
 #include "paged_decode_walk.cuh"
@@ -15,9 +15,9 @@ struct SharedMemory {
   bool complete[2];         // all of their parts lie in the workspace
 };
 
-// What all warps of a block know, and then the ring of every warp.
-constexpr int kFixedBytes = 1024;
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
+
+constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
 // What this thread knows to be written of a shared segment is all that the block has of it.
 __device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
@@ -34,10 +34,11 @@ struct Settle {
   const Run& run;
   SharedMemory& memory;
 
-  __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
+  __device__ __forceinline__ void operator()(Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
     const HeadGroup group = problem.heads.at(segment.head);
     if (run.holds(segment)) {
+      softmax.join_streams();
       store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
       return;
     }
@@ -48,83 +49,147 @@ struct Settle {
   }
 };
 
-// Pieces of a segment, from the warp that opens it on.
+// Pieces of a segment, each at the place of the warp that left it.
 struct PieceRecords {
-  const Pieces& pieces;
-  int first;
-  u32 others;  // bits of the warps that continue it
-  int lane;
+  const Problem& problem;
+  int first;    // the warp that opens it
+  u32 others;   // bits of those that continue it
+  u32 spilled;  // of those whose piece that continues one lies in the workspace
 
-  __device__ __forceinline__ int count() const { return 1 + __popc(others); }
+  __device__ __forceinline__ int places() const { return kWarps; }
 
-  __device__ __forceinline__ const float4* next(int i) {
-    if (i == 0) return pieces.openings[first] + lane;
-    const int warp = __ffs(others) - 1;
-    others &= others - 1;
-    return pieces.continuations[warp] + lane;
+  __device__ __forceinline__ bool has(int warp) const {
+    return warp == first || (others >> warp & 1) != 0;
   }
 
-  __device__ __forceinline__ float4 load(const float4* from) const { return *from; }
+  __device__ __forceinline__ const float4* record(int warp) const {
+    return is_spilled(warp) ? problem.record_of_warp(warp) : shared_quads + ring_of(warp) / 16;
+  }
+
+  __device__ __forceinline__ float4 load(int warp, int at) const { return record(warp)[at]; }
+
+  // Of all warps, all under way at once. Where there is none: another one's.
+  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], int, int at, bool) const {
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp)
+      found[warp] = shared_quads[ring_of(has(warp) ? warp : first) / 16 + at];
+    if ((others & spilled) == 0) return;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp)
+      if (is_spilled(warp)) found[warp] = load(warp, at);
+  }
+
+ private:
+  __device__ __forceinline__ bool is_spilled(int warp) const {
+    return ((others & spilled) >> warp & 1) != 0;
+  }
 };
 
 // Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
   SharedSegment segment;
-  int lane;
 
-  __device__ __forceinline__ int count() const { return segment.parts; }
+  __device__ __forceinline__ int places() const { return segment.parts; }
 
-  __device__ __forceinline__ const float4* next(int i) const {
-    return problem.record(segment.first_block + i, i == 0, lane);
+  __device__ __forceinline__ bool has(int part) const { return part < segment.parts; }
+
+  __device__ __forceinline__ float4 load(int part, int at) const {
+    return __ldcg(problem.record(segment.first_block + part, part == 0, 0) + at);
   }
 
-  __device__ __forceinline__ float4 load(const float4* from) const { return __ldcg(from); }
+  template <int kTogether>
+  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], int begin, int at,
+                                           bool needed) const {
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      found[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (needed && has(begin + k)) found[k] = load(begin + k, at);
+    }
+  }
 };
 
-// Calls use(total, n, tile) with every tile of the output, each of them by one of the block's warps.
+// Calls use(total, n, tile, needed) with every tile of the output, each of them by one of the block's
+// warps; needed: whether the lane has heads of it.
 template <int kTogether, class Records, class Use>
 __device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
     const int n = i / kDimTiles, tile = i % kDimTiles;
-    if (has_heads(n, count, lane)) use(add_tiles<kTogether>(records, n, tile), n, tile);
+    const bool needed = has_heads(n, count, lane);
+    TileSum total = add_tiles<kTogether>(records, needed, n, tile);
+    use(total, n, tile, needed);
   }
 }
 
-// The whole block: what its warps have left of the segment that warp `first` opens.
-__device__ __forceinline__ void join_pieces(const Problem& problem, SharedMemory& memory,
-                                            const Run& run, int first, u32 others) {
+// Where what a block has of a segment goes: to the output, or, if other blocks have more of it, to its
+// record in the workspace.
+struct Destination {
+  HeadGroup group;
+  bool whole, begins;
+  u16* out;
+  float4* record;  // the lane's first float4
+
+  __device__ __forceinline__ Destination(const Problem& problem, const Run& run,
+                                         const Segment& segment, int lane)
+      : group(problem.heads.at(segment.head)), whole(run.holds(segment)),
+        begins(segment.begin >= run.begin), out(problem.out_of(segment.row, group)),
+        record(problem.record(blockIdx.x, begins, lane)) {}
+};
+
+// The whole block: the pieces of a segment.
+__device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32;
-  const Segment segment = memory.pieces.opened[first];
-  const HeadGroup group = problem.heads.at(segment.head);
-  const bool whole = run.holds(segment), begins = segment.begin >= run.begin;
-  u16* out = problem.out_of(segment.row, group);
-  float4* record = problem.record(blockIdx.x, begins, lane);
-  if (!whole && threadIdx.x == 0) memory.joined[begins] = true;
-  add_all_tiles<8>(PieceRecords{memory.pieces, first, others, lane}, group.count,
-                   [&](const TileSum& total, int n, int tile) {
-                     if (whole)
-                       store_output_tile(out, total, n, tile, group.count, lane);
-                     else
-                       store_record_tile(record, total, n, tile);
-                   });
+  add_all_tiles<kWarps>(pieces, to.group.count, [&](TileSum& total, int n, int tile, bool needed) {
+    if (to.whole) {
+      total.join_streams();
+      store_output_tile(to.out, total, n, tile, to.group.count, lane);
+    } else if (needed) {
+      store_record_tile(to.record, total, n, tile);
+    }
+  });
+}
+
+// A warp: likewise.
+__device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, const Destination& to) {
+  const int lane = threadIdx.x % 32, count = to.group.count;
+  Softmax total;
+  total.reset();
+  u32 left = 1u << pieces.first | pieces.others;
+#pragma unroll 1
+  while (left != 0) {
+    add_record(total, pieces.record(__ffs(left) - 1) + lane, count, lane);
+    left &= left - 1;
+  }
+  if (to.whole) {
+    total.join_streams();
+    store_output(to.out, total, count, lane);
+  } else {
+    store_record(to.record, total, count, lane);
+  }
 }
 
 // The whole block: a piece that continues another belongs to the last one opened before it.
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
-  const int lane = threadIdx.x % 32;
-  const bool exists = lane < kWarps;
-  const u32 continuing = __ballot_sync(kAll, exists && memory.pieces.continuations[lane] != nullptr);
-  u32 opening = __ballot_sync(kAll, exists && memory.pieces.openings[lane] != nullptr);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
+  const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);
+  const u32 spilled = __ballot_sync(kAll, (left & Pieces::kSpilled) != 0);
+  u32 opening = __ballot_sync(kAll, (left & Pieces::kOpens) != 0);
+  const bool alone = __popc(opening) > kJoinedTogether;
 #pragma unroll 1
   while (opening != 0) {
     const int first = __ffs(opening) - 1;
     opening &= opening - 1;
     const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
-    join_pieces(problem, memory, run, first, continuing & up_to_next & (~1u << first));
+    if (alone && first != warp) continue;
+    const PieceRecords pieces{problem, first, continuing & up_to_next & (~1u << first), spilled};
+    const Destination to(problem, run, memory.pieces.opened[first], lane);
+    if (!to.whole && lane == 0 && (alone || warp == 0)) memory.joined[to.begins] = true;
+    if (alone) return join_pieces_alone(pieces, to);
+    join_pieces(pieces, to);
   }
 }
 
@@ -133,10 +198,11 @@ __device__ __forceinline__ void merge_parts(const Problem& problem, const Shared
   const int lane = threadIdx.x % 32;
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
-  add_all_tiles<8>(PartRecords{problem, segment, lane}, group.count,
-                   [&](const TileSum& total, int n, int tile) {
-                     store_output_tile(out, total, n, tile, group.count, lane);
-                   });
+  add_all_tiles<16>(PartRecords{problem, segment}, group.count,
+                    [&](TileSum& total, int n, int tile, bool) {
+                      total.join_streams();
+                      store_output_tile(out, total, n, tile, group.count, lane);
+                    });
 }
 
 }  // namespace paged_decode

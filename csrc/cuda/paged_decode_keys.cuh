@@ -22,9 +22,8 @@ __device__ __forceinline__ constexpr bool key_step_is_upper(int step) {
 // Of the tokens score_token and score_token + 8.
 struct KeyTile {
   u32 words[2][kKeyWords];
-  u32 params[2];
 
-  // slot: of the step's keys. tile: of the step.
+  // slot, tile: of the step.
   __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
     const u32 row = score_token(lane) * kKeyRow, column = lane % 4 * kKeyLoad;
     const u32 swizzle = key_swizzle(score_token(lane));
@@ -35,11 +34,6 @@ struct KeyTile {
         const u32 rows = slot + (16 * tile + 8 * half) * kKeyRow;
         take<kKeyLoad>(words[half] + i * (kKeyLoad / 4), rows + lane_byte(row + column, swizzle, i));
       }
-    if constexpr (kQuantized) {
-      const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
-    }
   }
 
   // Dimensions of k16 step `step`.
@@ -51,9 +45,9 @@ struct KeyTile {
         a[half + 2] = words[half][2 * step + 1];
       } else {
         const u32 word = words[half][kKeyBits == 8 ? step : step / 2];
-        const u32 mask = code_mask(kKeyBits, key_step_is_upper(step));
-        a[half] = word & mask;
-        a[half + 2] = word >> 8 & mask;
+        const bool upper = key_step_is_upper(step);
+        a[half] = upper ? upper_codes(word) : even_bytes(word);
+        a[half + 2] = upper ? upper_codes(odd_bytes(word)) : odd_bytes(word);
       }
     }
   }
@@ -78,16 +72,17 @@ __device__ __forceinline__ int key_dim(int step, int column) {
   return byte + step % 2 * (kHeadDim / 2);
 }
 
-// The queries of a head group; heads beyond it are zeros. For codes they are raised.
+// The queries of a head group, of each stream the same; heads beyond it are zeros. For codes they are
+// raised.
 struct Queries {
   u32 operand[kHeadTiles][kDimTiles][2];
-  float sums[kHeadTiles][2];  // Σ q of the heads 2 · (lane % 4) and the next one
+  float sums[kHeadTiles][2];  // Σ q of the columns 2 · (lane % 4) and the next one
 
   // q: [heads, kHeadDim] of the row, from the group's first head on.
   __device__ __forceinline__ void load(const u16* q, int count, int lane) {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
-      const int head = 8 * n + lane / 4;
+      const int head = 8 * n + lane / 4 % (8 / kStreams);
       const u16* from = q + head * kHeadDim;
 #pragma unroll
       for (int step = 0; step < kDimTiles; ++step) {

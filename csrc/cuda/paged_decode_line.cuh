@@ -19,6 +19,20 @@ struct Segment {
   __device__ __forceinline__ int tokens_before(int unit) const {
     return (first_unit + unit - begin) * kTokens;
   }
+
+  __device__ __forceinline__ int page_of(int unit) const { return tokens_before(unit) / kPageTokens; }
+};
+
+// The pages of each row in order, rows `stride` apart.
+struct PageTable {
+  const int* pages;
+  int stride;
+
+  // Of the segment's row, or its last one.
+  __device__ __forceinline__ int page(const Segment& segment, int index) const {
+    const int last = (segment.length - 1) / kPageTokens;
+    return __ldcg(pages + static_cast<size_t>(segment.row) * stride + min(index, last));
+  }
 };
 
 // A run of units: that of a block, or the part of it that a warp takes.
@@ -45,9 +59,13 @@ struct alignas(16) BlockShare {
   int idle_rows;             // whether there are any among those whose number it has modulo the grid's size
 };
 
+// pages: of the row it begins with, from the one with its first token on; the row's last one again
+// where it has no more.
 struct alignas(16) WarpShare {
+  static constexpr int kPages = 3;
   Run part;
   Segment first;  // that it begins with, if its part is not empty
+  int pages[kPages];
 };
 
 constexpr int kShareBytes = 48;  // of a block, and then of each of its warps
@@ -61,7 +79,7 @@ __device__ __forceinline__ Share load_share(const uint4* from) {
     Share share;
   } found;
 #pragma unroll
-  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = __ldcg(from + i);
+  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = load_and_keep(from + i);
   return found.share;
 }
 

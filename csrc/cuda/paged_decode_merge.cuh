@@ -1,6 +1,6 @@
 // Parts of one segment's softmax that several warps or blocks have, put together in a fixed order.
 //
-// A record holds, for each lane side by side, its heads' maxima and sums and its outputs, all in
+// A record holds, for each lane side by side, its columns' maxima and sums and its outputs, all in
 // FP32: [kRecordQuads][32] float4. Lanes without heads leave theirs out.
 #pragma once
 
@@ -12,7 +12,7 @@ constexpr int kRecordQuads = kHeadTiles * (1 + kDimTiles);
 constexpr int kRecordFloats = kRecordQuads * 32 * 4;
 
 __device__ __forceinline__ bool has_heads(int n, int count, int lane) {
-  return 8 * n + 2 * (lane % 4) < count;
+  return 8 * n + 2 * (lane % 4) % (8 / kStreams) < count;
 }
 
 // record: the lane's first float4, in shared or global memory.
@@ -28,6 +28,31 @@ __device__ __forceinline__ void store_record(float4* record, const Softmax& soft
     for (int j = 0; j < kDimTiles; ++j)
       to[(1 + j) * 32] = make_float4(softmax.out[n][j][0], softmax.out[n][j][1],
                                      softmax.out[n][j][2], softmax.out[n][j][3]);
+  }
+}
+
+// What a record holds (its lane's first float4) comes to a softmax that is gathered or fresh.
+__device__ __forceinline__ void add_record(Softmax& total, const float4* record, int count, int lane) {
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+    if (!has_heads(n, count, lane)) continue;
+    const float4* from = record + n * (1 + kDimTiles) * 32;
+    float4 tiles[kDimTiles];
+    const float4 heads = from[0];
+#pragma unroll
+    for (int j = 0; j < kDimTiles; ++j) tiles[j] = from[(1 + j) * 32];
+    const float top[2] = {fmaxf(total.maximum[n][0], heads.x), fmaxf(total.maximum[n][1], heads.y)};
+    const float weight[2] = {power_of_two(heads.x - top[0]), power_of_two(heads.y - top[1])};
+    total.lower(n, top);
+    total.sum[n][0] += heads.z * weight[0];
+    total.sum[n][1] += heads.w * weight[1];
+#pragma unroll
+    for (int j = 0; j < kDimTiles; ++j) {
+      total.out[n][j][0] += tiles[j].x * weight[0];
+      total.out[n][j][1] += tiles[j].y * weight[1];
+      total.out[n][j][2] += tiles[j].z * weight[0];
+      total.out[n][j][3] += tiles[j].w * weight[1];
+    }
   }
 }
 
@@ -49,11 +74,26 @@ struct TileSum {
     for (int i = 0; i < 2; ++i) sum[i] *= factor[i], out[i] *= factor[i], out[2 + i] *= factor[i];
   }
 
-  // heads: maxima, sums. tile: of the same record.
-  __device__ __forceinline__ void add(const float4& heads, const float4& tile) {
-    const float weight[2] = {power_of_two(heads.x - maximum[0]), power_of_two(heads.y - maximum[1])};
-    sum[0] += heads.z * weight[0];
-    sum[1] += heads.w * weight[1];
+  // Streams come together, in the columns of either.
+  __device__ __forceinline__ void join_streams() {
+    if constexpr (kStreams == 2) {
+      float factor[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float top = fmaxf(maximum[i], of_other_stream(maximum[i]));
+        factor[i] = power_of_two(maximum[i] - top);
+        maximum[i] = top;
+      }
+      scale(factor);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[i] += of_other_stream(sum[i]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out[e] += of_other_stream(out[e]);
+    }
+  }
+
+  // tile: of a record whose heads' maxima are `weight` times this one's.
+  __device__ __forceinline__ void add(const float4& tile, const float (&weight)[2]) {
     out[0] += tile.x * weight[0];
     out[1] += tile.y * weight[1];
     out[2] += tile.z * weight[0];
@@ -61,38 +101,89 @@ struct TileSum {
   }
 };
 
-// Tile `tile` of head tile n, of records.count() records, at least one, in their order. kTogether: whose
-// loads are under way at once. records.next(i): the lane's first float4 of record i, asked in order.
-template <int kTogether, class Records>
-__device__ __forceinline__ TileSum add_tiles(Records records, int n, int tile) {
-  const int count = records.count();
-  const int heads = n * (1 + kDimTiles) * 32;
-  TileSum total;
-  total.reset();
-#pragma unroll 1
-  for (int first = 0; first < count; first += kTogether) {
-    float4 head[kTogether], out[kTogether];
+// What kTogether records count for. Lane 4k + c has the weights of the records k, 8 + k, … for the
+// heads of column c, so that each is found once in a warp.
+template <int kTogether>
+class Weights {
+ public:
+  // load(k): maxima and sums of record k for the heads of this lane's column; any lane's record.
+  template <class Load>
+  __device__ __forceinline__ explicit Weights(const Load& load) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      head[k] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
-      out[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (first + k >= count) continue;
-      const float4* record = records.next(first + k);
-      head[k] = records.load(record + heads);
-      out[k] = records.load(record + heads + (1 + tile) * 32);
+    for (int g = 0; g < kGroups; ++g) {
+      const int k = 8 * g + lane / 4;
+      heads_[g] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
+      if (k < kTogether) load(heads_[g], k);
     }
+  }
+
+  // The maximum rises to theirs; total.sum becomes that of all.
+  __device__ __forceinline__ void enter(TileSum& total) {
     float factor[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float top = total.maximum[i];
+      float top = minus_infinity();
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) top = fmaxf(top, i == 0 ? head[k].x : head[k].y);
+      for (int g = 0; g < kGroups; ++g) top = fmaxf(top, i == 0 ? heads_[g].x : heads_[g].y);
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2)
+        top = fmaxf(top, __shfl_xor_sync(kAll, top, distance));
+      top = fmaxf(top, total.maximum[i]);
       factor[i] = power_of_two(total.maximum[i] - top);
       total.maximum[i] = top;
     }
     total.scale(factor);
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) total.add(head[k], out[k]);
+    for (int i = 0; i < 2; ++i) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        of_[g][i] = power_of_two((i == 0 ? heads_[g].x : heads_[g].y) - total.maximum[i]);
+        sum += (i == 0 ? heads_[g].z : heads_[g].w) * of_[g][i];
+      }
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2)
+        sum += __shfl_xor_sync(kAll, sum, distance);
+      total.sum[i] += sum;
+    }
+  }
+
+  // Of record k, for this lane's heads.
+  __device__ __forceinline__ void get(float (&weight)[2], int k) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      weight[i] = __shfl_sync(kAll, of_[k / 8][i], 4 * (k % 8) + threadIdx.x % 4);
+  }
+
+ private:
+  static constexpr int kGroups = (kTogether + 7) / 8;
+  float4 heads_[kGroups];
+  float of_[kGroups][2];
+};
+
+// A warp: tile `tile` of head tile n, of all records, in their order, kTogether at a time. records: those
+// i below records.places() exist that it has(i); load(i, at) gives float4 `at` of one, load_all those of
+// kTogether. needed: whether this lane has heads; of others the sum is undefined.
+template <int kTogether, class Records>
+__device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed, int n, int tile) {
+  const int heads = n * (1 + kDimTiles) * 32, lane = threadIdx.x % 32;
+  TileSum total;
+  total.reset();
+#pragma unroll 1
+  for (int first = 0; first < records.places(); first += kTogether) {
+    float4 out[kTogether];
+    records.load_all(out, first, heads + (1 + tile) * 32 + lane, needed);
+    Weights<kTogether> weights([&](float4& found, int k) {
+      if (needed && records.has(first + k)) found = records.load(first + k, heads + lane % 4);
+    });
+    weights.enter(total);
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      float weight[2];
+      weights.get(weight, k);
+      total.add(out[k], weight);
+    }
   }
   return total;
 }
@@ -106,7 +197,7 @@ __device__ __forceinline__ void store_record_tile(float4* record, const TileSum&
   to[(1 + tile) * 32] = make_float4(total.out[0], total.out[1], total.out[2], total.out[3]);
 }
 
-// out: as store_output.
+// out: as store_output. Streams are joined.
 __device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total, int n, int tile,
                                                   int count, int lane) {
 #pragma unroll
@@ -119,7 +210,7 @@ __device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total
   }
 }
 
-// out: [heads, kHeadDim] of the row, from the group's first head on.
+// out: [heads, kHeadDim] of the row, from the group's first head on. Streams are joined.
 __device__ __forceinline__ void store_output(u16* out, const Softmax& softmax, int count, int lane) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n)

@@ -55,6 +55,18 @@ __device__ __forceinline__ int add_in_order(int* address, int number) {
   return before;
 }
 
+// From L2, which is asked to keep it: what every layer of a step reads again.
+__device__ __forceinline__ uint4 load_and_keep(const uint4* from) {
+  uint4 quad;
+  asm volatile("{\n\t.reg .b64 keep;\n\t"
+               "createpolicy.fractional.L2::evict_last.b64 keep, 1.0;\n\t"
+               "ld.global.cg.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], keep;\n\t}"
+               : "=r"(quad.x), "=r"(quad.y), "=r"(quad.z), "=r"(quad.w)
+               : "l"(from)
+               : "memory");
+  return quad;
+}
+
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 __device__ __forceinline__ float power_of_two(float exponent) {

@@ -1,6 +1,6 @@
 // A warp's keys and values on their way from memory: a ring of slots in shared memory, filled by
-// asynchronous copies long before they are used. Slots hold, one after the other, the keys of a step,
-// its values, the keys of the next one and so on.
+// asynchronous copies long before they are used. A slot holds the keys of a step, its values, and where
+// pages hold codes the parameters of both.
 //
 // Rows lie in a slot as in their page, but that pieces of 32 or 64 bytes change places, so that lanes
 // that read together meet no bank twice.
@@ -11,10 +11,14 @@
 namespace paged_decode {
 
 constexpr int kSlots = PD_SLOTS;
-constexpr int kParamBytes = kQuantized ? 4 * kTokens : 0;
-constexpr int kParamOffset = kTokens * (kKeyRow > kValueRow ? kKeyRow : kValueRow);
-constexpr int kSlotBytes = kParamOffset + kParamBytes;
-static_assert(kSlots % 2 == 0 && kSlots >= 2 && kSlotBytes % 16 == 0);
+constexpr int kParamBytes = kQuantized ? 4 * kTokens : 0;  // of keys, and as many of values
+constexpr int kValueOffset = kTokens * kKeyRow;
+constexpr int kParamOffset = kValueOffset + kTokens * kValueRow;
+constexpr int kSlotBytes = kParamOffset + 2 * kParamBytes;
+static_assert(kValueOffset % 128 == 0 && kSlotBytes % 16 == 0);
+
+// Of shared memory, for what all warps of a block know. The rings of all warps follow.
+constexpr int kFixedBytes = 1024;
 
 extern __shared__ float4 shared_quads[];
 
@@ -48,40 +52,66 @@ __device__ __forceinline__ constexpr u32 value_swizzle(u32 token) {
   return kValueRow == 64 ? (token & 2) << 4 : (token & 3) << 5;
 }
 
-// kBytes of consecutive rows, of kRow bytes each. swizzle(token): see above, of bits below 512.
+// kBytes of consecutive rows, of kRow bytes each, to an offset in shared memory. from: what this lane
+// begins with. swizzle(token): see above, of bits below 512.
 template <int kBytes, int kRow, class Swizzle>
 __device__ __forceinline__ void copy_rows(u32 to, const unsigned char* from, int lane,
                                           const Swizzle& swizzle) {
-  const unsigned char* lane_from = from + 16 * lane;
 #pragma unroll
   for (int byte = 0; byte < kBytes; byte += 512) {
     const u32 token =
         is_power_of_two(kRow) ? 16 * lane / kRow + byte / kRow : (16 * lane + byte) / kRow;
     if (byte + 512 <= kBytes || byte + 16 * lane < kBytes)
-      copy_async(to + ((16 * lane) ^ swizzle(token)) + byte, lane_from + byte);
+      copy_async(to + ((16 * lane) ^ swizzle(token)) + byte, from + byte);
   }
 }
 
-__device__ __forceinline__ void copy_params(u32 slot, const u32* from, int lane) {
-  if constexpr (kQuantized) {
-    if (lane < kParamBytes / 16) copy_async(slot + kParamOffset + 16 * lane, from + 4 * lane);
+// Where a lane takes its 16 bytes from of each 512 of a step.
+class StepSource {
+ public:
+  // place: of the step's first token.
+  __device__ __forceinline__ void point_to(const Pages& pages, const Place& place, int lane) {
+    keys_ = pages.keys + static_cast<size_t>(place.row) * kKeyRow + 16 * lane;
+    values_ = pages.values + static_cast<size_t>(place.row) * kValueRow + 16 * lane;
+    if constexpr (kQuantized) {
+      const bool of_values = lane >= kParamLanes;
+      const int word = of_values ? pages.kv_heads * kPageTokens - 4 * kParamLanes : 0;
+      params_ = pages.params + (place.params + word + 4 * lane);
+    }
   }
-}
 
-// place: of the step's first token.
-__device__ __forceinline__ void copy_keys(u32 slot, const Pages& pages, const Place& place, int lane) {
-  copy_rows<kTokens * kKeyRow, kKeyRow>(
-      slot, pages.keys + static_cast<size_t>(place.row) * kKeyRow, lane,
-      [](u32 token) { return key_swizzle(token); });
-  copy_params(slot, pages.params + place.params, lane);
-}
+  // In the same page.
+  __device__ __forceinline__ void point_to_next() {
+    keys_ += kTokens * kKeyRow;
+    values_ += kTokens * kValueRow;
+    if constexpr (kQuantized) params_ += kTokens;
+  }
 
-__device__ __forceinline__ void copy_values(u32 slot, const Pages& pages, const Place& place,
-                                            int lane) {
-  copy_rows<kTokens * kValueRow, kValueRow>(
-      slot, pages.values + static_cast<size_t>(place.row) * kValueRow, lane,
-      [](u32 token) { return value_swizzle(token); });
-  copy_params(slot, pages.params + (place.params + pages.kv_heads * kPageTokens), lane);
+  // slot: its offset in shared memory.
+  __device__ __forceinline__ void copy_to(u32 slot, int lane) const {
+    copy_rows<kTokens * kKeyRow, kKeyRow>(slot, keys_, lane,
+                                          [](u32 token) { return key_swizzle(token); });
+    copy_rows<kTokens * kValueRow, kValueRow>(slot + kValueOffset, values_, lane,
+                                              [](u32 token) { return value_swizzle(token); });
+    if constexpr (kQuantized) {
+      if (lane < 2 * kParamLanes) copy_async(slot + kParamOffset + 16 * lane, params_);
+    }
+  }
+
+ private:
+  static constexpr int kParamLanes = kParamBytes / 16;
+  static_assert(2 * kParamLanes <= 32);
+  const unsigned char* keys_;
+  const unsigned char* values_;
+  const u32* params_;
+};
+
+// Scale and minimum of the tokens score_token and score_token + 8 of a step's tile. from: the first
+// token's, an offset in shared memory.
+__device__ __forceinline__ void take_params(u32 (&params)[2], u32 from, int tile, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    take<4>(params + half, from + 4 * (16 * tile + 8 * half + score_token(lane)));
 }
 
 // Slots are named by their offset in shared memory. Every slot that is handed out to be filled again

@@ -12,6 +12,15 @@ namespace paged_decode {
 constexpr int kStagedRows = 1024;           // rows whose lengths lie in shared memory
 constexpr int kLeastUnits = 256 / kTokens;  // of a block, unless segments are shorter
 
+constexpr int kNear = kPageTokens / kTokens;  // of a segment's end
+constexpr int kJoinUnits = 80 / kTokens;      // that a warp walks while a block joins pieces
+
+// Where a warp's part begins, and whether that is inside of a segment.
+struct Cut {
+  int unit;
+  bool inside;
+};
+
 // What all threads of a block know.
 struct ScheduleMemory {
   int begins[kThreads];  // the first unit of each chunk of rows
@@ -20,8 +29,8 @@ struct ScheduleMemory {
   int total;   // units
   int blocks;  // that share them
   int snap;
-  int boundaries[2];      // of this block's run
-  int parts[kWarps + 1];  // and of those of its warps
+  int boundaries[2];  // of this block's run
+  Cut equal[kWarps], ending[kWarps];  // its warps' parts: equal ones, and those that end with segments
 };
 
 class Schedule {
@@ -61,23 +70,26 @@ class Schedule {
     return {memory_.boundaries[0], memory_.boundaries[1]};
   }
 
-  // All warps of the block, once, if its run is not empty: the warp's part of it.
-  // Equal parts, but that a boundary not far from the end of a segment moves there: it spares a join.
-  __device__ __forceinline__ WarpShare take_part() {
+  // All warps of the block, once, if its run is not empty: the warp's part of it. Parts are equal, or,
+  // where that costs less, end with a segment that ends nearby: it spares a join.
+  __device__ __forceinline__ WarpShare take_part(const PageTable& page_table) {
     const int warp = threadIdx.x / 32, units = run().end - run().begin;
-    const int share = (units + kWarps - 1) / kWarps;
-    const int most = min(kPageTokens / kTokens, share == 1 ? 0 : (share + 1) / 2);
-    int unit = run().begin + units * warp / kWarps;
-    Segment first = find(unit);
-    const int before = unit - max(first.begin, run().begin);
-    const int after = min(first.end, run().end) - unit;
-    if (min(before, after) <= most) unit += before <= after ? -before : after;
-    memory_.parts[warp] = unit;
-    if (warp == 0) memory_.parts[kWarps] = run().end;
+    const int equal = run().begin + units * warp / kWarps;
+    Segment first = find(equal);
+    const int before = equal - max(first.begin, run().begin);
+    const int after = min(first.end, run().end) - equal;
+    const bool near = min(before, after) <= kNear;
+    memory_.equal[warp] = {equal, before > 0};
+    memory_.ending[warp] = {near ? equal + (before <= after ? -before : after) : equal, !near};
     __syncthreads();
-    const Run part{unit, memory_.parts[warp + 1]};
-    if (part.begin < part.end && part.begin == first.end) first = line_.after(first);
-    return {part, first};
+    const Cut* cuts = cost_of(memory_.ending) <= cost_of(memory_.equal) ? memory_.ending : memory_.equal;
+    WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}};
+    if (mine.part.begin == mine.part.end) return mine;
+    if (mine.part.begin == first.end) mine.first = line_.after(first);
+#pragma unroll
+    for (int i = 0; i < WarpShare::kPages; ++i)
+      mine.pages[i] = page_table.page(mine.first, mine.first.page_of(mine.part.begin) + i);
+    return mine;
   }
 
   // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have
@@ -98,6 +110,22 @@ class Schedule {
  private:
   __device__ __forceinline__ bool has_work() const {
     return memory_.total > 0 && static_cast<int>(blockIdx.x) < memory_.blocks;
+  }
+
+  __device__ __forceinline__ int end_of(const Cut* cuts, int warp) const {
+    return warp + 1 < kWarps ? cuts[warp + 1].unit : run().end;
+  }
+
+  // The longest part, and a join if any segment is cut.
+  __device__ __forceinline__ int cost_of(const Cut* cuts) const {
+    int longest = 0;
+    bool joins = false;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      longest = max(longest, end_of(cuts, i) - cuts[i].unit);
+      joins |= cuts[i].inside;
+    }
+    return longest + (joins ? kJoinUnits : 0);
   }
 
   __device__ __forceinline__ int length(int row) const {

@@ -16,6 +16,7 @@
 namespace paged_decode {
 
 constexpr float kSlack = 8.0f;
+constexpr float kLowest = -1e30f;  // below all scores, and a stream may see none
 
 // How a product becomes the exponent (to base two) of a weight: times factor = scale · log2(e), or,
 // where scores are capped, cap · log2(e) · tanh(product · scale / cap).
@@ -36,7 +37,13 @@ struct Visible {
   __device__ __forceinline__ bool sees(int token) const { return token >= begin && token < end; }
 };
 
-// A lane has the heads 8n + 2c and 8n + 2c + 1 where c = lane % 4, as column i = 0 and 1.
+__device__ __forceinline__ float of_other_stream(float value) {
+  return __shfl_xor_sync(kAll, value, 2);
+}
+
+// A lane has the columns 2c and 2c + 1 of head tile n where c = lane % 4, as i = 0 and 1. Column k is head
+// 8n + k. Where a key-value head has so few heads that a tile holds them twice (two streams), columns 4
+// to 7 are the same heads over other tokens, of every second tile: half as many scores to work on.
 struct Softmax {
   float out[kHeadTiles][kDimTiles][4];  // [dim 2 · (lane / 4) of the tile and the next one][head]
   float maximum[kHeadTiles][2];
@@ -48,7 +55,7 @@ struct Softmax {
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        maximum[n][i] = minus_infinity();
+        maximum[n][i] = kLowest;
         sum[n][i] = offset[n][i] = 0.0f;
       }
 #pragma unroll
@@ -59,7 +66,7 @@ struct Softmax {
   }
 
   // The maximum rises where a score of this step lies far above it.
-  __device__ __forceinline__ void follow(const float (&scores)[kTokenTiles][kHeadTiles][4]) {
+  __device__ __forceinline__ void follow(const float (&scores)[kScoreTiles][kHeadTiles][4]) {
     float highest[kHeadTiles][2];
     bool far = false;
 #pragma unroll
@@ -68,7 +75,7 @@ struct Softmax {
       for (int i = 0; i < 2; ++i) {
         highest[n][i] = fmaxf(scores[0][n][i], scores[0][n][2 + i]);
 #pragma unroll
-        for (int t = 1; t < kTokenTiles; ++t)
+        for (int t = 1; t < kScoreTiles; ++t)
           highest[n][i] = fmaxf(highest[n][i], fmaxf(scores[t][n][i], scores[t][n][2 + i]));
         far |= highest[n][i] > maximum[n][i] + kSlack;
       }
@@ -144,12 +151,33 @@ struct Softmax {
             offset[n][i] += __shfl_xor_sync(kAll, offset[n][i], distance);
         }
 #pragma unroll
-        for (int j = 0; kQuantized && j < kDimTiles; ++j) {
-          const float unit = code_unit(value_tile_is_upper(j));
-          out[n][j][i] = out[n][j][i] * unit + offset[n][i];
-          out[n][j][2 + i] = out[n][j][2 + i] * unit + offset[n][i];
-        }
+        for (int j = 0; kQuantized && j < kDimTiles; ++j)
+#pragma unroll
+          for (int e = i; e < 4; e += 2) {
+            if constexpr (kValueBits == 4) {
+              if (!value_tile_is_upper(j)) out[n][j][e] -= out[n][j + kDimTiles / 2][e];
+            }
+            out[n][j][e] = out[n][j][e] * code_unit(value_tile_is_upper(j)) + offset[n][i];
+          }
       }
+  }
+
+  // Streams come together, in the columns of either.
+  __device__ __forceinline__ void join_streams() {
+    if constexpr (kStreams == 2) {
+      float top[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) top[i] = fmaxf(maximum[0][i], of_other_stream(maximum[0][i]));
+      lower(0, top);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        sum[0][i] += of_other_stream(sum[0][i]);
+#pragma unroll
+        for (int j = 0; j < kDimTiles; ++j)
+#pragma unroll
+          for (int e = i; e < 4; e += 2) out[0][j][e] += of_other_stream(out[0][j][e]);
+      }
+    }
   }
 
  private:

@@ -8,27 +8,16 @@ namespace paged_decode {
 
 class Step {
  public:
-  // slot: of the step's keys, all of which are read after this.
-  __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot, int lane) {
+  // slot: of the step, all of which is read after this.
+  __device__ __forceinline__ void read(const Queries& queries, u32 slot, int lane) {
+    multiply_keys(queries, slot, lane);
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-      KeyTile keys;
-      keys.read(slot, t, lane);
+    for (int t = 0; t < kTokenTiles; ++t) values_[t].read(slot, t, lane);
 #pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) scores_[t][n][e] = 0.0f;
-#pragma unroll
-      for (int step = 0; step < kDimTiles; ++step) {
-        u32 a[4];
-        keys.operand(a, step);
-#pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) multiply(scores_[t][n], a, queries.operand[n][step]);
-      }
-      if constexpr (kQuantized) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) key_params_[t][half] = keys.params[half];
-      }
+    for (int s = 0; kQuantized && s < kScoreTiles; ++s) {
+      const u32 params = slot + kParamOffset;
+      take_params(key_params_[s], params, token_tile(s, lane), lane);
+      take_params(value_params_[s], params + kParamBytes, token_tile(s, lane), lane);
     }
   }
 
@@ -36,45 +25,85 @@ class Step {
   __device__ __forceinline__ void score(Softmax& softmax, const Queries& queries,
                                         const ScoreScale& scale, const Visible& visible, int lane) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t)
+    for (int s = 0; s < kScoreTiles; ++s)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) scale_products(t, half, queries, scale.factor);
+      for (int half = 0; half < 2; ++half) scale_products(s, half, queries, scale.factor);
     if (scale.cap != 0.0f) cap_scores(scale);
-    if (!visible.whole) hide_scores(visible, lane);
+    if (!visible.whole) hide(visible, lane);
     softmax.follow(scores_);
   }
 
-  // slot: of the step's values, all of which are read after this.
-  __device__ __forceinline__ void attend(Softmax& softmax, u32 slot, const Visible& visible,
-                                         int lane) {
-    ValueTile values[kTokenTiles];
+  __device__ __forceinline__ void attend(Softmax& softmax, int lane) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-      values[t].read_params(slot, t, lane);
-      if constexpr (!kQuantized) values[t].read(slot, t, lane);
-    }
-    // All of a step at once: without a branch between them, tiles overlap.
-    if (!visible.whole) {
+    for (int s = 0; s < kScoreTiles; ++s) {
+      u32 weights[kHeadTiles][2];
+      softmax.weigh(weights, scores_[s], value_params_[s]);
 #pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t)
-        values[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
-    }
+      for (int stream = 0; stream < kStreams; ++stream) {
+        u32 b[kHeadTiles][2];
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-      if constexpr (kQuantized) values[t].read(slot, t, lane);
-      u32 b[kHeadTiles][2];
-      softmax.weigh(b, scores_[t], values[t].params);
-      softmax.add(values[t], b);
+        for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            b[n][half] = kStreams == 1 || lane / 16 == stream ? weights[n][half] : 0;
+        softmax.add(values_[kStreams * s + stream], b);
+      }
     }
   }
 
  private:
+  __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot, int lane) {
+    float products[kTokenTiles][kHeadTiles][4];
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      KeyTile keys;
+      keys.read(slot, t, lane);
+      multiply_tile(products[t], queries, keys);
+    }
+    // All streams have the same queries: of each column the products with its own tokens count.
+#pragma unroll
+    for (int s = 0; s < kScoreTiles; ++s)
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          scores_[s][n][e] = kStreams == 1    ? products[s][n][e]
+                             : lane % 4 < 2 ? products[kStreams * s][n][e]
+                                              : products[kStreams * s + kStreams - 1][n][e];
+  }
+
+  __device__ __forceinline__ static void multiply_tile(float (&products)[kHeadTiles][4],
+                                                       const Queries& queries,
+                                                       const KeyTile& keys) {
+    float excess[kHeadTiles][4];  // that upper codes add to the products of the lower half
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) products[n][e] = excess[n][e] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < kDimTiles; ++step) {
+      u32 a[4];
+      keys.operand(a, step);
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+        multiply(products[n], a, queries.operand[n][step]);
+        if (key_step_is_upper(step)) multiply(excess[n], a, queries.operand[n][step - 1]);
+      }
+    }
+    if constexpr (kKeyBits == 4) {
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) products[n][e] -= excess[n][e];
+    }
+  }
+
   // The products of token score_token + 8 · half become what ScoreScale takes.
-  __device__ __forceinline__ void scale_products(int t, int half, const Queries& queries,
+  __device__ __forceinline__ void scale_products(int s, int half, const Queries& queries,
                                                  float factor) {
     float slope = factor, shift = 0.0f;
     if constexpr (kQuantized) {
-      const float2 params = widen_half_pair(key_params_[t][half]);
+      const float2 params = widen_half_pair(key_params_[s][half]);
       slope = factor * code_unit(false) * params.x;
       shift = factor * params.y;
     }
@@ -82,7 +111,7 @@ class Step {
     for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float& score = scores_[t][n][2 * half + i];
+        float& score = scores_[s][n][2 * half + i];
         score *= slope;
         if constexpr (kQuantized) score += shift * queries.sums[n][i];
       }
@@ -90,25 +119,35 @@ class Step {
 
   __device__ __forceinline__ void cap_scores(const ScoreScale& scale) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t)
+    for (int s = 0; s < kScoreTiles; ++s)
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) scores_[t][n][e] = scale.capped(scores_[t][n][e]);
+        for (int e = 0; e < 4; ++e) scores_[s][n][e] = scale.capped(scores_[s][n][e]);
   }
 
-  __device__ __forceinline__ void hide_scores(const Visible& visible, int lane) {
+  // Scores out of sight, and whatever of their values might be no number, which a weight of zero would
+  // not hide.
+  __device__ __forceinline__ void hide(const Visible& visible, int lane) {
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t)
+    for (int s = 0; s < kScoreTiles; ++s)
 #pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n)
+      for (int half = 0; half < 2; ++half) {
+        if (visible.sees(16 * token_tile(s, lane) + 8 * half + score_token(lane))) continue;
+        if constexpr (kQuantized) value_params_[s][half] = 0;
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (!visible.sees(16 * t + e / 2 * 8 + score_token(lane))) scores_[t][n][e] = minus_infinity();
+        for (int n = 0; n < kHeadTiles; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) scores_[s][n][2 * half + i] = minus_infinity();
+      }
+#pragma unroll
+    for (int t = 0; !kQuantized && t < kTokenTiles; ++t)
+      values_[t].clear_outside(visible.begin - 16 * t, visible.end - 16 * t, lane);
   }
 
-  u32 key_params_[kTokenTiles][2];  // of the keys that the scores come from
-  float scores_[kTokenTiles][kHeadTiles][4];
+  u32 key_params_[kScoreTiles][2], value_params_[kScoreTiles][2];
+  float scores_[kScoreTiles][kHeadTiles][4];
+  ValueTile values_[kTokenTiles];
 };
 
 }  // namespace paged_decode

@@ -44,16 +44,15 @@ __device__ __forceinline__ constexpr bool value_tile_is_upper(int tile) {
 
 struct ValueTile {
   u32 words[4][kValueWords];  // of the tokens c, 4 + c, 8 + c and 12 + c where c = lane % 4
-  u32 params[2];              // of the tokens score_token and score_token + 8
 
   __device__ __forceinline__ static int token(int index, int lane) {
     return 4 * index + lane % 4;
   }
 
-  // slot: of the step's values. tile: of the step.
+  // slot, tile: of the step.
   __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
-    const u32 rows =
-        slot + ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
+    const u32 rows = slot + kValueOffset +
+                     ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
 #pragma unroll
     for (int index = 0; index < 4; ++index)
 #pragma unroll
@@ -62,29 +61,13 @@ struct ValueTile {
                          rows + (16 * tile + 4 * index) * kValueRow + 8 * i * kValueLoad);
   }
 
-  __device__ __forceinline__ void read_params(u32 slot, int tile, int lane) {
-    if constexpr (kQuantized) {
-      const u32 pairs = slot + kParamOffset + 4 * (16 * tile + score_token(lane));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) take<4>(params + half, pairs + 4 * 8 * half);
-    }
-  }
-
-  // What belongs to tokens outside [begin, end), counted from the tile's first, becomes zero where
-  // it might be no number, which a weight of zero would not hide.
+  // Of tokens outside [begin, end), counted from the tile's first.
   __device__ __forceinline__ void clear_outside(int begin, int end, int lane) {
-    const auto outside = [=](int at) { return at < begin || at >= end; };
-    if constexpr (kQuantized) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (outside(score_token(lane) + 8 * half)) params[half] = 0;
-    } else {
+    for (int index = 0; index < 4; ++index)
 #pragma unroll
-      for (int index = 0; index < 4; ++index)
-#pragma unroll
-        for (int i = 0; i < kValueWords; ++i)
-          if (outside(token(index, lane))) words[index][i] = 0;
-    }
+      for (int i = 0; i < kValueWords; ++i)
+        if (token(index, lane) < begin || token(index, lane) >= end) words[index][i] = 0;
   }
 
   __device__ __forceinline__ void operand(u32 (&a)[4], int tile) const {
@@ -98,9 +81,9 @@ struct ValueTile {
         const int piece = tile % kPieces;
         const bool high = kValueLoad > 2 && piece % 2 == 1;
         const u32 bytes = zipped(pair, kValueLoad > 2 ? piece / 2 : piece, high ? 0x7632 : 0x5410);
-        const u32 mask = code_mask(kValueBits, value_tile_is_upper(tile));
-        a[2 * pair] = bytes & mask;
-        a[2 * pair + 1] = bytes >> 8 & mask;
+        const bool upper = value_tile_is_upper(tile);
+        a[2 * pair] = upper ? upper_codes(bytes) : even_bytes(bytes);
+        a[2 * pair + 1] = upper ? upper_codes(odd_bytes(bytes)) : odd_bytes(bytes);
       }
     }
   }

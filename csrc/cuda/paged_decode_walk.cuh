@@ -14,17 +14,16 @@ namespace paged_decode {
 // The arguments of the launch.
 struct Problem {
   const u16* q;           // [rows, kv_heads · group, kHeadDim], rows q_stride apart
-  const int* page_table;  // [rows, pages], rows table_stride apart
   u16* out;               // [rows, kv_heads · group, kHeadDim]
   float4* workspace;      // two records a block, of its first segment and of its last; and, behind
                           // those of all blocks, one of each of its warps
   int* arrivals;          // a block: parts of the segment that begins there; zero between launches
+  PageTable page_table;
   Pages pages;
   HeadLayout heads;
   Line line;
   ScoreScale scale;
   int q_stride;
-  int table_stride;
 
   __device__ __forceinline__ u16* out_of(int row, const HeadGroup& group) const {
     return out + (static_cast<size_t>(row) * pages.kv_heads * heads.group + group.first) * kHeadDim;
@@ -40,32 +39,48 @@ struct Problem {
   }
 };
 
-// 32 entries of a row of the page table, one in each lane.
+// What a warp knows of the page table: some entries of a row, one in each lane. At first those that its
+// share names, with which its ring is filled; the next ones of the row are on their way meanwhile.
 class PageIds {
  public:
-  __device__ __forceinline__ int find(const Problem& problem, const Segment& segment, int page,
-                                      int lane) {
-    if (segment.row != row_ || page < base_ || page >= base_ + 32) {
-      row_ = segment.row;
-      base_ = page;
-      const int last = (segment.length - 1) / kPageTokens;
-      id_ = __ldcg(problem.page_table + static_cast<size_t>(row_) * problem.table_stride +
-                   min(page + lane, last));
+  __device__ __forceinline__ PageIds(const PageTable& table, const WarpShare& share, int lane)
+      : table_(table), lane_(lane), row_(share.first.row),
+        base_(share.first.page_of(share.part.begin)), known_(WarpShare::kPages) {
+    id_ = share.pages[0];
+#pragma unroll
+    for (int i = 1; i < WarpShare::kPages; ++i)
+      if (lane == i) id_ = share.pages[i];
+    next_ = table_.page(share.first, base_ + WarpShare::kPages + lane);
+  }
+
+  __device__ __forceinline__ int find(const Segment& segment, int page) {
+    if (segment.row != row_ || page < base_ || page >= base_ + known_) {
+      const bool is_next = known_ < 32 && segment.row == row_ && page == base_ + known_;
+      id_ = is_next ? next_ : table_.page(segment, page + lane_);
+      row_ = segment.row, base_ = page, known_ = 32;
     }
     return __shfl_sync(kAll, id_, page - base_);
   }
 
  private:
-  int row_ = -1, base_ = 0, id_ = 0;
+  const PageTable& table_;
+  int lane_, row_, base_, known_, id_;
+  int next_;  // of the pages behind those that are known, until it becomes id_
 };
 
-// What the warps of a block have left of segments that several of them share. Records: of lane 0, null
-// where there is none.
+// What the warps of a block have left of segments that several of them share, as records: of the
+// segment that a warp opens in its ring, of the one that it continues there or, spilled, in the
+// workspace.
 struct Pieces {
+  static constexpr int kOpens = 1, kContinues = 2, kSpilled = 4;
   Segment opened[kWarps];  // that begin in this warp, as far as this block goes, and go on in the next
-  const float4* openings[kWarps];
-  const float4* continuations[kWarps];
+  int left[kWarps];
 };
+
+// Where a warp's ring lies in shared memory.
+__device__ __forceinline__ constexpr u32 ring_of(int warp) {
+  return kFixedBytes + warp * (kSlots * kSlotBytes);
+}
 
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
@@ -73,7 +88,7 @@ class Feed {
   // share: not empty.
   __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share, int lane)
       : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
-        end_(share.part.end), lane_(lane) {
+        end_(share.part.end), lane_(lane), ids_(problem.page_table, share, lane) {
     enter(share.first);
   }
 
@@ -82,15 +97,9 @@ class Feed {
     return unit_ < end_ && segment_.tokens_before(unit_) + kTokens >= segment_.length;
   }
 
-  // Keys and values follow each other.
-  __device__ __forceinline__ void send_keys(u32 slot) {
-    if (unit_ < end_) copy_keys(base_ + slot, problem_.pages, place_, lane_);
-    commit_copies();
-  }
-
-  __device__ __forceinline__ void send_values(u32 slot) {
+  __device__ __forceinline__ void send(u32 slot) {
     if (unit_ < end_) {
-      copy_values(base_ + slot, problem_.pages, place_, lane_);
+      source_.copy_to(base_ + slot, lane_);
       if (++unit_ < end_) advance();
     }
     commit_copies();
@@ -109,13 +118,14 @@ class Feed {
     else if (segment_.tokens_before(unit_) % kPageTokens == 0)
       find_place();
     else
-      place_ = {place_.row + kTokens, place_.params + kTokens};
+      source_.point_to_next();
   }
 
   __device__ __forceinline__ void find_place() {
     const int token = segment_.tokens_before(unit_);
-    const int page = ids_.find(problem_, segment_, token / kPageTokens, lane_);
-    place_ = place_of(problem_.pages, page, kv_head_, token % kPageTokens);
+    const int page = ids_.find(segment_, token / kPageTokens);
+    source_.point_to(problem_.pages,
+                     place_of(problem_.pages, page, kv_head_, token % kPageTokens), lane_);
   }
 
   const Problem& problem_;
@@ -123,17 +133,17 @@ class Feed {
   int unit_, end_, lane_;
   Segment segment_;
   int kv_head_;
-  Place place_;
+  StepSource source_;
   PageIds ids_;
 };
 
 class Walk {
  public:
-  // run: of the block. ring: its offset in shared memory.
-  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces, u32 ring)
-      : problem_(problem), run_(run), pieces_(pieces), ring_(ring),
-        warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)), lane_(threadIdx.x % 32) {
-    if (lane_ == 0) pieces.openings[warp_] = pieces.continuations[warp_] = nullptr;
+  // run: of the block.
+  __device__ __forceinline__ Walk(const Problem& problem, const Run& run, Pieces& pieces)
+      : problem_(problem), run_(run), pieces_(pieces), warp_(__shfl_sync(kAll, threadIdx.x / 32, 0)),
+        lane_(threadIdx.x % 32) {
+    if (lane_ == 0) pieces.left[warp_] = 0;
   }
 
   // Waits for the predecessor when the ring is filled with what was there before it.
@@ -144,7 +154,7 @@ class Walk {
     const int end = share.part.end;
     if (unit == end) return awqkit::wait_for_predecessor();
     Feed feed(problem_, share, lane_);
-    Ring ring(ring_);
+    Ring ring(ring_of(warp_));
     fill(ring, feed);
     segment_ = share.first;
     while (true) {
@@ -164,12 +174,7 @@ class Walk {
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
 #pragma unroll 1
-      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) {
-        if (slot % 2 == 0)
-          feed.send_keys(ring.pass());
-        else
-          feed.send_values(ring.pass());
-      }
+      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) feed.send(ring.pass());
       if (!waited) awqkit::wait_for_predecessor();
     }
   }
@@ -178,11 +183,10 @@ class Walk {
   __device__ __forceinline__ void attend(Ring& ring, Feed& feed, const Queries& queries,
                                          const Visible& visible) {
     Step step;
-    step.multiply_keys(queries, ring.oldest(), lane_);
-    feed.send_keys(ring.pass());
+    step.read(queries, ring.oldest(), lane_);
+    feed.send(ring.pass());
     step.score(softmax_, queries, problem_.scale, visible, lane_);
-    step.attend(softmax_, ring.oldest(), visible, lane_);
-    feed.send_values(ring.pass());
+    step.attend(softmax_, lane_);
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {
@@ -206,13 +210,13 @@ class Walk {
     const bool continues = begin != max(segment_.begin, run_.begin);
     softmax_.gather();
     if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
-    float4* record = last ? shared_quads + ring_ / 16 : problem_.record_of_warp(warp_);
+    float4* record = last ? shared_quads + ring_of(warp_) / 16 : problem_.record_of_warp(warp_);
     store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
     if (lane_ != 0) return;
     if (continues) {
-      pieces_.continuations[warp_] = record;
+      pieces_.left[warp_] |= Pieces::kContinues | (last ? 0 : Pieces::kSpilled);
     } else {
-      pieces_.openings[warp_] = record;
+      pieces_.left[warp_] |= Pieces::kOpens;
       pieces_.opened[warp_] = segment_;
     }
   }
@@ -220,7 +224,6 @@ class Walk {
   const Problem& problem_;
   Run run_;
   Pieces& pieces_;
-  u32 ring_;
   int warp_, lane_;
   Segment segment_;
   Softmax softmax_;

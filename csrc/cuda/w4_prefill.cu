@@ -16,10 +16,10 @@
 // group's scales meet its sums in FP32, up to 64 tokens, and always with 8; 0: they meet the weights).
 // Launch: block 128 * (W4_CONSUMERS + 1) threads; dynamic shared memory, with
 //   R = W4_CONSUMERS * W4_ROW_BLOCKS (64 rows each), H = 1 + W4_SCALE_SUMS (halves of a group a
-//   stage), S store tokens, 32 or 16 (kStoreTokens), T = max(16, W4_TOKENS),
+//   stage), S store tokens, 32, 16 or 8 (kStoreTokens),
 //   W4_STAGES * (H * (128 * W4_TOKENS + 2048 * R) + 256 * R + 16) + 256 * S * W4_CONSUMERS
 //   + 8 * W4_CONSUMERS + 1024 bytes, with W4_SPLIT > 1 another
-//   256 * S * W4_SPLIT * ceil(R * T / S / W4_SPLIT) bytes.
+//   256 * S * W4_SPLIT * ceil(R * W4_TOKENS / S / W4_SPLIT) bytes.
 // row_tiles = ceil(n / (64 * R * W4_CLUSTER)); token_tiles = ceil(m / W4_TOKENS);
 // tiles = row_tiles * token_tiles.
 // With W4_SPLIT = 1: grid W4_CLUSTER * workers, all resident at once. Else: grid W4_SPLIT * tiles,
@@ -32,7 +32,7 @@
 // band: token tiles that neighbouring workers spread over before they move on to further rows.
 // stream_tiles: how many tiles are shared out along K: 0, or any number with
 // stream_tiles * k / 128 >= workers.
-// workspace (where stream_tiles > 0): grid * 64 * R * T floats, 16-byte aligned;
+// workspace (where stream_tiles > 0): grid * 64 * R * W4_TOKENS floats, 16-byte aligned;
 // flags: grid * W4_CONSUMERS ints, zero before the first launch, left zero by every launch.
 #include "w4_exchange.cuh"
 #include "w4_prefill_cluster_sum.cuh"

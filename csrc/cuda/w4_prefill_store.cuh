@@ -26,6 +26,12 @@ __device__ __forceinline__ float bf16_to_float(unsigned short bits) {
   return __uint_as_float(static_cast<u32>(bits) << 16);
 }
 
+__device__ __forceinline__ void store_matrices_transposed(u32 address, u32 a, u32 b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+               "r"(a), "r"(b)
+               : "memory");
+}
+
 struct Output {
   unsigned short* y;           // BF16 [m, n]
   const unsigned short* bias;  // BF16 [n] or null
@@ -55,18 +61,24 @@ class Store {
     const float bias[2] = {load_bias(own_row), load_bias(own_row + 8)};
     const u32 buffer = buffers_ + turn_ * kStoreBytes;
     turn_ ^= 1;
+    if constexpr (kStoreTokens == 8) {
+      store_matrices_transposed(buffer + write_at_,
+                                pack_bf16(sums[0] + bias[0], sums[1] + bias[0]),
+                                pack_bf16(sums[2] + bias[1], sums[3] + bias[1]));
+    } else {
 #pragma unroll
-    for (int half = 0; half < kStoreTokens / 16; ++half) {
-      const float* s = sums + 8 * half;
-      store_matrices_transposed(buffer + half * 16 * 128 + write_at_,
-                                pack_bf16(s[0] + bias[0], s[1] + bias[0]),
-                                pack_bf16(s[2] + bias[1], s[3] + bias[1]),
-                                pack_bf16(s[4] + bias[0], s[5] + bias[0]),
-                                pack_bf16(s[6] + bias[1], s[7] + bias[1]));
+      for (int half = 0; half < kHalves; ++half) {
+        const float* s = sums + 8 * half;
+        store_matrices_transposed(buffer + half * 16 * 128 + write_at_,
+                                  pack_bf16(s[0] + bias[0], s[1] + bias[0]),
+                                  pack_bf16(s[2] + bias[1], s[3] + bias[1]),
+                                  pack_bf16(s[4] + bias[0], s[5] + bias[0]),
+                                  pack_bf16(s[6] + bias[1], s[7] + bias[1]));
+      }
     }
     w4::named_barrier(barrier_, kWarpgroup);
 #pragma unroll
-    for (int half = 0; half < kStoreTokens / 16; ++half) {
+    for (int half = 0; half < kHalves; ++half) {
       const int to_token = token + token_ + 16 * half, to_row = row + 8 * chunk_;
       if (to_token < out_.m && to_row < end)
         *reinterpret_cast<uint4*>(out_.y + static_cast<long long>(to_token) * out_.n + to_row) =
@@ -75,6 +87,10 @@ class Store {
   }
 
  private:
+  // Of 16 tokens. Of 8 that are a tile there is no other tile, so that the threads for the second 8 lie
+  // beyond m and write nothing.
+  static constexpr int kHalves = kStoreTokens < 16 ? 1 : kStoreTokens / 16;
+
   __device__ __forceinline__ float load_bias(int row) const {
     return out_.bias == nullptr || row >= out_.n ? 0.0f : bf16_to_float(out_.bias[row]);
   }

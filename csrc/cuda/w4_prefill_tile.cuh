@@ -18,9 +18,8 @@
 namespace w4_prefill {
 
 constexpr int kWarpgroup = 128;
-constexpr int kFetched = W4_TOKENS;       // tokens of a tile that are there to be multiplied
-constexpr bool kByWarps = kFetched == 8;  // every warp multiplies by itself, with mma.sync
-constexpr int kTokens = kByWarps ? 16 : kFetched;
+constexpr int kTokens = W4_TOKENS;          // of a tile
+constexpr bool kByWarps = kTokens == 8;     // every warp multiplies by itself, with mma.sync
 constexpr int kConsumers = W4_CONSUMERS;    // warpgroups
 constexpr int kRowBlocks = W4_ROW_BLOCKS;   // of 64 rows, of a consumer
 constexpr int kCluster = W4_CLUSTER;        // blocks that share tokens
@@ -52,12 +51,13 @@ constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
 // Tokens that pass to Y at a time; few where every block of a cluster is to add up a part of a tile.
-constexpr int kStoreTokens = kTokens % 32 || kTokens * kConsumers < 32 * kSplit ? 16 : 32;
+constexpr int kStoreTokens =
+    kTokens == 8 ? 8 : kTokens % 32 || kTokens * kConsumers < 32 * kSplit ? 16 : 32;
 constexpr int kPart = kStoreTokens / 2;              // a thread's sums of one pass
 constexpr int kParts = kSums / kPart;
 constexpr int kPartBytes = kPart * 4 * kWarpgroup;
 
-constexpr int kSliceBytes = kFetched * 128;          // tokens of a slice
+constexpr int kSliceBytes = kTokens * 128;           // tokens of a slice
 constexpr int kTokenBytes = kSliceBytes * kSlices;
 constexpr int kShareBytes = kSliceBytes / kCluster;
 constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage

@@ -41,7 +41,6 @@ class WarpConsumer {
   }
 
  private:
-  // Of every row block's kTokens tokens only the first kFetched are there.
   __device__ __forceinline__ static void add_group(float (&totals)[kSums],
                                                    const uint4 (&codes)[kRowBlocks][2],
                                                    const uint2 (&words)[kRowBlocks],

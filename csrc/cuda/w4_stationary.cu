@@ -2,14 +2,14 @@
 // sm_90 and up.
 //
 // x stands still: each of 16 consumer warps keeps two groups' inputs of all tokens in registers, while
-// the row tiles stream past through a ring in shared memory. A stage holds 16 groups of one row tile,
-// one a warp. Reducer warps add up what the warps made of a row tile. A block is dealt as many row
-// tiles as the ring holds and draws the others one by one, so that the multiprocessors that memory
-// serves more slowly take fewer; a row's sum does not depend on who computes it.
+// the row tiles stream past through a ring in shared memory, one a stage. Reducer warps add up what the
+// warps made of a row tile. A block is dealt as many row tiles as the ring holds and draws the others
+// one by one, so that the multiprocessors that memory serves more slowly take fewer; a row's sum does
+// not depend on who computes it.
 //
 // Compile-time: W4_STAGES (of the ring).
 // Launch: grid <= ceil(N / 16), best one block a multiprocessor; block 640 threads; dynamic shared
-//   memory = 128 * ceil((20 * W4_STAGES + 40) / 128) + 16384 + 17408 * W4_STAGES bytes.
+//   memory = 128 * ceil((20 * W4_STAGES + 40) / 128) + 16384 + 34816 * W4_STAGES bytes.
 // K is at most 4096. x, codes and scales 16-byte aligned, y 4-byte.
 // ticket: an int, zero before the first launch, left zero by every launch.
 #include "w4_stationary_x.cuh"
@@ -18,7 +18,7 @@ namespace w4_stationary {
 
 constexpr int kStages = W4_STAGES;
 constexpr int kReducers = 2;  // each has its buffer of sums: a barrier tells only two phases apart
-constexpr int kStageBytes = kStageGroups * (kCodeBytes + kScaleBytes);
+constexpr int kStageBytes = kTileGroups * (kCodeBytes + kScaleBytes);
 constexpr int kThreads = 32 * (kWarps + 4);  // registers pass between groups of four warps
 constexpr int kConsumerRegisters = 112, kOtherRegisters = 32;
 constexpr int kEnd = -1;  // in place of a row tile
@@ -57,34 +57,25 @@ __device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket)
   const int tiles = (p.n + 15) / 16, groups = p.k / kGroup, blocks = gridDim.x;
   Ring ring;
   const auto fetch = [&](int tile) {
-#pragma unroll 1
-    for (int j = 0; j < kUnitStages; ++j) {
-      const u32 full = base + kFull + 8 * ring.stage;
-      barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
-      store_int(base + kTileOf + 4 * ring.stage, tile);
-      const int count = min(kStageGroups, groups - j * kStageGroups);
-      if (count > 0) {
-        const size_t at = static_cast<size_t>(tile) * groups + j * kStageGroups;
-        const u32 target = base + kRing + ring.stage * kStageBytes;
-        barrier_expect(full, count * (kCodeBytes + kScaleBytes));
-        bulk_copy(target, p.codes + at * kCodeBytes, count * kCodeBytes, full);
-        bulk_copy(target + kStageGroups * kCodeBytes, p.scales + at * kScaleBytes,
-                  count * kScaleBytes, full);
-      } else {
-        barrier_arrive(full);
-      }
-      ring.advance();
-    }
+    const u32 full = base + kFull + 8 * ring.stage;
+    barrier_wait(base + kEmpty + 8 * ring.stage, ring.parity ^ 1);
+    store_int(base + kTileOf + 4 * ring.stage, tile);
+    const size_t at = static_cast<size_t>(tile) * groups;
+    const u32 target = base + kRing + ring.stage * kStageBytes;
+    barrier_expect(full, groups * (kCodeBytes + kScaleBytes));
+    bulk_copy(target, p.codes + at * kCodeBytes, groups * kCodeBytes, full);
+    bulk_copy(target + kTileGroups * kCodeBytes, p.scales + at * kScaleBytes, groups * kScaleBytes,
+              full);
+    ring.advance();
   };
-  constexpr int kDealt = (kStages + kUnitStages - 1) / kUnitStages;
 #pragma unroll 1
-  for (int i = 0; i < kDealt; ++i) {
+  for (int i = 0; i < kStages; ++i) {
     const int tile = blockIdx.x + i * blocks;
     if (tile < tiles) fetch(tile);
   }
   // The predecessor may still draw tickets of its own.
   wait_for_predecessors();
-  const int dealt = kDealt * blocks, left = tiles - dealt;
+  const int dealt = kStages * blocks, left = tiles - dealt;
   if (left > 0) {
     int next = atomicAdd(ticket, 1);
     while (next < left) {
@@ -102,50 +93,48 @@ __device__ __forceinline__ void produce(const Problem& p, u32 base, int* ticket)
 // ---- the consumers ------------------------------------------------------------------------------
 
 // index: of the row tile among the block's.
-__device__ __forceinline__ void hand_over(u32 base, int index, int tile, const float (&total)[4],
+__device__ __forceinline__ void hand_over(u32 base, u32 index, int tile, const float (&total)[4],
                                           int warp, int lane) {
-  const int buffer = index % kReducers;
-  barrier_wait(base + kSumEmpty + 8 * buffer, ((index / kReducers) & 1) ^ 1);
-  if (tile != kEnd)
-    store_partial(base + kPartials + (buffer * kWarps + warp) * kPartialBytes, total, lane);
+  const u32 buffer = index % kReducers;
+  barrier_wait(base + kSumEmpty + 8 * buffer, (index / kReducers & 1) ^ 1);
+  store_partial(base + kPartials + (buffer * kWarps + warp) * kPartialBytes + 16 * lane, total);
   if (warp == 0 && lane == 0) store_int(base + kTileOfSum + 4 * buffer, tile);
   __syncwarp();
   if (lane == 0) barrier_arrive(base + kSumFull + 8 * buffer);
 }
 
 __device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, int lane) {
+  u32 codes = base + kRing + warp * kCodeBytes + 16 * lane;
+  u32 scales = base + kRing + kTileGroups * kCodeBytes + warp * kScaleBytes + 8 * (lane / 4);
+  keep(codes);
+  keep(scales);
+  const int groups = p.k / kGroup;
   wait_for_predecessors();
   StationaryX x;
   x.load(p, warp, lane);
-  const int groups = p.k / kGroup;
-  const u32 codes = base + kRing + warp * kCodeBytes + 16 * lane;
-  const u32 scales = base + kRing + kStageGroups * kCodeBytes + warp * kScaleBytes + 8 * (lane / 4);
   Ring ring;
-  int index = 0;
+  u32 index = 0;
   for (;; ++index) {
-    float total[4] = {};
-    int tile = kEnd;
-#pragma unroll
-    for (int j = 0; j < kUnitStages; ++j) {
-      barrier_wait(base + kFull + 8 * ring.stage, ring.parity);
-      if (j == 0) {
-        tile = load_int(base + kTileOf + 4 * ring.stage);
-        if (tile == kEnd) break;
-      }
-      const bool mine = warp < groups - j * kStageGroups;
-      uint4 words[2];
-      uint2 params;
-      if (mine) {
-        words[0] = load_shared_16(codes + ring.stage * kStageBytes);
-        words[1] = load_shared_16(codes + ring.stage * kStageBytes + 512);
-        params = load_shared_8(scales + ring.stage * kStageBytes);
-      }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(base + kEmpty + 8 * ring.stage);
-      if (mine) x.add_group(total, j, words, params);
-      ring.advance();
-    }
+    barrier_wait(base + kFull + 8 * ring.stage, ring.parity);
+    const int tile = load_int(base + kTileOf + 4 * ring.stage);
     if (tile == kEnd) break;
+    uint4 words[kWarpGroups][2];
+    uint2 params[kWarpGroups];
+#pragma unroll
+    for (int j = 0; j < kWarpGroups; ++j) {
+      const u32 at = ring.stage * kStageBytes + j * kWarps * kCodeBytes;
+      words[j][0] = load_shared_16(codes + at);
+      words[j][1] = load_shared_16(codes + at + 512);
+      params[j] = load_shared_8(scales + ring.stage * kStageBytes + j * kWarps * kScaleBytes);
+      // What lies there belongs to another row tile; the inputs of such a group are all 0.
+      if (warp + j * kWarps >= groups) params[j] = {0, 0};
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(base + kEmpty + 8 * ring.stage);
+    ring.advance();
+    float total[4] = {};
+#pragma unroll
+    for (int j = 0; j < kWarpGroups; ++j) x.add_group(total, j, words[j], params[j]);
     hand_over(base, index, tile, total, warp, lane);
   }
   const float nothing[4] = {};
@@ -155,20 +144,16 @@ __device__ __forceinline__ void consume(const Problem& p, u32 base, int warp, in
 // ---- the reducers -------------------------------------------------------------------------------
 
 __device__ __forceinline__ void reduce(const Problem& p, u32 base, int buffer, int lane) {
+  const u32 partials = base + kPartials + buffer * kWarps * kPartialBytes + 16 * lane;
   for (u32 parity = 0;; parity ^= 1) {
     barrier_wait(base + kSumFull + 8 * buffer, parity);
     const int tile = load_int(base + kTileOfSum + 4 * buffer);
     if (tile == kEnd) return;
-    float2 sum[kLanePairs];
-#pragma unroll
-    for (int j = 0; j < kLanePairs; ++j)
-      if (4 * j < p.m)
-        sum[j] = add_partials(base + kPartials + buffer * kWarps * kPartialBytes, 32 * j + lane);
+    float sum[4] = {};
+    add_partials(sum, partials);
     __syncwarp();
     if (lane == 0) barrier_arrive(base + kSumEmpty + 8 * buffer);
-#pragma unroll
-    for (int j = 0; j < kLanePairs; ++j)
-      if (4 * j < p.m) store_pair(p, tile, 32 * j + lane, sum[j]);
+    store_rows(p, tile, sum, lane);
   }
 }
 

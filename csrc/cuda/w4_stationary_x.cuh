@@ -9,13 +9,15 @@ namespace w4_stationary {
 using namespace w4_decode;
 
 constexpr int kWarps = 16;
-constexpr int kUnitStages = 2;     // stages of a row tile, which are groups of a warp
+constexpr int kWarpGroups = 2;      // groups of a warp in a row tile, kWarps apart
 constexpr int kGroup = 128;
 constexpr int kCodeBytes = 1024;   // of 16 rows and one group
 constexpr int kScaleBytes = 64;    // of 16 rows and one group
-constexpr int kStageGroups = kWarps;
+constexpr int kTileGroups = kWarps * kWarpGroups;
 constexpr int kPartialBytes = 512;  // a warp's sums of a row tile: 16 rows x 8 tokens
-constexpr int kLanePairs = 2;
+
+// Keeps what is worked out once in its register.
+__device__ __forceinline__ void keep(u32& value) { asm volatile("" : "+r"(value)); }
 
 __device__ __forceinline__ u32 raise(u32 pair) {
   u32 d;
@@ -46,14 +48,14 @@ __device__ __forceinline__ void transpose(u32 (&v)[4], int lane) {
 // s * (sum of code * x - z * sum of x).
 class StationaryX {
  public:
-  // first: the warp's first group; the others follow kStageGroups apart, as far as there are groups.
+  // first: the warp's first group; the other one follows kWarps further on, as far as there are groups.
   __device__ __forceinline__ void load(const Problem& p, int first, int lane) {
     const int token = lane / 4, column = lane % 4;
 #pragma unroll
-    for (int j = 0; j < kUnitStages; ++j)
+    for (int j = 0; j < kWarpGroups; ++j)
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const int group = first + j * kStageGroups;
+        const int group = first + j * kWarps;
         const bool there = group < p.k / kGroup && token < p.m;
         const u16* source =
             p.x + static_cast<size_t>(token) * p.k + group * kGroup + 32 * q + 8 * column;
@@ -62,7 +64,7 @@ class StationaryX {
       }
     const u32 ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
 #pragma unroll
-    for (int j = 0; j < kUnitStages; ++j) {
+    for (int j = 0; j < kWarpGroups; ++j) {
       float sums[4] = {};
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
@@ -81,13 +83,13 @@ class StationaryX {
                                             uint2 params) const {
     const u32 word[8] = {words[0].x, words[0].y, words[0].z, words[0].w,
                          words[1].x, words[1].y, words[1].z, words[1].w};
-    float sum[2][4] = {};
+    float sum[4] = {};
 #pragma unroll
     for (int step = 0; step < 8; ++step) {
       const u32 upper = word[step] >> 8;
       const u32 a[4] = {word[step] & 0x000f000fu, word[step] & 0x00f000f0u, upper & 0x000f000fu,
                         upper & 0x00f000f0u};
-      mma(sum[step % 2], a, x_[j][step / 2][2 * (step % 2)], x_[j][step / 2][2 * (step % 2) + 1]);
+      mma(sum, a, x_[j][step / 2][2 * (step % 2)], x_[j][step / 2][2 * (step % 2) + 1]);
     }
     const u32 param[2] = {params.x, params.y};
 #pragma unroll
@@ -97,40 +99,45 @@ class StationaryX {
       const float raised = scale * (row ? 0x1p65f : 0x1p69f), offset = scale * minus_zero;
 #pragma unroll
       for (int i = 2 * row; i < 2 * row + 2; ++i)
-        total[i] += raised * (sum[0][i] + sum[1][i]) + offset * sums_[j][i % 2];
+        total[i] += raised * sum[i] + offset * sums_[j][i % 2];
     }
   }
 
  private:
-  u32 x_[kUnitStages][4][4];
-  float sums_[kUnitStages][2];  // of a group's inputs, for tokens 2c and 2c + 1
+  u32 x_[kWarpGroups][4][4];
+  float sums_[kWarpGroups][2];  // of a group's inputs, for tokens 2c and 2c + 1
 };
 
-// Where a warp's sum lies, in floats: such that no two lanes of a warp, nor of the sixteen pairs that
-// half a warp reads, meet in a bank.
-__device__ __forceinline__ int partial_index(int token, int row) {
-  const int c = token / 2;
-  return (2 * c + (token % 2 ^ c / 2)) * 16 + (row ^ c % 2 * 8);
+// A lane's sums of a row tile are of rows r and r + 8 and tokens 2c and 2c + 1, r = lane / 4, c = lane % 4,
+// as mma.sync leaves them.
+__device__ __forceinline__ void store_partial(u32 target, const float (&total)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(target), "f"(total[0]), "f"(total[1]),
+               "f"(total[2]), "f"(total[3])
+               : "memory");
 }
 
-__device__ __forceinline__ void store_partial(u32 target, const float (&total)[4], int lane) {
-  const int r = lane / 4, c = lane % 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    store_shared_4(target + 4 * partial_index(2 * c + i % 2, r + 8 * (i / 2)), total[i]);
-}
-
-// The sum over the warps, always in the same order, for one pair of neighbouring rows.
-__device__ __forceinline__ float2 add_partials(u32 partials, int pair) {
-  const u32 at = partials + 4 * partial_index(pair / 8, pair % 8 * 2);
-  float2 all = {0.f, 0.f};
+// Over the warps, always in the same order.
+__device__ __forceinline__ void add_partials(float (&sum)[4], u32 partials) {
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    const float2 part = load_shared_float2(at + w * kPartialBytes);
-    all.x += part.x;
-    all.y += part.y;
+    const uint4 part = load_shared_16(partials + w * kPartialBytes);
+    sum[0] += __uint_as_float(part.x);
+    sum[1] += __uint_as_float(part.y);
+    sum[2] += __uint_as_float(part.z);
+    sum[3] += __uint_as_float(part.w);
   }
-  return all;
+}
+
+// A lane of an even row takes the next row's sum of its first token for its own of the second.
+__device__ __forceinline__ void store_rows(const Problem& p, int tile, const float (&sum)[4], int lane) {
+  const bool odd = lane & 4;
+  const int token = lane % 4 * 2 + odd;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const float got = __shfl_xor_sync(0xffffffffu, odd ? sum[i] : sum[i + 1], 4);
+    const float2 value = {odd ? got : sum[i], odd ? sum[i + 1] : got};
+    store_pair(p, tile, 8 * token + 2 * i + lane / 8, value);
+  }
 }
 
 }  // namespace w4_stationary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from awqkit_runtime.bench.random_weights import random_decoder
 from awqkit_runtime.bench.scenarios import CPU_SCENARIOS, SCENARIOS
+from awqkit_runtime.cache.page_format import PageFormat
+from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cli import main
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.model_size import read_model_size
@@ -105,13 +108,21 @@ def test_random_weights_are_as_large_as_the_real_ones(tmp_path: Path) -> None:
     assert LanguageModel(decoder)(ids).isfinite().all()
 
 
+@pytest.mark.parametrize("free", ["nothing", "enough for 4 bits"])
 def test_random_weights_that_do_not_fit_are_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: str
 ) -> None:
-    monkeypatch.setattr("awqkit_runtime.bench.random_weights.free_memory", lambda device: 1000)
-    result = bench(model, "--random-weights")
-    assert result.exit_code == 1
-    assert "1000 B are free" in result.stderr and "--model-format=awq" in result.stderr
+    folder = write_tiny_model(tmp_path)
+    packed = read_model_size(folder).other_form()
+    room = packed.weights(Placement(device=torch.device("cpu"), dtype=torch.bfloat16))
+    room = room if free == "enough for 4 bits" else 1000
+    monkeypatch.setattr("awqkit_runtime.bench.random_weights.free_memory", lambda device: room)
+    with_weights = bench(folder, "--random-weights", "--dtype", "bfloat16")
+    (folder / "model.safetensors").unlink()
+    config_alone = bench(folder, "--random-weights", "--dtype", "bfloat16")
+    assert with_weights.exit_code == config_alone.exit_code == 1
+    assert "Choose a smaller shape." in with_weights.stderr
+    assert ("--model-format=awq" in config_alone.stderr) == (free == "enough for 4 bits")
 
 
 def test_the_list_needs_no_model() -> None:
@@ -127,7 +138,28 @@ def test_stress_says_what_came_of_it(model: Path, tmp_path: Path) -> None:
     assert "12 requests" in result.stdout and "idle engine: 12 answers" in result.stdout
     document = json.loads(out.read_text())
     assert document["deterministic"] and document["stress"]["pages_not_back"] == 0
-    assert bench(model, "--deterministic").exit_code == 2
+    assert document["quant_policy"] == 0
+
+
+@pytest.mark.parametrize("policy", ["8", "4", "k8v4"])
+def test_stress_of_a_quantized_cache(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    formats: list[PageFormat] = []
+    pool = PagePool.__init__
+
+    def noting(self: PagePool, page_format: PageFormat, *args: Any, **more: Any) -> None:
+        formats.append(page_format)
+        pool(self, page_format, *args, **more)
+
+    monkeypatch.setattr(PagePool, "__init__", noting)
+    out = tmp_path / "stress.json"
+    arguments = ("--stress", "12", "--quant-policy", policy, "--json", out)
+    result = bench(model, *arguments, "--deterministic")
+    assert result.exit_code == 0, result.stderr
+    assert str(json.loads(out.read_text())["quant_policy"]) == policy
+    bits = {"8": (8, 8), "4": (4, 4), "k8v4": (8, 4)}[policy]
+    assert {(one.k_bits, one.v_bits) for one in formats} == {bits}
 
 
 def test_a_broken_promise_ends_with_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +186,12 @@ def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert bench(model, "--scenario", "batch-7").exit_code == 2
     assert bench(model, "--seconds", "0").exit_code == 2
     assert bench(model, "--seconds", "nan").exit_code == 2
-    assert bench(model, "--stress", "3", "--scenario", "batch-1").exit_code == 2
+    for option, value in (("scenario", "batch-1"), ("seconds", "3"), ("max-prefill-tokens", "9")):
+        result = bench(model, "--stress", "3", f"--{option}", value)
+        assert result.exit_code == 2 and f"leave --{option} out" in result.stderr
+    for options in (["--deterministic"], ["--quant-policy", "8"]):
+        result = bench(model, *options)
+        assert result.exit_code == 2 and f"{options[0]} belongs to --stress" in result.stderr
     random = bench(model, "--random-weights", "--tp", "2")
     assert random.exit_code == 1 and "--tp is 2" in random.stderr
     assert bench(model, "--stress", "3", "--tp", "2", "--deterministic").exit_code == 1

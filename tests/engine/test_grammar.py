@@ -68,6 +68,16 @@ def test_the_grammar_outweighs_bias_and_eos(llm: LLM) -> None:
     assert all(re.fullmatch("[ab]{12}", text) for text in answers(llm, "regex", "[ab]{12}", **more))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_the_grammar_leaves_stop_tokens_alone_they_end_the_answer(
+    llm: LLM, temperature: float
+) -> None:
+    vocabulary = llm.tokenizer.get_vocab()
+    digits = [token for text, token in vocabulary.items() if any(map(str.isdigit, text))]
+    more = {"stop_token_ids": digits, "min_tokens": 9, "temperature": temperature}
+    assert answers(llm, "regex", "ab[0-9]c", **more) == ["ab"] * 3
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -78,6 +78,14 @@ def test_each_prompt_can_have_its_own_parameters(llm: LLM) -> None:
     assert [len(done.token_ids) for done in llm.generate(PROMPTS, params)] == [1, 2, 3, 4]
     with pytest.raises(RequestError, match="4 prompts but 2 sampling parameters"):
         llm.generate(PROMPTS, params[:2])
+    with pytest.raises(RequestError, match="4 prompts but 0 sampling parameters"):
+        llm.generate(PROMPTS, [])
+
+
+@pytest.mark.parametrize("wrong", [5, "greedy", {"temperature": 1}, [{"temperature": 1}] * 4])
+def test_what_are_no_sampling_parameters_is_refused(llm: LLM, wrong: Any) -> None:
+    with pytest.raises(RequestError, match="give SamplingParams"):
+        llm.generate(PROMPTS, wrong)
 
 
 def test_an_empty_text_starts_from_bos(llm: LLM) -> None:

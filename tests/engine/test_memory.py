@@ -1,70 +1,66 @@
-"""Free memory is what the machine and its container leave; the cache takes its share of it."""
+"""Free memory is what the machine and its container leave."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
-from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat
-from awqkit_runtime.config import EngineConfig
+from awqkit_runtime.engine import engine as engine_module
 from awqkit_runtime.engine.memory import (
     _container_memory,
-    cache_pages,
+    claim,
     free_memory,
     told_of_lack,
 )
-from awqkit_runtime.errors import ConfigError, OutOfMemoryError
-
-FORMAT = PageFormat(
-    num_layers=2, num_kv_heads=2, head_dim=64, k_bits=16, v_bits=16, dtype=torch.bfloat16
-)
-PAGE = FORMAT.bytes_per_page
-
-
-def pages(
-    free_pages: float, *, session_len: int = 200, device: str = "cpu", **settings: object
-) -> int:
-    return cache_pages(
-        EngineConfig(**settings),  # type: ignore[arg-type]
-        FORMAT,
-        device=torch.device(device),
-        session_len=session_len,
-        free_bytes=int(free_pages * PAGE),
-    )
-
-
-def test_a_share_of_free_memory_or_an_absolute_size() -> None:
-    assert pages(100, cache_max_entry_count=0.4, max_batch_size=64) == 40
-    assert pages(100, cache_max_entry_count=str(30 * PAGE), max_batch_size=64) == 30
-    with pytest.raises(ConfigError, match=r"only .* are free"):
-        pages(100, cache_max_entry_count=101 * PAGE)
-
-
-def test_full_sessions_bound_the_cache_on_cpu_only() -> None:
-    assert pages(10_000, max_batch_size=3, session_len=200) == 3 * 4
-    assert pages(10_000, max_batch_size=3, session_len=200, device="cuda") == 8000
-    assert pages(10_000, session_len=PAGE_TOKENS) == 16
-
-
-def test_one_session_must_fit() -> None:
-    assert pages(4, cache_max_entry_count=1.0, session_len=4 * PAGE_TOKENS) == 4
-    with pytest.raises(OutOfMemoryError) as caught:
-        pages(3.9, cache_max_entry_count=1.0, session_len=4 * PAGE_TOKENS)
-    for word in ("up to 192", "session_len", "quant_policy", "cache_max_entry_count"):
-        assert word in str(caught.value)
-
-
-def test_no_session_is_offered_where_not_even_a_page_fits() -> None:
-    with pytest.raises(OutOfMemoryError) as caught:
-        pages(0.9, cache_max_entry_count=1.0)
-    assert "session_len" not in str(caught.value)
-    assert "Set max_prefill_tokens or max_batch_size lower" in str(caught.value)
+from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.errors import OutOfMemoryError
+from tests.engine.fakes import generate, make_engine
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
     assert 2**24 < free_memory(torch.device("cpu")) < 2**50
+
+
+class Owner:
+    """Of memory, for as long as it lives."""
+
+
+def test_what_an_engine_takes_later_is_not_free_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices = [torch.device(name) for name in ("cuda", "cuda:1", "cuda:0")]
+    first, second = Owner(), Owner()
+    claim(first, 300, devices[0])
+    claim(second, 250, devices[1])
+    assert [free_memory(device) for device in devices] == [450, 450, 1000]
+    claim(second, 900, devices[1])
+    assert free_memory(devices[0]) == 0
+    del second
+    assert free_memory(devices[0]) == 700
+    del first
+    assert [free_memory(device) for device in devices] == [1000] * 3
+
+
+def test_an_engine_claims_what_its_steps_take_until_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(engine_module, "claimed_for_steps", lambda decoder, config: 300)
+    gpu = torch.device("cuda")
+    engine = make_engine()
+    generate(engine, [[1, 2, 3]], SamplingParams(max_tokens=3))
+    assert free_memory(gpu) == 700
+    del engine
+    gc.collect()
+    assert free_memory(gpu) == 1000
 
 
 @pytest.mark.parametrize(

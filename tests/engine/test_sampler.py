@@ -196,6 +196,14 @@ def test_stop_tokens_are_ruled_out_below_min_tokens() -> None:
     assert tokens(logits.expand(2, -1), [below, enough]) == [second, best]
 
 
+def test_where_every_token_is_a_stop_token_the_likeliest_still_is() -> None:
+    logits = random_logits(7)
+    all_stop = {"stops": tuple(range(VOCAB)), "min_tokens": 5}
+    assert tokens(logits, [request(**all_stop)]) == [int(logits.argmax())]
+    few = naive_survivors(logits[0].tolist(), temperature=1.0, top_k=3)
+    assert possible(logits, **all_stop, temperature=1.0, top_k=3) == few
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-4, 1e4])
 def test_hopeless_rows_still_give_a_token(temperature: float) -> None:
     everything = tuple(range(VOCAB))

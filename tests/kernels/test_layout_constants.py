@@ -9,7 +9,8 @@ from awqkit.checkpoint import layout
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
 from awqkit_runtime.kernels import native, packed_w4
 from awqkit_runtime.kernels.launch_plan import GpuModel
-from awqkit_runtime.kernels.paged_decode_plan import instance_for
+from awqkit_runtime.kernels.paged_decode_instance import instance_for
+from awqkit_runtime.kernels.paged_decode_plan import plan_of
 
 CSRC = Path(__file__).parents[2] / "csrc"
 
@@ -48,11 +49,11 @@ def test_library_interface() -> None:
 
 def test_what_launches_of_decode_attention_set_aside() -> None:
     in_cuda: dict[str, str] = {}
-    for part in ("format", "line", "join"):
+    for part in ("format", "line", "ring"):
         in_cuda |= constants(CSRC / "cuda" / f"paged_decode_{part}.cuh")
     gpu = GpuModel(arch="sm_90a", multiprocessors=132)
     instance = instance_for(128, 8, 8, 4, gpu)
-    plan = instance.plan(4, gpu)
+    plan = plan_of(instance, 4, gpu)
     rings = instance.warps * instance.ring_bytes
     assert plan.shape.shared_bytes == int(in_cuda["kFixedBytes"]) + rings
     shares = gpu.multiprocessors * (1 + instance.warps)

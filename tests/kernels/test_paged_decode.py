@@ -18,7 +18,7 @@ from awqkit_runtime.kernels.paged_decode import (
     prepare_decode,
     share_rows,
 )
-from awqkit_runtime.kernels.paged_decode_plan import HEAD_DIMS, WIDTHS, all_instances
+from awqkit_runtime.kernels.paged_decode_instance import HEAD_DIMS, WIDTHS, all_instances
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.cuda_random import random_bf16
 from tests.kernels.paged_rows import PagedRows, exact_attention, paged_rows
@@ -109,7 +109,7 @@ def test_minima_and_means_far_from_zero(bits: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "lengths",
     [
-        *([128], [1], [129] * 8, [15000], [8000] * 16, [128] * 256, [33] * 300),
+        *([128], [1], [129] * 8, [15000], [8000] * 16, [300] * 100, [128] * 256, [33] * 300),
         # As many tokens as if all were as long as the first.
         [4000] * 14 + [2000, 6000],
     ],
@@ -120,13 +120,14 @@ def test_batches(lengths: Sequence[int], bits: tuple[int, int]) -> None:
     check(rows, queries(rows, 4))
 
 
+@pytest.mark.parametrize("bits", [(8, 4), (4, 4)])
 @pytest.mark.parametrize("rows", [5, 260, 1500])
-def test_lengths_at_random(rows: int) -> None:
+def test_lengths_at_random(rows: int, bits: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(rows)
     longest = 100_000 // rows
     lengths = torch.randint(longest, (rows,), generator=generator)
     lengths[torch.rand(rows, generator=generator) < 0.2] = 0
-    batch = paged_rows(page_format(64, (8, 4)), lengths.tolist(), seed=rows)
+    batch = paged_rows(page_format(64, bits), lengths.tolist(), seed=rows)
     check(batch, queries(batch, 3))
     check(batch, queries(batch, 3), window=longest // 3)
 

@@ -9,15 +9,18 @@ import torch
 
 from awqkit_runtime.cache.page_format import PageFormat
 from awqkit_runtime.kernels.launch_plan import MULTIPROCESSORS, GpuModel
-from awqkit_runtime.kernels.paged_decode_plan import (
+from awqkit_runtime.kernels.paged_decode_instance import (
     HEAD_DIMS,
     MOST_HEADS,
     WIDTHS,
     all_instances,
+    instance_for,
+)
+from awqkit_runtime.kernels.paged_decode_plan import (
     can_decode,
     even_blocks,
-    instance_for,
     plan_paged_decode,
+    plans_of_all_batches,
     score_scale,
 )
 
@@ -65,9 +68,10 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
     for head_dim in HEAD_DIMS:
         for bits in WIDTHS:
             for group in range(1, MOST_HEADS + 1):
-                plan = plan_paged_decode(page_format(head_dim, bits), 2 * group, gpu)
-                instance = instance_for(head_dim, *bits, group, gpu)
-                assert plan.teams * 8 * instance.head_tiles >= group
+                rows = group * gpu.multiprocessors
+                plan = plan_paged_decode(page_format(head_dim, bits), 2 * group, rows, gpu)
+                instance = instance_for(head_dim, *bits, group, gpu, segments=2 * rows)
+                assert plan.teams * 8 * instance.head_tiles // instance.streams >= group
                 assert plan.shape.grid[0] == gpu.multiprocessors
                 assert plan.shape.block[0] <= 1024
                 assert plan.shape.shared_bytes <= _BLOCK_SHARED[gpu.arch] * 1024
@@ -80,30 +84,53 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_ring_holds_a_step_and_the_record_that_a_warp_leaves(gpu: GpuModel) -> None:
     for instance in all_instances(gpu):
-        assert instance.slots >= 2
-        assert instance.slots % 2 == 0  # Keys and values take turns.
+        assert instance.slots >= 1
         assert instance.slot_bytes % 16 == 0
         assert instance.slots * instance.slot_bytes >= instance.record_bytes
 
 
-def test_a_slot_holds_keys_or_values_of_a_step_and_their_parameters() -> None:
+def test_a_slot_holds_keys_and_values_of_a_step_and_their_parameters() -> None:
     gpu = GPUS["sm_90a"]
-    assert instance_for(128, 16, 16, 4, gpu).slot_bytes == 16 * 256
-    assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 4)
-    assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 16 * (128 + 4)
-    assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 4)
+    assert instance_for(128, 16, 16, 4, gpu).slot_bytes == 16 * (256 + 256)
+    assert instance_for(128, 8, 8, 4, gpu).slot_bytes == 16 * (128 + 128 + 8)
+    assert instance_for(128, 8, 4, 5, gpu).slot_bytes == 16 * (128 + 64 + 8)
+    assert instance_for(128, 8, 4, 4, gpu).slot_bytes == 32 * (128 + 64 + 8)
+    assert instance_for(128, 4, 4, 4, gpu).slot_bytes == 32 * (64 + 64 + 8)
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_instance_that_a_plan_asks_for_is_compiled_ahead(gpu: GpuModel) -> None:
     asked = {
-        instance_for(head_dim, *bits, group, gpu)
+        instance_for(head_dim, *bits, group, gpu, segments=segments)
         for head_dim in HEAD_DIMS
         for bits in WIDTHS
         for group in range(1, MOST_HEADS + 1)
+        for segments in (1, 1000, 2000, 100_000)
     }
     assert asked == set(all_instances(gpu))
     assert len({instance.program for instance in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_only_codes_of_four_bits_get_more_warps_where_all_have_a_segment_of_their_own(
+    bits: tuple[int, int],
+) -> None:
+    gpu, form = GPUS["sm_90a"], page_format(128, bits, kv_heads=8)
+    few, many = (plan_paged_decode(form, 32, rows, gpu) for rows in (12 * 132 // 8, 199))
+    assert (few == many) == (bits != (4, 4))
+    assert plans_of_all_batches(form, 32, gpu) == tuple(dict.fromkeys((few, many)))
+    if bits == (4, 4):
+        assert [plan.shape.block[0] for plan in (few, many)] == [32 * 12, 32 * 16]
+
+
+def test_few_heads_lie_twice_in_a_tile_where_steps_are_two_tiles_long() -> None:
+    gpu = GPUS["sm_90a"]
+    streams = [instance_for(128, 4, 4, group, gpu).streams for group in (1, 4, 5, 8, 9)]
+    assert streams == [2, 2, 1, 1, 1]
+    assert [instance_for(128, *bits, 4, gpu).streams for bits in WIDTHS] == [1, 1, 2, 2]
+    for instance in all_instances(gpu):
+        assert instance.token_tiles % instance.streams == 0
+        assert instance.streams == 1 or (instance.head_tiles == 1 and instance.key_bits < 16)
 
 
 def test_equally_long_segments_get_equally_many_blocks_or_blocks_equally_many_segments() -> None:
@@ -119,7 +146,7 @@ def test_equally_long_segments_get_equally_many_blocks_or_blocks_equally_many_se
 
 
 def test_a_plan_counts_every_team_of_heads_as_a_segment() -> None:
-    plan = plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, GPUS["sm_90a"])
+    plan = plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, 8, GPUS["sm_90a"])
     assert (plan.teams, plan.shape.grid[0]) == (2, 132)
     assert plan.even_blocks(rows=8, kv_heads=8) == 128
     assert plan.even_blocks(rows=9, kv_heads=8) == 132

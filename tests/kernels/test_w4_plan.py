@@ -50,11 +50,31 @@ def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
         assert ("prefill" in kernels) == (gpu.arch == "sm_90a")
 
 
-def test_eight_tokens_leave_the_decode_kernel() -> None:
-    """Measured in the order of a block of a 7B model: one token is fastest there, eight are not."""
+@pytest.mark.parametrize(
+    ("tokens", "attention_and_gate", "down"),
+    [
+        (1, "decode", "decode"),
+        (2, "stationary", "decode"),
+        (3, "stationary", "decode"),
+        (4, "stationary", "batch"),
+        (8, "stationary", "batch"),
+        (12, "batch", "batch"),
+        (16, "batch", "batch"),
+    ],
+)
+def test_few_tokens_get_what_was_fastest_in_order(
+    tokens: int, attention_and_gate: str, down: str
+) -> None:
+    """Of all mixtures, measured in the order of a block of a 7B model: docs/kernel_log.md."""
     gpu = GPUS[2]
     shapes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
-    one, four, eight = ([plan_w4_linear(m, n, k, gpu).kernel for n, k in shapes] for m in (1, 4, 8))
-    assert one == ["decode"] * 4
-    assert four[:3] == eight[:3] == ["stationary"] * 3
-    assert eight[3] == "batch"
+    kernels = [plan_w4_linear(tokens, n, k, gpu).kernel for n, k in shapes]
+    assert kernels == [attention_and_gate] * 3 + [down]
+
+
+def test_the_stationary_ring_fills_shared_memory() -> None:
+    gpu = GPUS[2]
+    plan = plan_w4_linear(8, 28672, 4096, gpu)
+    assert plan.kernel == "stationary"
+    assert gpu.blocks_that_fit(plan.shape.shared_bytes) == 1
+    assert plan.flags == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +61,27 @@ def test_what_the_compiler_lacks_is_told_once(monkeypatch, new_gpu, recwarn) -> 
 @pytest.mark.gpu
 def test_the_trial_succeeds_here() -> None:
     assert products.has_triton()
+
+
+def test_threads_that_round_products_leave_those_of_others_and_the_switch_alone() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    seen = set()
+
+    def round_products() -> None:
+        for _ in range(300):
+            with products._switched("fp32_precision", "tf32"):
+                time.sleep(0)
+
+    def want_exact_ones() -> None:
+        for _ in range(300):
+            with products.exact_products():
+                seen.add(matmul.fp32_precision)
+                time.sleep(0)
+
+    with ThreadPoolExecutor(4) as threads:
+        works = [round_products, want_exact_ones, round_products, round_products]
+        for each in [threads.submit(work) for work in works]:
+            each.result()
+    assert seen == {before}
+    assert matmul.fp32_precision == before

@@ -131,6 +131,7 @@ def test_a_killed_engine_ends_every_request_and_then_the_server(steady: Server) 
     assert seconds < SOON
     assert health[-1] == 503 and set(health) == {200, 503}
     assert steady.process.wait(60) == 1
+    eventually(lambda: "process has ended with code -9" in "".join(steady.log))
 
 
 async def kill_under_load(server: Server, *, clients: int) -> tuple[list[str], float, list[int]]:

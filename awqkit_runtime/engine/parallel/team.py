@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -70,9 +71,14 @@ class Team:
         torch.set_num_threads(threads)
         try:
             self._await(store)
-            self._communicator = Communicator(store, Share(rank=0, ranks=self.ranks), device)
+            self._communicator = self._connected(store)
+            if self._lost:  # Who watches may have come too early to abort it.
+                raise RuntimeError("a rank has ended as soon as it was connected")
         except RuntimeError as error:
             self.raise_if_ended(error)
+            self.close()
+            raise
+        except BaseException:
             self.close()
             raise
 
@@ -87,14 +93,38 @@ class Team:
         return [process.pid for process in self._processes]
 
     def _await(self, store: dist.Store) -> None:
-        """Returns when all are about to connect; RuntimeError when one has ended, or none comes."""
-        deadline = time.monotonic() + PATIENCE.total_seconds()
+        """Returns when all are about to connect; RuntimeError as in _until."""
         expected = [arrival_key(rank) for rank in range(1, self.ranks)]
-        while not store.check(expected):
+        self._until(lambda: store.check(expected))
+
+    def _connected(self, store: dist.Store) -> Communicator:
+        """With all ranks; RuntimeError as in _until.
+
+        In a thread, which is left to itself where a rank ends: nothing else ends its wait.
+        """
+        connected: Future[Communicator] = Future()
+
+        def connect() -> None:
+            try:
+                share = Share(rank=0, ranks=self.ranks)
+                connected.set_result(Communicator(store, share, self._device))
+            except BaseException as error:  # noqa: BLE001  (raised where the result is asked for)
+                connected.set_exception(error)
+
+        threading.Thread(target=connect, daemon=True).start()
+        self._until(connected.done)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # Which that thread did for itself alone.
+        return connected.result()
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        """Waits for it; RuntimeError when a rank has ended, or it takes too long."""
+        deadline = time.monotonic() + PATIENCE.total_seconds()
+        while not done():
             if any(process.poll() is not None for process in self._processes):
-                raise RuntimeError("a rank has ended before it was there")
+                raise RuntimeError("a rank has ended before it was connected")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"not all of the {self.ranks} ranks came within {PATIENCE}")
+                raise RuntimeError(f"the {self.ranks} ranks were not connected within {PATIENCE}")
             time.sleep(0.02)
 
     def tell(self, message: Message) -> None:

@@ -48,6 +48,16 @@ class EngineStartError(AwqkitError):
         self.exit_code = exit_code
 
 
+class EngineEndedError(AwqkitError):
+    """The engine's process is gone."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(
+            f"The engine's process has ended with code {code}; what it printed says why. A process "
+            "that was killed may have run out of memory. Start again."
+        )
+
+
 class Answer:
     """The pieces of one request, of all its choices, as they come."""
 
@@ -142,6 +152,11 @@ class EngineClient:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The process's, once it has ended."""
+        return self._process.returncode
 
     def submit(self, prompts: list[list[int]], params: dict[str, Any], choices: int = 1) -> Answer:
         """Sends a request: `choices` answers to each prompt. ApiError when the engine is gone."""

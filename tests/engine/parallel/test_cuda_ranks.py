@@ -21,6 +21,7 @@ from awqkit.checkpoint import open_checkpoint, write_checkpoint
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.parallel.communicator import PATIENCE
 from awqkit_runtime.engine.parallel.runner import LeadingGraphRunner, LeadingRunner
 from awqkit_runtime.engine.parallel.team import Team
 from awqkit_runtime.engine.request import Completion
@@ -28,6 +29,7 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import RankError
 from tests.checkpoint.folders import quantized_weights, write_quantized_ends
 from tests.engine.fakes import generate, run_all
+from tests.engine.parallel.ending_rank import start_with_it
 from tests.tiny_models import write_tiny_model
 
 pytestmark = [
@@ -211,3 +213,9 @@ def runs(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_a_rank_that_ends_while_it_connects_ends_the_start(uneven: Path, tmp_path: Path) -> None:
+    told, seconds = start_with_it(uneven, "cuda", tmp_path)
+    assert "Rank 1 of 2 has ended with code 3" in told
+    assert seconds < PATIENCE.total_seconds() / 2

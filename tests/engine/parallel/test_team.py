@@ -21,6 +21,7 @@ from awqkit_runtime.cache.paged_attention import SequenceSpan
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.decode_inputs import DecodeNumbers
 from awqkit_runtime.engine.loading import load_engine
+from awqkit_runtime.engine.parallel import communicator
 from awqkit_runtime.engine.parallel.communicator import LOOPBACK
 from awqkit_runtime.engine.parallel.messages import (
     Assignment,
@@ -37,6 +38,7 @@ from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.errors import CheckpointError, ConfigError, RankError
 from tests.checkpoint.folders import quantized_weights
 from tests.engine.fakes import generate, run_all
+from tests.engine.parallel.ending_rank import start_with_it
 from tests.tiny_models import write_tiny_model
 
 PARAMS = SamplingParams(max_tokens=30, ignore_eos=True)
@@ -123,6 +125,13 @@ def test_a_rank_that_cannot_load_ends_the_start(
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(RankError, match="Rank 1 of 2 has ended with code 1"):
         load_engine(folder, EngineConfig(device="cpu", tp=2))
+
+
+def test_a_rank_that_ends_while_it_connects_ends_the_start(folder: Path, tmp_path: Path) -> None:
+    """And the process, although what connects rank 0 goes on waiting."""
+    told, seconds = start_with_it(folder, "cpu", tmp_path)
+    assert "Rank 1 of 2 has ended with code 3" in told
+    assert seconds < communicator.PATIENCE.total_seconds() / 2
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
