@@ -85,7 +85,7 @@ def choose_variant(m: int, n: int, k: int, gpu: GpuModel) -> Choice:
 @cache
 def _choose(variants: tuple[Variant, ...], m: int, n: int, k: int, gpu: GpuModel) -> Choice:
     return min(
-        (choice for variant in variants for choice in choices_of(variant, m, n, k, gpu)),
+        (choice for variant in variants for choice in _choices(variant, m, n, k, gpu)),
         key=lambda choice: choice.cycles,
     )
 
@@ -106,8 +106,7 @@ def clusters_that_fit(size: int, multiprocessors: int) -> int:
     return count
 
 
-def choices_of(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterator[Choice]:
-    """The ways to run a shape with a variant; none where it cannot."""
+def _choices(variant: Variant, m: int, n: int, k: int, gpu: GpuModel) -> Iterator[Choice]:
     groups = k // GROUP_SIZE
     if groups < variant.split or (variant.scale_sums and m > variant.tokens):
         return

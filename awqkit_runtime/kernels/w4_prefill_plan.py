@@ -14,7 +14,7 @@ from awqkit_runtime.kernels.launch_plan import (
     TimedPlan,
     ceil_div,
 )
-from awqkit_runtime.kernels.w4_prefill_choice import Choice, choose_variant
+from awqkit_runtime.kernels.w4_prefill_choice import choose_variant
 
 #: A last round of tiles fuller than this is as well left alone as shared out along K.
 _FULL_ROUND = 0.88
@@ -24,11 +24,7 @@ _ROWS = 128
 
 def plan_prefill(m: int, n: int, k: int, gpu: GpuModel) -> TimedPlan:
     """w4_prefill.cu: wgmma, fed by tensor maps; only for sm_90a."""
-    return plan_choice(choose_variant(m, n, k, gpu), m, n, k)
-
-
-def plan_choice(choice: Choice, m: int, n: int, k: int) -> TimedPlan:
-    """A launch that runs a shape in this way."""
+    choice = choose_variant(m, n, k, gpu)
     variant, stream_tiles = choice.variant, choice.stream_tiles
     whole = variant.split == 1
     workers = choice.workers if whole else variant.tiles(m, n)

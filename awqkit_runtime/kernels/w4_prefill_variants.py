@@ -30,9 +30,6 @@ class Variant:
     split: int = 1
     batch: int = 1
     scale_sums: bool = False
-    inputs: int = 0
-    flow: int = 0
-    extra: tuple[str, ...] = ()
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -46,10 +43,8 @@ class Variant:
             "BATCH": self.batch,
             "BLOCKS": self.blocks,
             "SCALE_SUMS": int(self.scale_sums),
-            "INPUTS": self.inputs,
-            "LAG": self.flow,
         }
-        return tuple(f"W4_{name}={value}" for name, value in numbers.items()) + self.extra
+        return tuple(f"W4_{name}={value}" for name, value in numbers.items())
 
     @property
     def by_warps(self) -> bool:
@@ -68,7 +63,7 @@ class Variant:
 
     @property
     def threads(self) -> int:
-        return 128 * (self.consumers + (2 if self.inputs else 1))
+        return 128 * (self.consumers + 1)
 
     @property
     def stage_inputs(self) -> int:
@@ -78,12 +73,12 @@ class Variant:
     def stages(self) -> int:
         """As many as shared memory holds."""
         room = _SHARED_BYTES // self.blocks - 1024 - self._fixed_bytes
-        return min(_MOST_STAGES, room // (self._stage_bytes + self._stage_barriers))
+        return min(_MOST_STAGES, room // (self._stage_bytes + _STAGE_BARRIERS))
 
     @property
     def shared_bytes(self) -> int:
         """Stages, store buffers, barriers, alignment, and the sums of a split tile."""
-        return self._fixed_bytes + self.stages * (self._stage_bytes + self._stage_barriers)
+        return self._fixed_bytes + self.stages * (self._stage_bytes + _STAGE_BARRIERS)
 
     @property
     def _slices(self) -> int:
@@ -92,13 +87,7 @@ class Variant:
 
     @property
     def _stage_bytes(self) -> int:
-        sums = 4 * self.tokens if self.inputs else 0
-        half = 128 * self.tokens + 512 * self.row_tiles
-        return self._slices * half + 64 * self.row_tiles + sums
-
-    @property
-    def _stage_barriers(self) -> int:
-        return _STAGE_BARRIERS + (8 if self.inputs else 0)
+        return self._slices * (128 * self.tokens + 512 * self.row_tiles) + 64 * self.row_tiles
 
     @property
     def _store_tokens(self) -> int:
@@ -111,8 +100,7 @@ class Variant:
         row_blocks = self.consumers * self.row_blocks
         parts = ceil_div(row_blocks * self.tokens // self._store_tokens, self.split)
         sums = self.split * parts * store if self.split > 1 else 0
-        turns = 32 if self.flow == 2 else 0
-        return 1024 + turns + (8 + store) * self.consumers + sums
+        return 1024 + 8 * self.consumers + store * self.consumers + sums
 
     def tiles(self, m: int, n: int) -> int:
         """Tiles of the output; those of a cluster that shares tokens count as one."""

@@ -88,17 +88,7 @@ __device__ __forceinline__ float scale_of(u32 word) {
 
 // -(128 + z) / 64 + 2, twice.
 __device__ __forceinline__ u32 small_offset_of(u32 word) {
-#if W4_TRIM & 1
-  u32 offset;
-  asm("{\n\t.reg .b16 low, high;\n\t.reg .b32 both;\n\t"
-      "mov.b32 {low, high}, %1;\n\tmov.b32 both, {high, high};\n\t"
-      "fma.rn.bf16x2 %0, both, %2, %3;\n\t}"
-      : "=r"(offset)
-      : "r"(word), "r"(0xbc80bc80u), "r"(0x40004000u));
-  return offset;
-#else
   return fma_bf16x2(__byte_perm(word, 0, 0x3232) ^ 0x80008000u, 0x3c803c80u, 0x40004000u);
-#endif
 }
 
 __device__ __forceinline__ ExactParams unpack_exact_params(uint2 words) {
@@ -116,34 +106,6 @@ __device__ __forceinline__ void subtract_zeros(u32 codes, const ExactParams& par
   fragment[1] = fma_bf16x2(codes & 0x00f000f0u, kHigh, params.minus_offset[1]);
   fragment[2] = fma_bf16x2(upper & 0x000f000fu, kLow, params.minus_offset[0]);
   fragment[3] = fma_bf16x2(upper & 0x00f000f0u, kHigh, params.minus_offset[1]);
-}
-
-// The four registers of one k16 step as subnormal numbers: code * 2^-133 of row r, and sixteen times
-// that of row r + 8.
-__device__ __forceinline__ void subnormal_codes(u32 codes, u32 (&fragment)[4]) {
-  const u32 upper = codes >> 8;
-  fragment[0] = codes & 0x000f000fu;
-  fragment[1] = codes & 0x00f000f0u;
-  fragment[2] = upper & 0x000f000fu;
-  fragment[3] = upper & 0x00f000f0u;
-}
-
-// Tokens times this make their products with subnormal codes 2^-37 times what is wanted.
-constexpr u32 kRaise = 0x6f806f80u;    // 2^96, twice
-constexpr float kLowered = 1.0f / 137438953472.0f;
-constexpr float kRaisedScale = 137438953472.0f;
-
-// Of rows r and r + 8: what sums of subnormal codes count, and minus what sums of tokens do.
-struct RaisedParams {
-  float scale[2];
-  float minus_zero[2];
-};
-
-__device__ __forceinline__ RaisedParams unpack_raised_params(uint2 words) {
-  const float scale[2] = {scale_of(words.x), scale_of(words.y)};
-  const float minus_zero[2] = {128.0f - __uint_as_float(words.x & 0xffff0000u),
-                               128.0f - __uint_as_float(words.y & 0xffff0000u)};
-  return {{scale[0], scale[1] * 0.0625f}, {minus_zero[0] * scale[0], minus_zero[1] * scale[1]}};
 }
 
 }  // namespace w4

@@ -38,10 +38,7 @@
 #include "w4_prefill_cluster_sum.cuh"
 #include "w4_prefill_producer.cuh"
 #include "w4_prefill_store.cuh"
-#if W4_INPUTS == 2
-#include "w4_prefill_convert.cuh"
-#include "w4_prefill_raised.cuh"
-#elif W4_TOKENS == 8
+#if W4_TOKENS == 8
 #include "w4_prefill_warps.cuh"
 #else
 #include "w4_prefill_consumer.cuh"
@@ -49,9 +46,7 @@
 
 namespace w4_prefill {
 
-#if W4_INPUTS == 2
-using Consumer = RaisedConsumer;
-#elif W4_TOKENS == 8
+#if W4_TOKENS == 8
 using Consumer = WarpConsumer;
 #else
 using Consumer = WarpgroupConsumer;
@@ -147,13 +142,9 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
     prefetch_map(params_map);
     prefetch_map(x_map);
     for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(shared.full + 8 * stage, 1 + (kRaised ? kConverters : 1));
-      if (kRaised) barrier_init(shared.raw + 8 * stage, 1);
+      barrier_init(shared.full + 8 * stage, 2);
       barrier_init(shared.empty + 8 * stage, 4 * kConsumers * kCluster);
     }
-#if W4_LAG == 2
-    Turns::init(shared);
-#endif
     if constexpr (kSplit > 1) ClusterSum::expect(shared);
     barrier_init_fence();
   }
@@ -176,15 +167,6 @@ extern "C" __global__ void __launch_bounds__(w4_prefill::kThreads, W4_BLOCKS)
       __syncwarp();
       cluster_wait();
     }
-#if W4_INPUTS == 2
-  } else if (role > kConsumers) {
-    release_registers<kProducerRegisters>();
-    TokenConverter(shared, threadIdx.x / 32 - 4 * (kConsumers + 1)).run(problem, worker);
-    if constexpr (kSplit > 1) {
-      __syncwarp();
-      cluster_wait();
-    }
-#endif
   } else {
     claim_registers<kConsumerRegisters>();
     const Output output{y, bias, m, n};

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "w4_prefill_stages.cuh"
-#include "w4_prefill_turns.cuh"
 #include "w4_prefill_wgmma.cuh"
 #include "w4_schedule.cuh"
 
@@ -11,11 +10,7 @@ namespace w4_prefill {
 class WarpgroupConsumer {
  public:
   __device__ __forceinline__ explicit WarpgroupConsumer(const Shared& shared)
-      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4)))
-#if W4_LAG == 2
-        , turns_(shared)
-#endif
-  {}
+      : stages_(shared), tokens_(kept(static_cast<u32>(kTokenDescriptor) + (shared.tokens >> 4))) {}
 
   // Sums the segment's groups into sums, which it clears first.
   //
@@ -35,7 +30,7 @@ class WarpgroupConsumer {
   __device__ __forceinline__ void accumulate_scaled_weights(float (&sums)[kSums],
                                                             const w4::Segment& segment) {
     const u32 magic = w4::opaque_magic();
-    constexpr int kBatches = kBatch > 4 ? 1 : 4 / kBatch;  // of a half
+    constexpr int kBatches = 4 / kBatch;  // of a half
     u32 fragments[2][kBatch][4];
     w4::RowParams params;
     stages_.wait();
@@ -83,57 +78,6 @@ class WarpgroupConsumer {
   // dequantized while the last one of the group before was multiplied.
   __device__ __forceinline__ void accumulate_scaled_sums(float (&totals)[kSums],
                                                          const w4::Segment& segment) {
-#if W4_LAG == 2
-    u32 fragments[kBatch][4];
-    float sums[kSums] = {};
-    stages_.wait();
-    uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
-    w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
-    for (int left = segment.end - segment.begin;;) {
-      dequantize_batch(codes, 0, params, fragments);
-      const u64 tokens = stage_tokens();
-      const float scale[2] = {params.scale[0], params.scale[1]};
-      turns_.wait();
-      multiply_batch(sums, fragments, tokens, 0);
-      turns_.pass();
-      stages_.advance();
-      if (--left > 0) {
-        stages_.wait();
-        codes[0] = stages_.load_codes(0, 0);
-        codes[1] = stages_.load_codes(0, 1);
-        params = w4::unpack_exact_params(stages_.load_params(0));
-      }
-      wgmma_wait<0>();
-      add_scaled(totals, sums, scale);
-      stages_.release();
-      if (left == 0) break;
-    }
-#elif W4_LAG == 1
-    float sums[2][kSums], scale[2][2];
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[1][i] = 0.0f;
-    int left = segment.end - segment.begin;
-    stages_.wait();
-    load_group();
-    dequantize_batch(codes_, 0, params_, fragments_[0]);
-    multiply_batch(sums[0], fragments_[0], stage_tokens(), 0);
-    finish_group(sums[0], scale[0], --left > 0);
-    while (true) {
-      if (left == 0) {
-        wgmma_wait<0>();
-        add_scaled(totals, sums[0], scale[0]);
-        break;
-      }
-      next_group(totals, sums[1], scale[1], sums[0], scale[0], --left > 0);
-      if (left == 0) {
-        wgmma_wait<0>();
-        add_scaled(totals, sums[1], scale[1]);
-        break;
-      }
-      next_group(totals, sums[0], scale[0], sums[1], scale[1], --left > 0);
-    }
-    stages_.release();
-#else
     constexpr int kBatches = 8 / kBatch;  // of a group
     u32 fragments[2][kBatch][4];
     float sums[kSums] = {};
@@ -141,84 +85,33 @@ class WarpgroupConsumer {
     uint4 codes[2] = {stages_.load_codes(0, 0), stages_.load_codes(0, 1)};
     w4::ExactParams params = w4::unpack_exact_params(stages_.load_params(0));
     dequantize_batch(codes, 0, params, fragments[0]);
-    u64 tokens = stage_tokens();
     for (int left = segment.end - segment.begin;;) {
-      if (!(W4_TRIM & 4)) tokens = stage_tokens();
+      const u64 tokens = stage_tokens();
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
         multiply_batch(sums, fragments[batch % 2], tokens, batch);
         if (batch + 1 == kBatches) break;
         if (batch > 0) wgmma_wait<1>();
-        if ((W4_TRIM & 8) && batch == 0) codes[1] = stages_.load_codes(0, 1);
         dequantize_batch(codes, batch + 1, params, fragments[(batch + 1) % 2]);
       }
       const float scale[2] = {params.scale[0], params.scale[1]};
-      const int held = stages_.current();
       stages_.advance();
-      if (W4_TRIM & 4) tokens = stage_tokens();
       if (--left > 0) {
         stages_.wait();
         codes[0] = stages_.load_codes(0, 0);
-        if (!(W4_TRIM & 8)) codes[1] = stages_.load_codes(0, 1);
+        codes[1] = stages_.load_codes(0, 1);
         params = w4::unpack_exact_params(stages_.load_params(0));
         wgmma_wait<1>();
         dequantize_batch(codes, 0, params, fragments[0]);
       }
       wgmma_wait<0>();
       add_scaled(totals, sums, scale);
-      if (W4_TRIM & 2)
-        stages_.release(held);
-      else
-        stages_.release();
+      stages_.release();
       if (left == 0) break;
     }
-#endif
 #pragma unroll
     for (int i = 0; i < kSums; ++i) totals[i] *= w4::kCodeScale;
   }
-
-#if W4_LAG == 1
-  static constexpr int kBatches = 8 / kBatch;
-
-  __device__ __forceinline__ void load_group() {
-    codes_[0] = stages_.load_codes(0, 0);
-    params_ = w4::unpack_exact_params(stages_.load_params(0));
-  }
-
-  __device__ __forceinline__ void next_group(float (&totals)[kSums], float (&sums)[kSums],
-                                             float (&scale)[2], float (&before)[kSums],
-                                             const float (&scale_before)[2], bool more) {
-    multiply_batch(sums, fragments_[0], stage_tokens(), 0);
-    wgmma_wait<1>();
-    add_scaled(totals, before, scale_before);
-    stages_.release();
-    finish_group(sums, scale, more);
-  }
-
-  __device__ __forceinline__ void finish_group(float (&sums)[kSums], float (&scale)[2], bool more) {
-    const u64 tokens = stage_tokens();
-    codes_[1] = stages_.load_codes(0, 1);
-#pragma unroll
-    for (int batch = 1; batch < kBatches; ++batch) {
-      if (batch > 1) wgmma_wait<1>();
-      dequantize_batch(codes_, batch, params_, fragments_[batch % 2]);
-      multiply_batch(sums, fragments_[batch % 2], tokens, batch);
-    }
-    scale[0] = params_.scale[0];
-    scale[1] = params_.scale[1];
-    stages_.advance();
-    if (more) {
-      stages_.wait();
-      load_group();
-      wgmma_wait<1>();
-      dequantize_batch(codes_, 0, params_, fragments_[0]);
-    }
-  }
-
-  uint4 codes_[2];
-  w4::ExactParams params_;
-  u32 fragments_[2][kBatch][4];
-#endif
 
   // Batches of kBatch k16 steps of a group.
   __device__ __forceinline__ static void dequantize_batch(const uint4 (&codes)[2], int batch,
@@ -267,9 +160,6 @@ class WarpgroupConsumer {
 
   Stages stages_;
   u32 tokens_;  // low word of stage 0's descriptor
-#if W4_LAG == 2
-  Turns turns_;
-#endif
 };
 
 }  // namespace w4_prefill

@@ -33,7 +33,7 @@ class Producer {
   __device__ __forceinline__ void run_tokens(const TensorMap& tokens) const {
     wait_for_predecessors();
     for_each_stage([&](const w4::TilePosition& at, int slice, int stage) {
-      const u32 full = (kRaised ? shared_.raw : shared_.full) + 8 * stage;
+      const u32 full = shared_.full + 8 * stage;
       const int row = at.token_tile * kTokens + rank_ * (kTokens / kCluster);
       barrier_expect(full, kTokenBytes);
 #pragma unroll

@@ -39,49 +39,14 @@ class Stages {
   }
 
   __device__ __forceinline__ uint2 load_params(int row_block) const {
-    return params_of(ring_.stage, row_block);
-  }
-
-  // Of the oldest stage still held.
-  __device__ __forceinline__ uint2 load_held_params() const { return params_of(released_, 0); }
-  __device__ __forceinline__ void load_held_input_sums(float (&inputs)[kSums / 2]) const {
-    load_input_sums(released_, inputs);
-  }
-  __device__ __forceinline__ void load_input_sums(float (&inputs)[kSums / 2]) const {
-    load_input_sums(ring_.stage, inputs);
-  }
-
- private:
-  __device__ __forceinline__ uint2 params_of(int stage, int row_block) const {
     uint2 words;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                  : "=r"(words.x), "=r"(words.y)
-                 : "r"(params_ + stage * kParamBytes + 4 * row_block * 64));
+                 : "r"(params_ + ring_.stage * kParamBytes + 4 * row_block * 64));
     return words;
   }
 
-  // A group's sums of tokens, by sums of a lane: those of tokens 8j + 2(lane % 4) and the next one.
-  __device__ __forceinline__ void load_input_sums(int stage, float (&inputs)[kSums / 2]) const {
-    const u32 own = shared_.input_sums + stage * kInputSumBytes + lane_ % 4 * (kSums * 2);
-#pragma unroll
-    for (int i = 0; i < kSums / 8; ++i) {
-      const uint4 four = load_shared(own + 16 * i);
-      inputs[4 * i] = __uint_as_float(four.x);
-      inputs[4 * i + 1] = __uint_as_float(four.y);
-      inputs[4 * i + 2] = __uint_as_float(four.z);
-      inputs[4 * i + 3] = __uint_as_float(four.w);
-    }
-  }
-
- public:
   // Gives the oldest stage still held back to the producers of the whole cluster.
-  __device__ __forceinline__ void release(int stage) const {
-    __syncwarp();
-    const u32 own = shared_.empty + 8 * stage;
-    if (kCluster == 1 && lane_ == 0) barrier_arrive(own);
-    if (kCluster > 1 && lane_ < kCluster) barrier_arrive_remote(address_in(own, lane_));
-  }
-
   __device__ __forceinline__ void release() {
     __syncwarp();
     const u32 own = shared_.empty + 8 * released_;

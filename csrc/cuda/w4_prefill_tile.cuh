@@ -3,18 +3,6 @@
 
 #include "w4_prefill_async.cuh"
 
-#ifndef W4_P
-#define W4_P 40
-#endif
-#ifndef W4_PROBE
-#define W4_PROBE 0
-#endif
-#ifndef W4_TRIM
-#define W4_TRIM 0
-#endif
-#ifndef W4_LAG
-#define W4_LAG 0
-#endif
 namespace w4_prefill {
 
 constexpr int kWarpgroup = 128;
@@ -29,24 +17,19 @@ constexpr int kBatch = W4_BATCH;            // k16 steps that are dequantized an
 constexpr bool kScaleSums = W4_SCALE_SUMS;  // scales meet a group's sums, not the weights
 constexpr int kSlices = kScaleSums ? 2 : 1; // of 64 inputs, of a stage
 constexpr int kBlocks = W4_BLOCKS;          // on a multiprocessor at once
-constexpr bool kRaised = W4_INPUTS == 2;    // tokens are multiplied by 2^96 where they lie
-// Warps of the producers that do that, 8 tokens at a time.
-constexpr int kConverters = !kRaised ? 0 : kFetched > 16 ? 4 : 2;
 static_assert(kCluster == 1 || kSplit == 1, "a cluster shares tokens or a tile");
-static_assert(!kRaised || (kScaleSums && !kByWarps && kCluster == 1), "a stage holds a group");
 static_assert(kByWarps ? kScaleSums : kRowBlocks == 1, "wgmma takes a row block a warpgroup");
 
 constexpr int kTiles = 4 * kConsumers * kRowBlocks;  // 16-row code tiles
 constexpr int kRows = 16 * kTiles;
-constexpr int kOthers = kRaised ? 2 : 1;  // warpgroups that do not consume
-constexpr int kThreads = kWarpgroup * (kConsumers + kOthers);
+constexpr int kThreads = kWarpgroup * (kConsumers + 1);
 
 // Of a thread, and where every warpgroup takes or leaves some of what a launch gives it.
 constexpr int kLaunchRegisters = 65536 / (kBlocks * kThreads) / 8 * 8;
 constexpr int kProducerRegisters =
-    kRaised ? W4_P : kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
+    kConsumers == 4 || (kBlocks == 2 && kConsumers == 2) || kBlocks > 2 ? 32 : 40;
 constexpr int kLeftRegisters =
-    (kLaunchRegisters * (kConsumers + kOthers) - kOthers * kProducerRegisters) / kConsumers / 8 * 8;
+    (kLaunchRegisters * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
 constexpr int kConsumerRegisters = kLeftRegisters > 232 ? 232 : kLeftRegisters;
 
 constexpr int kSums = kRowBlocks * kTokens / 2;      // accumulators of a thread
@@ -63,28 +46,24 @@ constexpr int kShareBytes = kSliceBytes / kCluster;
 constexpr int kTileBytes = 512 * kSlices;            // a 16-row tile's codes of a stage
 constexpr int kCodeBytes = kTiles * kTileBytes;
 constexpr int kParamBytes = kTiles * 64;
-constexpr int kInputSumBytes = kRaised ? kTokens * 4 : 0;  // a group's sums of tokens
 constexpr int kStoreBytes = kStoreTokens * 64 * 2;   // one of a warpgroup's two buffers
 constexpr int kOwnParts = (kConsumers * kParts + kSplit - 1) / kSplit;  // that a block adds up
 constexpr int kSumBytes = kSplit > 1 ? kSplit * kOwnParts * kPartBytes : 0;
 
-// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, sums of tokens, store
-// buffers, what the other blocks of a split tile send, barriers.
+// Shared memory: the tokens of all stages (1024-byte aligned), codes, params, store buffers, what
+// the other blocks of a split tile send, barriers.
 struct Shared {
-  u32 tokens, codes, params, input_sums, store, sums, full, empty, raw, summed, turns;
+  u32 tokens, codes, params, store, sums, full, empty, summed;
 
   __device__ __forceinline__ explicit Shared(u32 base)
       : tokens(base),
         codes(tokens + kStages * kTokenBytes),
         params(codes + kStages * kCodeBytes),
-        input_sums(params + kStages * kParamBytes),
-        store(input_sums + kStages * kInputSumBytes),
+        store(params + kStages * kParamBytes),
         sums(store + 2 * kConsumers * kStoreBytes),
         full(sums + kSumBytes),
         empty(full + 8 * kStages),
-        raw(empty + 8 * kStages),
-        summed(raw + (kRaised ? 8 * kStages : 0)),
-        turns(summed + 8 * kConsumers) {}
+        summed(empty + 8 * kStages) {}
 };
 
 // Position in the ring; `parity` is that of the phase in which this round of stages fills.

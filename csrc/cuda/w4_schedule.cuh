@@ -61,15 +61,6 @@ class Schedule {
   int next_whole_;
 };
 
-// Of all of a worker's segments.
-__device__ __forceinline__ int count_groups(const Problem& problem, int worker) {
-  Schedule schedule(problem, worker);
-  Segment segment;
-  int count = 0;
-  while (schedule.next(segment)) count += segment.end - segment.begin;
-  return count;
-}
-
 struct TilePosition {
   int row_tile;
   int token_tile;
