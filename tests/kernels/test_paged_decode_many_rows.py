@@ -12,6 +12,7 @@ import torch
 
 from awqkit_runtime.kernels.paged_decode import paged_decode, prepare_decode
 from awqkit_runtime.kernels.paged_decode_instance import MANY_SEGMENTS_A_BLOCK, WIDTHS
+from awqkit_runtime.kernels.paged_decode_plan import plans_of_all_batches
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 from tests.kernels.paged_rows import PagedRows, paged_rows
 from tests.kernels.test_paged_decode import attend, check, queries, shared
@@ -41,9 +42,9 @@ def many_rows(head_dim: int, bits: tuple[int, int], seed: int) -> PagedRows:
 )
 def test_rows_that_warps_cut(head_dim: int, bits: tuple[int, int]) -> None:
     rows = many_rows(head_dim, bits, seed=head_dim)
-    if bits == (4, 4):
-        block = shared(rows, GROUP * KV_HEADS).plan.shape.block
-        assert block == (32 * MANY_SEGMENTS_A_BLOCK, 1, 1)
+    heads = GROUP * KV_HEADS
+    plans = plans_of_all_batches(rows.pool.format, heads, gpu_model(rows.lengths.device))
+    assert shared(rows, heads).plan == plans[-1]
     check(rows, queries(rows, GROUP))
     check(rows, queries(rows, 3), window=LONGEST // 2)
     check(rows, queries(rows, 1), softcap=2.0)
