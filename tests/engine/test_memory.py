@@ -28,12 +28,17 @@ class Owner:
     """Of memory, for as long as it lives."""
 
 
+def have_free_gpus(monkeypatch: pytest.MonkeyPatch, *, current: int) -> None:
+    """With 1,000 bytes free on each."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+
+
 def test_what_an_engine_takes_later_is_not_free_for_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    have_free_gpus(monkeypatch, current=1)
     devices = [torch.device(name) for name in ("cuda", "cuda:1", "cuda:0")]
     first, second = Owner(), Owner()
     claim(first, 300, devices[0])
@@ -50,9 +55,7 @@ def test_what_an_engine_takes_later_is_not_free_for_the_next_one(
 def test_an_engine_claims_what_its_steps_take_until_it_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    have_free_gpus(monkeypatch, current=0)
     monkeypatch.setattr(engine_module, "claimed_for_steps", lambda decoder, config: 300)
     gpu = torch.device("cuda")
     engine = make_engine()
