@@ -3,8 +3,8 @@
 //
 // A block streams its row tiles one after another through one ring in shared memory: one lane
 // issues bulk copies, the consumer warps share the groups of each stage, one more warp adds up what
-// they made of a tile. The ring fills before the kernel waits for its predecessors' output, so that
-// with programmatic dependent launch its weights flow while the kernel before it drains.
+// they made of a tile. With programmatic dependent launch a first stage fills while the kernel before
+// this one drains; the others come behind x, which would have to wait for them.
 //
 // Macros: W4_NT (n8 tiles of tokens, M <= 8 * W4_NT), W4_WARPS (consumer warps), W4_CHUNK (groups of
 // 128 inputs that a warp takes of a stage), W4_DEPTH (stages of the ring), W4_BLOCKS (wanted blocks
@@ -20,6 +20,7 @@ namespace w4_decode {
 constexpr int kWarps = W4_WARPS;
 constexpr int kChunk = W4_CHUNK;
 constexpr int kDepth = W4_DEPTH;
+constexpr int kEarly = 1;  // stages filled before the predecessor has ended
 constexpr int kStageGroups = kWarps * kChunk;
 constexpr int kStageBytes = kStageGroups * (kCodeBytes + kScaleBytes);
 constexpr int kLanePairs = kPairs / 32;
@@ -78,9 +79,10 @@ __device__ __forceinline__ void produce(const Problem& p, const Share& tiles, co
     next.advance();
     if (++slot == kDepth) slot = 0;
   };
-  for (int i = 0; i < kDepth && !next.done(); ++i) fetch();
+  for (int i = 0; i < kEarly && !next.done(); ++i) fetch();
   wait_for_predecessors();
   fetch_x(p, base, x_shared, pitch);
+  for (int i = kEarly; i < kDepth && !next.done(); ++i) fetch();
   u32 parity = 0;
   while (!next.done()) {
     barrier_wait(base + kEmpty + 8 * slot, parity);

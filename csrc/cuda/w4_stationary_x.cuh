@@ -48,15 +48,15 @@ __device__ __forceinline__ void transpose(u32 (&v)[4], int lane) {
 // s * (sum of code * x - z * sum of x).
 class StationaryX {
  public:
-  // first: the warp's first group; the other one follows kWarps further on, as far as there are groups.
-  __device__ __forceinline__ void load(const Problem& p, int first, int lane) {
+  // first: the warp's first group; the other one follows kWarps further on, if there is one before `end`.
+  __device__ __forceinline__ void load(const Problem& p, int first, int end, int lane) {
     const int token = lane / 4, column = lane % 4;
 #pragma unroll
     for (int j = 0; j < kWarpGroups; ++j)
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const int group = first + j * kWarps;
-        const bool there = group < p.k / kGroup && token < p.m;
+        const bool there = group < end && token < p.m;
         const u16* source =
             p.x + static_cast<size_t>(token) * p.k + group * kGroup + 32 * q + 8 * column;
         const uint4 v = there ? __ldcg(reinterpret_cast<const uint4*>(source)) : uint4{};
@@ -116,16 +116,17 @@ __device__ __forceinline__ void store_partial(u32 target, const float (&total)[4
                : "memory");
 }
 
+__device__ __forceinline__ void add(float (&sum)[4], const uint4& v) {
+  sum[0] += __uint_as_float(v.x);
+  sum[1] += __uint_as_float(v.y);
+  sum[2] += __uint_as_float(v.z);
+  sum[3] += __uint_as_float(v.w);
+}
+
 // Over the warps, always in the same order.
 __device__ __forceinline__ void add_partials(float (&sum)[4], u32 partials) {
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const uint4 part = load_shared_16(partials + w * kPartialBytes);
-    sum[0] += __uint_as_float(part.x);
-    sum[1] += __uint_as_float(part.y);
-    sum[2] += __uint_as_float(part.z);
-    sum[3] += __uint_as_float(part.w);
-  }
+  for (int w = 0; w < kWarps; ++w) add(sum, load_shared_16(partials + w * kPartialBytes));
 }
 
 // A lane of an even row takes the next row's sum of its first token for its own of the second.

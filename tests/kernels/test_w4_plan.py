@@ -12,6 +12,7 @@ from awqkit_runtime.kernels.w4_plan import (
     all_plans,
     plan_w4_linear,
 )
+from awqkit_runtime.kernels.w4_stationary_plan import plan_stationary
 
 GPUS = [GpuModel(arch=arch, multiprocessors=count) for arch, count in MULTIPROCESSORS.items()]
 SHAPES = [(8, 128), (6144, 4096), (4096, 14336), (28672, 4096), (8192, 28672), (72, 25600)]
@@ -54,10 +55,11 @@ def test_only_the_chip_that_has_them_gets_its_own_instructions() -> None:
     ("tokens", "attention_and_gate", "down"),
     [
         (1, "decode", "decode"),
-        (2, "stationary", "decode"),
-        (3, "stationary", "decode"),
-        (4, "stationary", "batch"),
-        (8, "stationary", "batch"),
+        (2, "stationary", "stationary"),
+        (3, "stationary", "stationary"),
+        (4, "stationary", "stationary"),
+        (6, "stationary", "stationary"),
+        (8, "stationary", "stationary"),
         (12, "batch", "batch"),
         (16, "batch", "batch"),
     ],
@@ -72,9 +74,47 @@ def test_few_tokens_get_what_was_fastest_in_order(
     assert kernels == [attention_and_gate] * 3 + [down]
 
 
+def test_few_stages_stand_before_the_inputs() -> None:
+    shapes = {
+        (6144, 4096): (2, 1),
+        (4096, 4096): (2, 1),
+        (28672, 4096): (3, 0),
+        (4096, 14336): (2, 0),
+    }
+    for (n, k), (early, first) in shapes.items():
+        defines = plan_w4_linear(8, n, k, GPUS[2]).program.defines
+        assert {f"W4_EARLY={early}", f"W4_INPUTS_FIRST={first}"} <= {*defines}
+
+
 def test_the_stationary_ring_fills_shared_memory() -> None:
     gpu = GPUS[2]
-    plan = plan_w4_linear(8, 28672, 4096, gpu)
-    assert plan.kernel == "stationary"
-    assert gpu.blocks_that_fit(plan.shape.shared_bytes) == 1
-    assert plan.flags == 1
+    whole, slices = plan_w4_linear(8, 28672, 4096, gpu), plan_w4_linear(4, 4096, 14336, gpu)
+    for plan in (whole, slices):
+        assert plan.kernel == "stationary"
+        assert gpu.blocks_that_fit(plan.shape.shared_bytes) == 1
+        assert plan.flags == 1
+    assert whole.shape.grid[0] == 132
+    assert slices.shape.grid[0] == 120, "30 clusters of four run at once"
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "slices"),
+    [
+        (8, 2048, None),
+        (8, 2176, 1),
+        (8, 4096, 1),
+        (8, 4224, None),
+        (8, 8192, None),
+        (8, 8320, 4),
+        (5760, 16384, 4),
+        (5776, 16384, None),
+        (8, 16512, None),
+    ],
+)
+def test_stationary_slices_are_of_17_to_32_groups(n: int, k: int, slices: int | None) -> None:
+    timed = plan_stationary(4, n, k, GPUS[2])
+    if slices is None:
+        assert timed is None
+    else:
+        assert timed is not None and f"W4_SLICES={slices}" in timed.plan.program.defines
+        assert timed.plan.shape.grid[0] % slices == 0

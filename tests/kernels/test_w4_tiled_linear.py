@@ -130,11 +130,12 @@ def test_builds_for_eight_tokens_at_odd_shapes(split: int, monkeypatch: pytest.M
 
 
 def test_stationary_inputs_at_odd_shapes() -> None:
-    """So many row tiles that blocks draw some of them, and fewer than there are blocks."""
+    """So many row tiles that blocks draw some of them, and fewer than there are blocks; slices."""
     here = gpu_model(torch.device("cuda", torch.cuda.current_device()))
     if here.arch != "sm_90a":
         pytest.skip("built for sm_90a only")
-    for n, k in ((8, 2176), (2056, 3072), (16_904, 4096), (30_000, 2560)):
+    whole = ((8, 2176), (2056, 3072), (16_904, 4096), (30_000, 2560))
+    for n, k in (*whole, (72, 8320), (3800, 8704), (520, 14_336), (5760, 16_384)):
         weight, tiles = weight_of(n, k, seed=n, bf16_scales=False)
         dense = weight.dequantize(torch.float64)
         for m in (2, 5, 8):
