@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+#: All but cuDNN's, which takes some 50 ms to make a kernel for every number of keys it has not met.
+_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 #: Query rows that are attended at once; bounds the size of masks and skips keys in their future.
 BLOCK_ROWS = 256
 
@@ -83,7 +86,8 @@ def attend(
     """
     compute = torch.float32 if q.device.type == "cpu" else q.dtype
     k, v = k.to(compute).transpose(1, 2), v.to(compute).transpose(1, 2)
-    results = [_attend_block(q.to(compute), k, v, block, scale, softcap) for block in blocks]
+    with sdpa_kernel(_BACKENDS):
+        results = [_attend_block(q.to(compute), k, v, block, scale, softcap) for block in blocks]
     return (results[0] if len(results) == 1 else torch.cat(results, dim=1)).to(q.dtype)
 
 
