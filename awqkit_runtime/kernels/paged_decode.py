@@ -93,7 +93,7 @@ def run_share_rows(
     rows, kv_heads = len(lengths), format.num_kv_heads
     if rows:
         arguments = (
-            *(lengths, page_table, shares, rows, page_table.stride(0), kv_heads * plan.teams),
+            *(lengths, page_table, shares, rows, page_table.stride(0), kv_heads, plan.teams),
             *(window or 0, plan.even_blocks(rows, kv_heads)),
         )
         kernel(plan.program, plan.share_entry, lengths.device).launch(plan.share_shape, arguments)

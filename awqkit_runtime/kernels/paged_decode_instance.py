@@ -23,6 +23,9 @@ _WARPS, _WARPS_ON_CODES, _WARPS_ON_MANY_SEGMENTS = 8, 12, 16
 MANY_SEGMENTS_A_BLOCK = _WARPS_ON_MANY_SEGMENTS
 #: Of a warp's ring. More would not be under way any sooner.
 _FEWEST_SLOTS, _MOST_SLOTS = 2, 6
+#: Of a warp's ring, unless it has the fewest slots. With more, blocks that begin early ask for so much
+#: that those behind them wait.
+_MOST_TOKENS = 96
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Registers of one tile of keys and values up to which a step takes two of them.
@@ -134,7 +137,8 @@ def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool)
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
     """With rings that fill the shared memory of a multiprocessor."""
     room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
-    return replace(instance, slots=min(_MOST_SLOTS, room // instance.slot_bytes))
+    most = min(_MOST_SLOTS, _MOST_TOKENS // (_TILE_TOKENS * instance.token_tiles))
+    return replace(instance, slots=min(most, room // instance.slot_bytes))
 
 
 def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:

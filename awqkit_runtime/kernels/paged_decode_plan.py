@@ -23,8 +23,8 @@ from awqkit_runtime.kernels.paged_decode_instance import (
 
 #: Of so many blocks one may be left without work for the sake of an even share.
 _IDLE_BLOCKS = 32
-#: What a block, and each of its warps, knows of its share.
-_SHARE_BYTES = 48
+#: What a block knows of its share, and each of its warps.
+_BLOCK_SHARE_BYTES, _WARP_SHARE_BYTES = 48, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def plan_of(instance: PagedDecodeInstance, group: int, gpu: GpuModel) -> PagedDe
         teams=ceil_div(group, instance.most_heads),
         workspace_bytes=(2 + instance.warps) * grid * instance.record_bytes,
         arrivals=grid,
-        share_bytes=(1 + instance.warps) * grid * _SHARE_BYTES,
+        share_bytes=(_BLOCK_SHARE_BYTES + instance.warps * _WARP_SHARE_BYTES) * grid,
     )
 
 

@@ -24,7 +24,7 @@
 // Launch: any grid, best a block for each SM, the same for both kernels. block = 32 · PD_WARPS.
 //   dynamic shared memory = 1024 + PD_WARPS · PD_SLOTS · slot (paged_decode_schedule: none),
 //   where slot = 16 · PD_TOKEN_TILES · (a row of keys and one of values + 8 for codes' parameters)
-//   shares: (1 + PD_WARPS) · grid · 48 bytes.
+//   shares: (48 + 64 · PD_WARPS) · grid bytes.
 //   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
 //   arrivals: grid integers, zero before the first launch.
@@ -34,21 +34,30 @@
 
 namespace paged_decode {
 
-__device__ __forceinline__ void attend(const Problem& problem, const Run& run, const WarpShare& share,
-                                       SharedMemory& memory) {
+// share: not empty. No barrier comes before the walk: a warp reads as soon as it knows what.
+__device__ __forceinline__ void attend(const Problem& problem, const BlockShare& share,
+                                       const WarpShare& part, SharedMemory& memory) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) memory.shared[i] = share.shared[i], memory.joined[i] = false;
+  }
   {
-    Walk walk(problem, run, memory.pieces);
-    walk.go(share, Settle{problem, run, memory});
+    Walk walk(problem, share.run, memory.pieces);
+    walk.go(part, Settle{problem, share.run, memory.pieces});
   }
   __syncthreads();
-  join_all_pieces(problem, memory, run);
+  join_all_pieces(problem, memory, share.run);
   if (memory.shared[0].parts + memory.shared[1].parts == 0) return;
   __syncthreads();
-  if (threadIdx.x < 2 && memory.joined[threadIdx.x]) arrive(problem, memory, threadIdx.x);
+  if (warp < 2 && lane == 0 && memory.joined[warp])
+    arrive(problem, memory.pieces, memory.shared[warp], warp == 1);
   __syncthreads();
+  const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i)
-    if (memory.complete[i]) merge_parts(problem, memory.shared[i]);
+  for (int i = 0; i < 2; ++i) {
+    const int merges = i == 0 ? Pieces::kMergesContinued : Pieces::kMergesOpened;
+    if (__any_sync(kAll, (left & merges) != 0)) merge_parts(problem, memory.shared[i]);
+  }
 }
 
 __device__ __forceinline__ void clear_idle_rows(const Problem& problem, int rows) {
@@ -62,8 +71,15 @@ __device__ __forceinline__ void clear_idle_rows(const Problem& problem, int rows
 }
 
 // Where a block's share lies, and behind it those of its warps.
-__device__ __forceinline__ uint4* share_of(uint4* shares) {
-  return shares + static_cast<size_t>(blockIdx.x) * ((1 + kWarps) * (kShareBytes / 16));
+template <class Quad>
+__device__ __forceinline__ Quad* share_of(Quad* shares) {
+  constexpr int kQuads = (kBlockShareBytes + kWarps * kWarpShareBytes) / 16;
+  return shares + static_cast<size_t>(blockIdx.x) * kQuads;
+}
+
+template <class Quad>
+__device__ __forceinline__ Quad* share_of_warp(Quad* shares) {
+  return share_of(shares) + kBlockShareBytes / 16 + threadIdx.x / 32 * (kWarpShareBytes / 16);
 }
 
 }  // namespace paged_decode
@@ -72,11 +88,11 @@ __device__ __forceinline__ uint4* share_of(uint4* shares) {
 // however many kernels overlap between the two.
 extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
     paged_decode_schedule(const int* lengths, const int* page_table, uint4* shares, int rows,
-                          int table_stride, int heads, int window, int even_blocks) {
+                          int table_stride, int kv_heads, int teams, int window, int even_blocks) {
   using namespace paged_decode;
   __shared__ ScheduleMemory memory;
   awqkit::wait_for_predecessor();
-  const Line line{lengths, heads, window};
+  const Line line{lengths, kv_heads * teams, window};
   Schedule schedule(memory, line, rows, even_blocks);
   const int warp = threadIdx.x / 32;
   WarpShare mine{};
@@ -84,13 +100,12 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   share.run = schedule.run();
   share.idle_rows = schedule.has_idle_rows();
   if (share.run.begin < share.run.end) {
-    mine = schedule.take_part(PageTable{page_table, table_stride});
+    mine = schedule.take_part(PageTable{page_table, table_stride}, kv_heads);
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
   }
   if (threadIdx.x % 32 != 0) return;
-  uint4* to = share_of(shares);
-  if (warp == 0) *reinterpret_cast<BlockShare*>(to) = share;
-  *reinterpret_cast<WarpShare*>(to + (1 + warp) * (kShareBytes / 16)) = mine;
+  if (warp == 0) *reinterpret_cast<BlockShare*>(share_of(shares)) = share;
+  *reinterpret_cast<WarpShare*>(share_of_warp(shares)) = mine;
   __threadfence();
 }
 
@@ -104,14 +119,13 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   using namespace paged_decode;
   SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_quads);
   awqkit::let_successor_start();
-  const uint4* from = share_of(const_cast<uint4*>(shares));
-  const BlockShare share = load_share<BlockShare>(from);
-  const WarpShare mine =
-      load_share<WarpShare>(from + (1 + threadIdx.x / 32) * (kShareBytes / 16));
+  const WarpShare mine = load_share<WarpShare>(share_of_warp(shares));
+  const BlockShare share = load_share<BlockShare>(share_of(shares));
   const Problem problem{q,
                         out,
                         workspace,
                         arrivals,
+                        reinterpret_cast<const BlockShare*>(share_of(shares)),
                         PageTable{page_table, table_stride},
                         Pages{keys, values, params, kv_heads},
                         HeadLayout{group, teams},
@@ -121,14 +135,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   // A launch ends after its predecessor, by what waits in it. Blocks without work make room for the
   // successor's at once.
   if (share.run.begin < share.run.end) {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < 2; ++i) {
-        memory.shared[i] = share.shared[i];
-        memory.joined[i] = memory.complete[i] = false;
-      }
-    }
-    __syncthreads();
-    attend(problem, share.run, mine, memory);
+    attend(problem, share, mine, memory);
   } else if (blockIdx.x == 0) {
     awqkit::wait_for_predecessor();
   }

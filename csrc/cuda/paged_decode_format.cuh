@@ -43,8 +43,8 @@ struct Place {
   u32 params;
 };
 
-__device__ __forceinline__ Place place_of(const Pages& pages, int page, int kv_head, int token) {
-  const u32 page_row = static_cast<u32>(page) * (pages.kv_heads * kPageTokens);
+__device__ __forceinline__ Place place_of(int kv_heads, int page, int kv_head, int token) {
+  const u32 page_row = static_cast<u32>(page) * (kv_heads * kPageTokens);
   const u32 row = page_row + kv_head * kPageTokens + token;
   return {row, row + page_row};
 }
@@ -70,6 +70,10 @@ struct HeadGroup {
 struct HeadLayout {
   int group;
   int teams;
+
+  __device__ __forceinline__ int kv_head(int unit_head) const {
+    return teams == 1 ? unit_head : unit_head / teams;
+  }
 
   __device__ __forceinline__ HeadGroup at(int unit_head) const {
     if (teams == 1) return {unit_head, unit_head * group, group};

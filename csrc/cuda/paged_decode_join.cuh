@@ -10,21 +10,21 @@ namespace paged_decode {
 
 struct SharedMemory {
   Pieces pieces;
-  SharedSegment shared[2];  // as BlockShare has them
+  SharedSegment shared[2];  // as BlockShare has them; known behind the first barrier
   bool joined[2];           // by the block's warps
-  bool complete[2];         // all of their parts lie in the workspace
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
-// What this thread knows to be written of a shared segment is all that the block has of it.
-__device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& memory, bool begins) {
-  int* arrivals = problem.arrivals + memory.shared[begins].first_block;
-  if (add_in_order(arrivals, 1) != memory.shared[begins].parts - 1) return;
+// One lane of a warp. What it knows to be written of a shared segment is all that the block has of it.
+__device__ __forceinline__ void arrive(const Problem& problem, Pieces& pieces,
+                                       const SharedSegment& shared, bool begins) {
+  int* arrivals = problem.arrivals + shared.first_block;
+  if (add_in_order(arrivals, 1) != shared.parts - 1) return;
   *arrivals = 0;
-  memory.complete[begins] = true;
+  pieces.left[threadIdx.x / 32] |= begins ? Pieces::kMergesOpened : Pieces::kMergesContinued;
 }
 
 // What a block has of a segment goes to the output, or to the workspace if other blocks have more.
@@ -32,7 +32,7 @@ __device__ __forceinline__ void arrive(const Problem& problem, SharedMemory& mem
 struct Settle {
   const Problem& problem;
   const Run& run;
-  SharedMemory& memory;
+  Pieces& pieces;
 
   __device__ __forceinline__ void operator()(Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
@@ -45,7 +45,7 @@ struct Settle {
     const bool begins = segment.begin >= run.begin;
     store_record(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
     __syncwarp();
-    if (lane == 0) arrive(problem, memory, begins);
+    if (lane == 0) arrive(problem, pieces, problem.share->shared[begins], begins);
   }
 };
 

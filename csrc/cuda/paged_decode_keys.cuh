@@ -87,8 +87,7 @@ struct Queries {
 #pragma unroll
       for (int step = 0; step < kDimTiles; ++step) {
         uint2 four = make_uint2(0, 0);
-        if (head < count)
-          four = __ldcg(reinterpret_cast<const uint2*>(from + key_dim(step, lane % 4)));
+        if (head < count) four = load_pair(from + key_dim(step, lane % 4));
         operand[n][step][0] = kQuantized ? __byte_perm(four.x, four.y, 0x5410) : four.x;
         operand[n][step][1] = kQuantized ? __byte_perm(four.x, four.y, 0x7632) : four.y;
       }

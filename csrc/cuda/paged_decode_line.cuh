@@ -54,9 +54,9 @@ struct SharedSegment {
 
 // What a block does, found once a step and then read by every launch of it.
 struct alignas(16) BlockShare {
-  Run run;                   // empty if there is nothing for it to do
-  SharedSegment shared[2];   // of the segment that began in an earlier block, of the one that began here
-  int idle_rows;             // whether there are any among those whose number it has modulo the grid's size
+  Run run;                  // empty if there is nothing for it to do
+  SharedSegment shared[2];  // the segment that began in an earlier block, and the one that begins here
+  int idle_rows;            // whether there are any among those whose number it has modulo the grid's size
 };
 
 // pages: of the row it begins with, from the one with its first token on; the row's last one again
@@ -66,20 +66,22 @@ struct alignas(16) WarpShare {
   Run part;
   Segment first;  // that it begins with, if its part is not empty
   int pages[kPages];
+  Place place;  // of its first token
 };
 
-constexpr int kShareBytes = 48;  // of a block, and then of each of its warps
-static_assert(sizeof(BlockShare) == kShareBytes && sizeof(WarpShare) == kShareBytes);
+constexpr int kBlockShareBytes = 48, kWarpShareBytes = 64;
+static_assert(sizeof(BlockShare) == kBlockShareBytes && sizeof(WarpShare) == kWarpShareBytes);
 
 // One of them, by 16 bytes at a time.
 template <class Share>
 __device__ __forceinline__ Share load_share(const uint4* from) {
   union {
-    uint4 quads[kShareBytes / 16];
+    uint4 quads[sizeof(Share) / 16];
     Share share;
   } found;
 #pragma unroll
-  for (int i = 0; i < kShareBytes / 16; ++i) found.quads[i] = load_and_keep(from + i);
+  for (int i = 0; i < static_cast<int>(sizeof(Share) / 16); ++i)
+    found.quads[i] = load_and_keep(from + i);
   return found.share;
 }
 

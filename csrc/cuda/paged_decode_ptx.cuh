@@ -67,6 +67,17 @@ __device__ __forceinline__ uint4 load_and_keep(const uint4* from) {
   return quad;
 }
 
+// What a predecessor wrote, for a thread that has waited for it. Other warps of the multiprocessor that
+// want the same find it in L1.
+__device__ __forceinline__ uint2 load_pair(const u16* from) {
+  uint2 pair;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(pair.x), "=r"(pair.y)
+               : "l"(from)
+               : "memory");
+  return pair;
+}
+
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 __device__ __forceinline__ float power_of_two(float exponent) {

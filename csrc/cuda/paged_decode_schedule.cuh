@@ -72,7 +72,7 @@ class Schedule {
 
   // All warps of the block, once, if its run is not empty: the warp's part of it. Parts are equal, or,
   // where that costs less, end with a segment that ends nearby: it spares a join.
-  __device__ __forceinline__ WarpShare take_part(const PageTable& page_table) {
+  __device__ __forceinline__ WarpShare take_part(const PageTable& page_table, int kv_heads) {
     const int warp = threadIdx.x / 32, units = run().end - run().begin;
     const int equal = run().begin + units * warp / kWarps;
     Segment first = find(equal);
@@ -83,12 +83,15 @@ class Schedule {
     memory_.ending[warp] = {near ? equal + (before <= after ? -before : after) : equal, !near};
     __syncthreads();
     const Cut* cuts = cost_of(memory_.ending) <= cost_of(memory_.equal) ? memory_.ending : memory_.equal;
-    WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}};
+    WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}, {}};
     if (mine.part.begin == mine.part.end) return mine;
     if (mine.part.begin == first.end) mine.first = line_.after(first);
 #pragma unroll
     for (int i = 0; i < WarpShare::kPages; ++i)
       mine.pages[i] = page_table.page(mine.first, mine.first.page_of(mine.part.begin) + i);
+    const int kv_head = mine.first.head / (line_.heads / kv_heads);
+    mine.place = place_of(kv_heads, mine.pages[0], kv_head,
+                          mine.first.tokens_before(mine.part.begin) % kPageTokens);
     return mine;
   }
 

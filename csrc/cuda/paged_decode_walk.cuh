@@ -18,6 +18,7 @@ struct Problem {
   float4* workspace;      // two records a block, of its first segment and of its last; and, behind
                           // those of all blocks, one of each of its warps
   int* arrivals;          // a block: parts of the segment that begins there; zero between launches
+  const BlockShare* share;
   PageTable page_table;
   Pages pages;
   HeadLayout heads;
@@ -71,8 +72,11 @@ class PageIds {
 // What the warps of a block have left of segments that several of them share, as records: of the
 // segment that a warp opens in its ring, of the one that it continues there or, spilled, in the
 // workspace.
+//
+// And whether a warp was the last one to arrive at a segment of several blocks, which it then merges.
 struct Pieces {
   static constexpr int kOpens = 1, kContinues = 2, kSpilled = 4;
+  static constexpr int kMergesOpened = 8, kMergesContinued = 16;
   Segment opened[kWarps];  // that begin in this warp, as far as this block goes, and go on in the next
   int left[kWarps];
 };
@@ -85,54 +89,47 @@ __device__ __forceinline__ constexpr u32 ring_of(int warp) {
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
  public:
-  // share: not empty.
-  __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share, int lane)
-      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
-        end_(share.part.end), lane_(lane), ids_(problem.page_table, share, lane) {
-    enter(share.first);
-  }
+  // share: not empty. source: of its first unit. sent: whether that was copied already.
+  __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share,
+                                  const StepSource& source, bool sent, int lane)
+      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin + sent),
+        end_(share.part.end), lane_(lane), points_there_(!sent), segment_(share.first),
+        source_(source), ids_(problem.page_table, share, lane) {}
 
   // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
+  // Asked before any such copy.
   __device__ __forceinline__ bool meets_newest() const {
-    return unit_ < end_ && segment_.tokens_before(unit_) + kTokens >= segment_.length;
+    return unit_ < end_ && unit_ + 1 == segment_.end;
   }
 
   __device__ __forceinline__ void send(u32 slot) {
     if (unit_ < end_) {
+      if (!points_there_) advance();
+      points_there_ = false;
       source_.copy_to(base_ + slot, lane_);
-      if (++unit_ < end_) advance();
+      ++unit_;
     }
     commit_copies();
   }
 
  private:
-  __device__ __forceinline__ void enter(const Segment& segment) {
-    segment_ = segment;
-    kv_head_ = problem_.heads.at(segment.head).kv_head;
-    find_place();
-  }
-
+  // From the unit that was sent last.
   __device__ __forceinline__ void advance() {
-    if (unit_ == segment_.end)
-      enter(problem_.line.after(segment_));
-    else if (segment_.tokens_before(unit_) % kPageTokens == 0)
-      find_place();
-    else
-      source_.point_to_next();
-  }
-
-  __device__ __forceinline__ void find_place() {
+    const bool leaves = unit_ == segment_.end;
+    if (leaves) segment_ = problem_.line.after(segment_);
     const int token = segment_.tokens_before(unit_);
+    if (!leaves && token % kPageTokens != 0) return source_.point_to_next();
     const int page = ids_.find(segment_, token / kPageTokens);
+    const int kv_head = problem_.heads.kv_head(segment_.head);
     source_.point_to(problem_.pages,
-                     place_of(problem_.pages, page, kv_head_, token % kPageTokens), lane_);
+                     place_of(problem_.pages.kv_heads, page, kv_head, token % kPageTokens), lane_);
   }
 
   const Problem& problem_;
   u32 base_;
   int unit_, end_, lane_;
+  bool points_there_;  // whether source_ is at unit_, or at the one before
   Segment segment_;
-  int kv_head_;
   StepSource source_;
   PageIds ids_;
 };
@@ -153,9 +150,17 @@ class Walk {
     int unit = share.part.begin;
     const int end = share.part.end;
     if (unit == end) return awqkit::wait_for_predecessor();
-    Feed feed(problem_, share, lane_);
     Ring ring(ring_of(warp_));
-    fill(ring, feed);
+    // Before all else: what memory has to bring first.
+    StepSource source;
+    source.point_to(problem_.pages, share.place, lane_);
+    const bool sent = unit + 1 < share.first.end;
+    if (sent) {
+      source.copy_to(shared_address(shared_quads) + ring.pass(), lane_);
+      commit_copies();
+    }
+    Feed feed(problem_, share, source, sent, lane_);
+    fill(ring, feed, sent);
     segment_ = share.first;
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
@@ -168,9 +173,8 @@ class Walk {
   }
 
  private:
-  // First with what was stored long ago; the rest when the predecessor has ended.
-  __device__ __forceinline__ void fill(Ring& ring, Feed& feed) {
-    int slot = 0;
+  // First with what was stored long ago; the rest when the predecessor has ended. slot: the next one.
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, int slot) {
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
 #pragma unroll 1

@@ -56,6 +56,6 @@ def test_what_launches_of_decode_attention_set_aside() -> None:
     plan = plan_of(instance, 4, gpu)
     rings = instance.warps * instance.ring_bytes
     assert plan.shape.shared_bytes == int(in_cuda["kFixedBytes"]) + rings
-    shares = gpu.multiprocessors * (1 + instance.warps)
-    assert plan.share_bytes == shares * int(in_cuda["kShareBytes"])
+    warps = instance.warps * int(in_cuda["kWarpShareBytes"])
+    assert plan.share_bytes == gpu.multiprocessors * (int(in_cuda["kBlockShareBytes"]) + warps)
     assert int(in_cuda["kPageTokens"]) == PAGE_TOKENS
