@@ -135,7 +135,7 @@ def paged_decode(
     kv_heads = pages.format.num_kv_heads
     arguments = (
         *(q, pages.keys, pages.values, pages.params, table, rows.lengths, rows.shares, out),
-        _workspace(plan, q.device),
+        *_scratch(plan, q.device),
         *(count, q.stride(0), table.stride(0), kv_heads, heads // kv_heads, plan.teams),
         rows.window or 0,
         *score_scale(scale, softcap),
@@ -151,14 +151,17 @@ def prepare_decode(format: PageFormat, num_heads: int, device: torch.device) -> 
     for plan in plans:
         kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)
         kernel(plan.program, plan.entry, device).prepare(plan.shape)
-        _workspace(plan, device)
+        _scratch(plan, device)
 
 
 @cache
-def _workspace(plan: PagedDecodePlan, device: torch.device) -> Tensor:
-    """Of all launches of a plan, which therefore must be ordered, as those of a stream are. It stays
-    where it is, since captured graphs hold its address."""
-    return torch.full((plan.workspace_bytes,), 0xFF, dtype=torch.uint8, device=device)
+def _scratch(plan: PagedDecodePlan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Workspace and zero counters of all launches of a plan, which therefore must be ordered, as
+    those of a stream are. They stay where they are, since captured graphs hold their addresses."""
+    return (
+        torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device),
+        torch.zeros(plan.arrivals, dtype=torch.int32, device=device),
+    )
 
 
 def _require_fitting(q: Tensor, format: PageFormat, rows: DecodeRows) -> None:

@@ -24,15 +24,14 @@ from awqkit_runtime.kernels.paged_decode_instance import (
 #: Of so many blocks one may be left without work for the sake of an even share.
 _IDLE_BLOCKS = 32
 #: What a block knows of its share, and each of its warps.
-_BLOCK_SHARE_BYTES, _WARP_SHARE_BYTES = 32, 64
+_BLOCK_SHARE_BYTES, _WARP_SHARE_BYTES = 48, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedDecodePlan:
     """One launch, which serves any rows, pages and lengths.
 
-    teams: that the query heads of a key-value head are cut into. workspace_bytes: all ones between
-    launches.
+    teams: that the query heads of a key-value head are cut into. arrivals: zero int32 counters.
     share_bytes: who reads what, which a launch of share_shape finds once a step.
     """
 
@@ -40,6 +39,7 @@ class PagedDecodePlan:
     shape: LaunchShape
     teams: int
     workspace_bytes: int
+    arrivals: int
     share_bytes: int
 
     @property
@@ -84,6 +84,7 @@ def plan_of(instance: PagedDecodeInstance, group: int, gpu: GpuModel) -> PagedDe
         ),
         teams=ceil_div(group, instance.most_heads),
         workspace_bytes=(2 + instance.warps) * grid * instance.record_bytes,
+        arrivals=grid,
         share_bytes=(_BLOCK_SHARE_BYTES + instance.warps * _WARP_SHARE_BYTES) * grid,
     )
 

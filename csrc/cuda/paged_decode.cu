@@ -14,9 +14,8 @@
 // whatever writes them and this one (docs/kernels.md).
 //
 // All query heads of a key-value head are computed together (in teams, where they are more than the
-// tensor cores' tiles here hold). A segment that several blocks share is merged by the block where it
-// ends, always in the same order, so that the same inputs give the same bits. That block waits for
-// those ahead of it in the grid, which begin before it does.
+// tensor cores' tiles here hold). A segment that several blocks share is merged by the block that is
+// done last, always in the same order, so that the same inputs give the same bits.
 //
 // Macros: PD_HEAD_DIM, PD_KEY_BITS and PD_VALUE_BITS (16: BF16; 8, 4: codes), PD_HEAD_TILES (n8 tiles
 // of query heads), PD_TOKEN_TILES (m16 tiles of tokens in a step), PD_STREAMS (2 where a tile holds the
@@ -25,9 +24,10 @@
 // Launch: any grid, best a block for each SM, the same for both kernels. block = 32 · PD_WARPS.
 //   dynamic shared memory = 1024 + PD_WARPS · PD_SLOTS · slot (paged_decode_schedule: none),
 //   where slot = 16 · PD_TOKEN_TILES · (a row of keys and one of values + 8 for codes' parameters)
-//   shares: (32 + 64 · PD_WARPS) · grid bytes.
-//   workspace: (2 + PD_WARPS) · grid · record bytes, all ones before the first launch,
+//   shares: (48 + 64 · PD_WARPS) · grid bytes.
+//   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
+//   arrivals: grid integers, zero before the first launch.
 // Alignment: q rows 8 bytes, all other pointers 16.
 #include "paged_decode_join.cuh"
 #include "paged_decode_schedule.cuh"
@@ -37,14 +37,27 @@ namespace paged_decode {
 // share: not empty. No barrier comes before the walk: a warp reads as soon as it knows what.
 __device__ __forceinline__ void attend(const Problem& problem, const BlockShare& share,
                                        const WarpShare& part, SharedMemory& memory) {
-  if (threadIdx.x == 0) memory.ending = share.ending;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) memory.shared[i] = share.shared[i], memory.joined[i] = false;
+  }
   {
     Walk walk(problem, share.run, memory.pieces);
-    walk.go(part, Settle{problem, share.run});
+    walk.go(part, Settle{problem, share.run, memory.pieces});
   }
   __syncthreads();
-  join_all_pieces(problem, memory.pieces, share.run);
-  if (memory.ending.parts > 0) merge_parts(problem, memory.ending);
+  join_all_pieces(problem, memory, share.run);
+  if (memory.shared[0].parts + memory.shared[1].parts == 0) return;
+  __syncthreads();
+  if (warp < 2 && lane == 0 && memory.joined[warp])
+    arrive(problem, memory.pieces, memory.shared[warp], warp == 1);
+  __syncthreads();
+  const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) {
+    const int merges = i == 0 ? Pieces::kMergesContinued : Pieces::kMergesOpened;
+    if (__any_sync(kAll, (left & merges) != 0)) merge_parts(problem, memory.shared[i]);
+  }
 }
 
 __device__ __forceinline__ void clear_idle_rows(const Problem& problem, int rows) {
@@ -88,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   share.idle_rows = schedule.has_idle_rows();
   if (share.run.begin < share.run.end) {
     mine = schedule.take_part(PageTable{page_table, table_stride}, kv_heads);
-    share.ending = schedule.ending();
+    for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
   }
   if (threadIdx.x % 32 != 0) return;
   if (warp == 0) *reinterpret_cast<BlockShare*>(share_of(shares)) = share;
@@ -100,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
     paged_decode_kernel(const unsigned short* q, const unsigned char* keys,
                         const unsigned char* values, const unsigned int* params,
                         const int* page_table, const int* lengths, const uint4* shares,
-                        unsigned short* out, float4* workspace, int rows, int q_stride,
+                        unsigned short* out, float4* workspace, int* arrivals, int rows, int q_stride,
                         int table_stride, int kv_heads, int group, int teams, int window, float factor,
                         float cap) {
   using namespace paged_decode;
@@ -111,6 +124,8 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   const Problem problem{q,
                         out,
                         workspace,
+                        arrivals,
+                        reinterpret_cast<const BlockShare*>(share_of(shares)),
                         PageTable{page_table, table_stride},
                         Pages{keys, values, params, kv_heads},
                         HeadLayout{group, teams},

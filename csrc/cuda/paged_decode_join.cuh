@@ -1,7 +1,7 @@
 // What the warps of a block, and then the blocks of a launch, have of one segment comes together.
 //
 // Pieces of warps are added up by all warps of their block, a tile of the output each, or where there are
-// many segments a segment each; the parts of blocks, through L2, by the block where the segment ends.
+// many segments a segment each; the parts of blocks, through L2, by the block that is done last.
 #pragma once
 
 #include "paged_decode_walk.cuh"
@@ -10,18 +10,29 @@ namespace paged_decode {
 
 struct SharedMemory {
   Pieces pieces;
-  SharedSegment ending;  // as BlockShare has it; known behind the first barrier
+  SharedSegment shared[2];  // as BlockShare has them; known behind the first barrier
+  bool joined[2];           // by the block's warps
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
 constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
+// One lane of a warp. What it knows to be written of a shared segment is all that the block has of it.
+__device__ __forceinline__ void arrive(const Problem& problem, Pieces& pieces,
+                                       const SharedSegment& shared, bool begins) {
+  int* arrivals = problem.arrivals + shared.first_block;
+  if (add_in_order(arrivals, 1) != shared.parts - 1) return;
+  *arrivals = 0;
+  pieces.left[threadIdx.x / 32] |= begins ? Pieces::kMergesOpened : Pieces::kMergesContinued;
+}
+
 // What a block has of a segment goes to the output, or to the workspace if other blocks have more.
 // Here: what one warp has of it, if that is all.
 struct Settle {
   const Problem& problem;
   const Run& run;
+  Pieces& pieces;
 
   __device__ __forceinline__ void operator()(Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
@@ -32,7 +43,9 @@ struct Settle {
       return;
     }
     const bool begins = segment.begin >= run.begin;
-    store_record<ToBlocks>(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
+    store_record(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
+    __syncwarp();
+    if (lane == 0) arrive(problem, pieces, problem.share->shared[begins], begins);
   }
 };
 
@@ -53,22 +66,17 @@ struct PieceRecords {
     return is_spilled(warp) ? problem.record_of_warp(warp) : shared_quads + ring_of(warp) / 16;
   }
 
+  __device__ __forceinline__ float4 load(int warp, int at) const { return record(warp)[at]; }
+
   // Of all warps, all under way at once. Where there is none: another one's.
-  template <int kGroups>
-  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], float4 (&heads)[kGroups], int,
-                                           int at, int heads_at, bool needed) const {
+  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], int, int at, bool) const {
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp)
       found[warp] = shared_quads[ring_of(has(warp) ? warp : first) / 16 + at];
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int warp = 8 * g + threadIdx.x % 32 / 4;
-      if (needed && warp < kWarps && has(warp)) heads[g] = record(warp)[heads_at];
-    }
     if ((others & spilled) == 0) return;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp)
-      if (is_spilled(warp)) found[warp] = record(warp)[at];
+      if (is_spilled(warp)) found[warp] = load(warp, at);
   }
 
  private:
@@ -77,7 +85,7 @@ struct PieceRecords {
   }
 };
 
-// Parts of a segment, from L2, where other blocks write them.
+// Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
   SharedSegment segment;
@@ -86,34 +94,18 @@ struct PartRecords {
 
   __device__ __forceinline__ bool has(int part) const { return part < segment.parts; }
 
-  __device__ __forceinline__ float4* record(int part) const {
-    return problem.record(segment.first_block + part, part == 0, 0);
+  __device__ __forceinline__ float4 load(int part, int at) const {
+    return __ldcg(problem.record(segment.first_block + part, part == 0, 0) + at);
   }
 
-  // Until all have come. The blocks ahead, which this one waits for, began before it.
-  template <int kTogether, int kGroups>
-  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], float4 (&heads)[kGroups],
-                                           int begin, int at, int heads_at, bool needed) const {
-    bool all_came;
-    do {
-      uint4 words[kTogether], heads_words[kGroups];
+  template <int kTogether>
+  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], int begin, int at,
+                                           bool needed) const {
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        words[k] = make_uint4(0, 0, 0, 0);
-        if (needed && has(begin + k)) words[k] = look(record(begin + k) + at);
-      }
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        heads_words[g] = as_words(heads[g]);
-        const int k = 8 * g + threadIdx.x % 32 / 4;
-        if (needed && k < kTogether && has(begin + k)) heads_words[g] = look(record(begin + k) + heads_at);
-      }
-      all_came = true;
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) all_came &= came(found[k], words[k]);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) all_came &= came(heads[g], heads_words[g]);
-    } while (!all_came);
+    for (int k = 0; k < kTogether; ++k) {
+      found[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (needed && has(begin + k)) found[k] = load(begin + k, at);
+    }
   }
 };
 
@@ -135,15 +127,15 @@ __device__ __forceinline__ void add_all_tiles(const Records& records, int count,
 // record in the workspace.
 struct Destination {
   HeadGroup group;
-  bool whole;
+  bool whole, begins;
   u16* out;
   float4* record;  // the lane's first float4
 
   __device__ __forceinline__ Destination(const Problem& problem, const Run& run,
                                          const Segment& segment, int lane)
       : group(problem.heads.at(segment.head)), whole(run.holds(segment)),
-        out(problem.out_of(segment.row, group)),
-        record(problem.record(blockIdx.x, segment.begin >= run.begin, lane)) {}
+        begins(segment.begin >= run.begin), out(problem.out_of(segment.row, group)),
+        record(problem.record(blockIdx.x, begins, lane)) {}
 };
 
 // The whole block: the pieces of a segment.
@@ -154,7 +146,7 @@ __device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const De
       total.join_streams();
       store_output_tile(to.out, total, n, tile, to.group.count, lane);
     } else if (needed) {
-      post_record_tile(to.record, total, n, tile);
+      store_record_tile(to.record, total, n, tile);
     }
   });
 }
@@ -174,15 +166,15 @@ __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, co
     total.join_streams();
     store_output(to.out, total, count, lane);
   } else {
-    store_record<ToBlocks>(to.record, total, count, lane);
+    store_record(to.record, total, count, lane);
   }
 }
 
 // The whole block: a piece that continues another belongs to the last one opened before it.
-__device__ __forceinline__ void join_all_pieces(const Problem& problem, const Pieces& pieces,
+__device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int left = lane < kWarps ? pieces.left[lane] : 0;
+  const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
   const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);
   const u32 spilled = __ballot_sync(kAll, (left & Pieces::kSpilled) != 0);
   u32 opening = __ballot_sync(kAll, (left & Pieces::kOpens) != 0);
@@ -193,30 +185,24 @@ __device__ __forceinline__ void join_all_pieces(const Problem& problem, const Pi
     opening &= opening - 1;
     const u32 up_to_next = opening ^ (opening - 1);  // all if there is none
     if (alone && first != warp) continue;
-    const PieceRecords records{problem, first, continuing & up_to_next & (~1u << first), spilled};
-    const Destination to(problem, run, pieces.opened[first], lane);
-    if (alone) return join_pieces_alone(records, to);
-    join_pieces(records, to);
+    const PieceRecords pieces{problem, first, continuing & up_to_next & (~1u << first), spilled};
+    const Destination to(problem, run, memory.pieces.opened[first], lane);
+    if (!to.whole && lane == 0 && (alone || warp == 0)) memory.joined[to.begins] = true;
+    if (alone) return join_pieces_alone(pieces, to);
+    join_pieces(pieces, to);
   }
 }
 
-// The whole block. Parts are absent afterwards.
+// The whole block.
 __device__ __forceinline__ void merge_parts(const Problem& problem, const SharedSegment& segment) {
   const int lane = threadIdx.x % 32;
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
-  const PartRecords parts{problem, segment};
-  add_all_tiles<16>(parts, group.count, [&](TileSum& total, int n, int tile, bool) {
-    total.join_streams();
-    store_output_tile(out, total, n, tile, group.count, lane);
-  });
-  __syncthreads();
-#pragma unroll 1
-  for (int part = 0; part < segment.parts; ++part) {
-    uint4* words = reinterpret_cast<uint4*>(parts.record(part));
-    for (int i = threadIdx.x; i < kRecordQuads * 32; i += kThreads)
-      words[i] = make_uint4(kAbsent, kAbsent, kAbsent, kAbsent);
-  }
+  add_all_tiles<16>(PartRecords{problem, segment}, group.count,
+                    [&](TileSum& total, int n, int tile, bool) {
+                      total.join_streams();
+                      store_output_tile(out, total, n, tile, group.count, lane);
+                    });
 }
 
 }  // namespace paged_decode

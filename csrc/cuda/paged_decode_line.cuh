@@ -54,9 +54,9 @@ struct SharedSegment {
 
 // What a block does, found once a step and then read by every launch of it.
 struct alignas(16) BlockShare {
-  Run run;               // empty if there is nothing for it to do
-  SharedSegment ending;  // that began in an earlier block and ends in this one, which merges its parts
-  int idle_rows;         // whether there are any among those whose number it has modulo the grid's size
+  Run run;                  // empty if there is nothing for it to do
+  SharedSegment shared[2];  // the segment that began in an earlier block, and the one that begins here
+  int idle_rows;            // whether there are any among those whose number it has modulo the grid's size
 };
 
 // pages: of the row it begins with, from the one with its first token on; the row's last one again
@@ -69,7 +69,7 @@ struct alignas(16) WarpShare {
   Place place;  // of its first token
 };
 
-constexpr int kBlockShareBytes = 32, kWarpShareBytes = 64;
+constexpr int kBlockShareBytes = 48, kWarpShareBytes = 64;
 static_assert(sizeof(BlockShare) == kBlockShareBytes && sizeof(WarpShare) == kWarpShareBytes);
 
 // One of them, by 16 bytes at a time.

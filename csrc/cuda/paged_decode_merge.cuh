@@ -2,9 +2,6 @@
 //
 // A record holds, for each lane side by side, its columns' maxima and sums and its outputs, all in
 // FP32: [kRecordQuads][32] float4. Lanes without heads leave theirs out.
-//
-// A part that a block hands to another one is a record whose words all say kAbsent until they are
-// written: whoever reads them sees which have come, and neither side needs a fence or a counter.
 #pragma once
 
 #include "paged_decode_softmax.cuh"
@@ -14,54 +11,23 @@ namespace paged_decode {
 constexpr int kRecordQuads = kHeadTiles * (1 + kDimTiles);
 constexpr int kRecordFloats = kRecordQuads * 32 * 4;
 
-// No arithmetic gives this NaN.
-constexpr u32 kAbsent = 0xffffffffu;
-
-struct ToWarps {
-  __device__ __forceinline__ static void put(float4* to, const float4& four) { *to = four; }
-};
-
-struct ToBlocks {
-  __device__ __forceinline__ static void put(float4* to, const float4& four) {
-    post(to, make_uint4(present(four.x), present(four.y), present(four.z), present(four.w)));
-  }
-
- private:
-  __device__ __forceinline__ static u32 present(float value) {
-    return min(__float_as_uint(value), kAbsent - 1);
-  }
-};
-
-__device__ __forceinline__ uint4 as_words(const float4& four) {
-  return make_uint4(__float_as_uint(four.x), __float_as_uint(four.y), __float_as_uint(four.z),
-                    __float_as_uint(four.w));
-}
-
-// Of another block's part, or false where a word is absent.
-__device__ __forceinline__ bool came(float4& four, const uint4& words) {
-  four = make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
-                     __uint_as_float(words.w));
-  return max(max(words.x, words.y), max(words.z, words.w)) != kAbsent;
-}
-
 __device__ __forceinline__ bool has_heads(int n, int count, int lane) {
   return 8 * n + 2 * (lane % 4) % (8 / kStreams) < count;
 }
 
 // record: the lane's first float4, in shared or global memory.
-template <class Readers>
 __device__ __forceinline__ void store_record(float4* record, const Softmax& softmax, int count,
                                              int lane) {
 #pragma unroll
   for (int n = 0; n < kHeadTiles; ++n) {
     if (!has_heads(n, count, lane)) continue;
     float4* to = record + n * (1 + kDimTiles) * 32;
-    Readers::put(to, make_float4(softmax.maximum[n][0], softmax.maximum[n][1], softmax.sum[n][0],
-                                 softmax.sum[n][1]));
+    to[0] = make_float4(softmax.maximum[n][0], softmax.maximum[n][1], softmax.sum[n][0],
+                        softmax.sum[n][1]);
 #pragma unroll
     for (int j = 0; j < kDimTiles; ++j)
-      Readers::put(to + (1 + j) * 32, make_float4(softmax.out[n][j][0], softmax.out[n][j][1],
-                                                  softmax.out[n][j][2], softmax.out[n][j][3]));
+      to[(1 + j) * 32] = make_float4(softmax.out[n][j][0], softmax.out[n][j][1],
+                                     softmax.out[n][j][2], softmax.out[n][j][3]);
   }
 }
 
@@ -140,12 +106,16 @@ struct TileSum {
 template <int kTogether>
 class Weights {
  public:
-  static constexpr int kGroups = (kTogether + 7) / 8;
-
-  // heads: maxima and sums of the records 8g + lane / 4 for the heads of this lane's column.
-  __device__ __forceinline__ explicit Weights(const float4 (&heads)[kGroups]) {
+  // load(k): maxima and sums of record k for the heads of this lane's column; any lane's record.
+  template <class Load>
+  __device__ __forceinline__ explicit Weights(const Load& load) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) heads_[g] = heads[g];
+    for (int g = 0; g < kGroups; ++g) {
+      const int k = 8 * g + lane / 4;
+      heads_[g] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
+      if (k < kTogether) load(heads_[g], k);
+    }
   }
 
   // The maximum rises to theirs; total.sum becomes that of all.
@@ -187,14 +157,14 @@ class Weights {
   }
 
  private:
+  static constexpr int kGroups = (kTogether + 7) / 8;
   float4 heads_[kGroups];
   float of_[kGroups][2];
 };
 
 // A warp: tile `tile` of head tile n, of all records, in their order, kTogether at a time. records: those
-// i below records.places() exist that it has(i); load_all gives of kTogether the float4 `at`, and of
-// those that are this lane's in Weights the float4 `heads_at`. needed: whether this lane has heads; of
-// others the sum is undefined.
+// i below records.places() exist that it has(i); load(i, at) gives float4 `at` of one, load_all those of
+// kTogether. needed: whether this lane has heads; of others the sum is undefined.
 template <int kTogether, class Records>
 __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed, int n, int tile) {
   const int heads = n * (1 + kDimTiles) * 32, lane = threadIdx.x % 32;
@@ -202,11 +172,11 @@ __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed
   total.reset();
 #pragma unroll 1
   for (int first = 0; first < records.places(); first += kTogether) {
-    float4 out[kTogether], maxima_and_sums[Weights<kTogether>::kGroups];
-#pragma unroll
-    for (float4& none : maxima_and_sums) none = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
-    records.load_all(out, maxima_and_sums, first, heads + (1 + tile) * 32 + lane, heads + lane % 4, needed);
-    Weights<kTogether> weights(maxima_and_sums);
+    float4 out[kTogether];
+    records.load_all(out, first, heads + (1 + tile) * 32 + lane, needed);
+    Weights<kTogether> weights([&](float4& found, int k) {
+      if (needed && records.has(first + k)) found = records.load(first + k, heads + lane % 4);
+    });
     weights.enter(total);
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
@@ -218,14 +188,13 @@ __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed
   return total;
 }
 
-// Of another block's record. record: the lane's first float4.
-__device__ __forceinline__ void post_record_tile(float4* record, const TileSum& total, int n,
-                                                 int tile) {
+// record: the lane's first float4.
+__device__ __forceinline__ void store_record_tile(float4* record, const TileSum& total, int n,
+                                                  int tile) {
   float4* to = record + n * (1 + kDimTiles) * 32;
   if (tile == 0)
-    ToBlocks::put(to, make_float4(total.maximum[0], total.maximum[1], total.sum[0], total.sum[1]));
-  ToBlocks::put(to + (1 + tile) * 32,
-                make_float4(total.out[0], total.out[1], total.out[2], total.out[3]));
+    to[0] = make_float4(total.maximum[0], total.maximum[1], total.sum[0], total.sum[1]);
+  to[(1 + tile) * 32] = make_float4(total.out[0], total.out[1], total.out[2], total.out[3]);
 }
 
 // out: as store_output. Streams are joined.

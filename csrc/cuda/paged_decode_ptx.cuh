@@ -44,20 +44,15 @@ __device__ __forceinline__ u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
   return pair;
 }
 
-// Each word by itself becomes visible to other multiprocessors, in any order.
-__device__ __forceinline__ void post(float4* to, const uint4& words) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x),
-               "r"(words.y), "r"(words.z), "r"(words.w)
+// Returns what was there. What this thread knows to be written is visible to whoever sees the sum, and
+// what they knew to this thread.
+__device__ __forceinline__ int add_in_order(int* address, int number) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(number)
                : "memory");
-}
-
-__device__ __forceinline__ uint4 look(const float4* from) {
-  uint4 words;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "l"(from)
-               : "memory");
-  return words;
+  return before;
 }
 
 // From L2, which is asked to keep it: what every layer of a step reads again.

@@ -95,10 +95,11 @@ class Schedule {
     return mine;
   }
 
-  // A warp, if the run is not empty.
-  __device__ __forceinline__ SharedSegment ending() const {
-    const Segment segment = find(run().begin);
-    if (segment.begin >= run().begin || segment.end > run().end) return {0, 0, 0, 0};
+  // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have
+  // parts of it.
+  __device__ __forceinline__ SharedSegment shared(bool begins) const {
+    const Segment segment = find(begins ? run().end - 1 : run().begin);
+    if (run().holds(segment) || (segment.begin >= run().begin) != begins) return {0, 0, 0, 0};
     return sharing(segment);
   }
 

@@ -15,9 +15,10 @@ namespace paged_decode {
 struct Problem {
   const u16* q;           // [rows, kv_heads · group, kHeadDim], rows q_stride apart
   u16* out;               // [rows, kv_heads · group, kHeadDim]
-  float4* workspace;      // two records a block, its parts of the segments that it continues and that
-                          // it begins, kAbsent between launches; and, behind those of all blocks, one
-                          // of each of its warps
+  float4* workspace;      // two records a block, of its first segment and of its last; and, behind
+                          // those of all blocks, one of each of its warps
+  int* arrivals;          // a block: parts of the segment that begins there; zero between launches
+  const BlockShare* share;
   PageTable page_table;
   Pages pages;
   HeadLayout heads;
@@ -71,8 +72,11 @@ class PageIds {
 // What the warps of a block have left of segments that several of them share, as records: of the
 // segment that a warp opens in its ring, of the one that it continues there or, spilled, in the
 // workspace.
+//
+// And whether a warp was the last one to arrive at a segment of several blocks, which it then merges.
 struct Pieces {
   static constexpr int kOpens = 1, kContinues = 2, kSpilled = 4;
+  static constexpr int kMergesOpened = 8, kMergesContinued = 16;
   Segment opened[kWarps];  // that begin in this warp, as far as this block goes, and go on in the next
   int left[kWarps];
 };
@@ -211,7 +215,7 @@ class Walk {
     softmax_.gather();
     if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
     float4* record = last ? shared_quads + ring_of(warp_) / 16 : problem_.record_of_warp(warp_);
-    store_record<ToWarps>(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
+    store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
     if (lane_ != 0) return;
     if (continues) {
       pieces_.left[warp_] |= Pieces::kContinues | (last ? 0 : Pieces::kSpilled);

@@ -75,9 +75,10 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
                 assert plan.shape.grid[0] == gpu.multiprocessors
                 assert plan.shape.block[0] <= 1024
                 assert plan.shape.shared_bytes <= _BLOCK_SHARED[gpu.arch] * 1024
-                records = (2 + instance.warps) * plan.shape.grid[0]
+                assert plan.arrivals == plan.shape.grid[0]
+                records = (2 + instance.warps) * plan.arrivals
                 assert plan.workspace_bytes == records * instance.record_bytes
-                assert plan.share_bytes == (32 + 64 * instance.warps) * plan.shape.grid[0]
+                assert plan.share_bytes == (48 + 64 * instance.warps) * plan.arrivals
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
