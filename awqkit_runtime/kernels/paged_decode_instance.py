@@ -16,16 +16,15 @@ MOST_HEADS = 16
 _TILE_HEADS, _TILE_TOKENS = 8, 16
 #: Of shared memory, for what all warps of a block know.
 _FIXED_BYTES = 2**10
-#: Of a block. Codes are more to compute; those of 4 bits leave registers for more warps still, for
-#: where each has a segment of its own.
+#: Of a block. Codes are more to compute; those of 4 bits leave registers for more warps still.
 _WARPS, _WARPS_ON_CODES, _WARPS_ON_MANY_SEGMENTS = 8, 12, 16
-#: Of which every instance knows that they are many.
-MANY_SEGMENTS_A_BLOCK = _WARPS_ON_MANY_SEGMENTS
-#: Of a warp's ring. More would not be under way any sooner.
-_FEWEST_SLOTS, _MOST_SLOTS = 2, 6
-#: Of a warp's ring, unless it has the fewest slots. With more, blocks that begin early ask for so much
-#: that those behind them wait.
-_MOST_TOKENS = 96
+#: Segments of codes of a block, of which warps share each. Of more a warp has one to itself.
+_SHARED_SEGMENTS = 5
+#: Segments of a block beyond which it may have another number of warps.
+SEGMENT_BOUNDS = (_SHARED_SEGMENTS, _WARPS, _WARPS_ON_CODES)
+#: Of a warp's ring. More would not be under way any sooner; of codes, which are more tokens, blocks
+#: that begin early would ask for so much that those behind them wait.
+_FEWEST_SLOTS, _MOST_SLOTS, _MOST_SLOTS_OF_CODES, _MOST_TOKENS = 2, 6, 4, 96
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Registers of one tile of keys and values up to which a step takes two of them.
@@ -101,11 +100,14 @@ def instance_for(
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
     twice = key_bits < 16 and 2 * group <= _TILE_HEADS
-    few = _WARPS_ON_CODES if light and key_bits < 16 else _WARPS
-    has_room = twice and light and key_bits == 4
-    many = _WARPS_ON_MANY_SEGMENTS if has_room and segments > few * gpu.multiprocessors else few
+    most_warps = _WARPS
+    if light and key_bits < 16:
+        has_room = twice and key_bits == 4
+        most_warps = _warps_on_codes(segments / gpu.multiprocessors, has_room=has_room)
+    all_warps = (_WARPS_ON_MANY_SEGMENTS, _WARPS_ON_CODES, _WARPS, _WARPS // 2)
+    warps_that_may_be = [warps for warps in all_warps if warps <= most_warps]
     all_tiles = _token_tiles(head_dim, head_tiles, key_bits + value_bits, twice=twice)
-    for warps, token_tiles in product((many, few, _WARPS, _WARPS // 2), all_tiles):
+    for warps, token_tiles in product(warps_that_may_be, all_tiles):
         instance = _with_slots(
             PagedDecodeInstance(
                 head_dim=head_dim,
@@ -124,6 +126,13 @@ def instance_for(
     return instance
 
 
+def _warps_on_codes(segments: float, *, has_room: bool) -> int:
+    """segments: of a block. has_room: whether registers allow the most."""
+    if _SHARED_SEGMENTS < segments <= _WARPS:
+        return _WARPS
+    return _WARPS_ON_MANY_SEGMENTS if has_room and segments > _WARPS_ON_CODES else _WARPS_ON_CODES
+
+
 def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool) -> tuple[int, ...]:
     """Of a step, the best first. pair_bits: of a key and a value. twice: heads lie so in a tile."""
     light = head_tiles * head_dim <= _LIGHT_ELEMENTS
@@ -137,14 +146,15 @@ def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool)
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
     """With rings that fill the shared memory of a multiprocessor."""
     room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
-    most = min(_MOST_SLOTS, _MOST_TOKENS // (_TILE_TOKENS * instance.token_tiles))
+    most = _MOST_SLOTS if instance.key_bits == 16 else _MOST_SLOTS_OF_CODES
+    most = min(most, _MOST_TOKENS // (_TILE_TOKENS * instance.token_tiles))
     return replace(instance, slots=min(most, room // instance.slot_bytes))
 
 
 def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
     """Every one that instance_for can give."""
     groups = (1, _TILE_HEADS, MOST_HEADS)
-    segments = (1, MANY_SEGMENTS_A_BLOCK * gpu.multiprocessors)
+    segments = (bound * gpu.multiprocessors + 1 for bound in (0, *SEGMENT_BOUNDS))
     instances = (
         instance_for(head_dim, *widths, group, gpu, segments=count)
         for head_dim, widths, group, count in product(HEAD_DIMS, WIDTHS, groups, segments)

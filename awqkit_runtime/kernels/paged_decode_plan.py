@@ -14,8 +14,8 @@ from awqkit_runtime.kernels.cuda.sources import Program
 from awqkit_runtime.kernels.launch_plan import GpuModel, ceil_div
 from awqkit_runtime.kernels.paged_decode_instance import (
     HEAD_DIMS,
-    MANY_SEGMENTS_A_BLOCK,
     MOST_HEADS,
+    SEGMENT_BOUNDS,
     WIDTHS,
     PagedDecodeInstance,
     instance_for,
@@ -104,8 +104,8 @@ def plans_of_all_batches(
     format: PageFormat, num_heads: int, gpu: GpuModel
 ) -> tuple[PagedDecodePlan, ...]:
     """Every one that plan_paged_decode gives for some number of rows."""
-    many = MANY_SEGMENTS_A_BLOCK * gpu.multiprocessors
-    plans = (plan_paged_decode(format, num_heads, rows, gpu) for rows in (1, many))
+    bounds = (bound * gpu.multiprocessors // format.num_kv_heads for bound in (0, *SEGMENT_BOUNDS))
+    plans = (plan_paged_decode(format, num_heads, bound + 1, gpu) for bound in bounds)
     return tuple(dict.fromkeys(plans))
 
 

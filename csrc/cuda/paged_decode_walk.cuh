@@ -89,31 +89,28 @@ __device__ __forceinline__ constexpr u32 ring_of(int warp) {
 // Keeps a warp's ring full, with what its part of the line comes to next.
 class Feed {
  public:
-  // share: not empty. source: of its first unit. sent: whether that was copied already.
+  // share: not empty. source: of its first unit.
   __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share,
-                                  const StepSource& source, bool sent, int lane)
-      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin + sent),
-        end_(share.part.end), lane_(lane), points_there_(!sent), segment_(share.first),
-        source_(source), ids_(problem.page_table, share, lane) {}
+                                  const StepSource& source, int lane)
+      : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
+        end_(share.part.end), lane_(lane), segment_(share.first), source_(source),
+        ids_(problem.page_table, share, lane) {}
 
   // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
-  // Asked before any such copy.
   __device__ __forceinline__ bool meets_newest() const {
     return unit_ < end_ && unit_ + 1 == segment_.end;
   }
 
-  __device__ __forceinline__ void send(u32 slot) {
+  // copied: whether that was done already.
+  __device__ __forceinline__ void send(u32 slot, bool copied) {
     if (unit_ < end_) {
-      if (!points_there_) advance();
-      points_there_ = false;
-      source_.copy_to(base_ + slot, lane_);
-      ++unit_;
+      if (!copied) source_.copy_to(base_ + slot, lane_);
+      if (++unit_ < end_) advance();
     }
     commit_copies();
   }
 
  private:
-  // From the unit that was sent last.
   __device__ __forceinline__ void advance() {
     const bool leaves = unit_ == segment_.end;
     if (leaves) segment_ = problem_.line.after(segment_);
@@ -128,7 +125,6 @@ class Feed {
   const Problem& problem_;
   u32 base_;
   int unit_, end_, lane_;
-  bool points_there_;  // whether source_ is at unit_, or at the one before
   Segment segment_;
   StepSource source_;
   PageIds ids_;
@@ -154,13 +150,10 @@ class Walk {
     // Before all else: what memory has to bring first.
     StepSource source;
     source.point_to(problem_.pages, share.place, lane_);
-    const bool sent = unit + 1 < share.first.end;
-    if (sent) {
-      source.copy_to(shared_address(shared_quads) + ring.pass(), lane_);
-      commit_copies();
-    }
-    Feed feed(problem_, share, source, sent, lane_);
-    fill(ring, feed, sent);
+    const bool copied = unit + 1 < share.first.end;
+    if (copied) source.copy_to(shared_address(shared_quads) + ring_of(warp_), lane_);
+    Feed feed(problem_, share, source, lane_);
+    fill(ring, feed, copied);
     segment_ = share.first;
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
@@ -173,12 +166,17 @@ class Walk {
   }
 
  private:
-  // First with what was stored long ago; the rest when the predecessor has ended. slot: the next one.
-  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, int slot) {
+  // First with what was stored long ago; the rest when the predecessor has ended. copied: whether that
+  // has begun with the first slot.
+  __device__ __forceinline__ void fill(Ring& ring, Feed& feed, bool copied) {
+    int slot = 0;
 #pragma unroll 1
     for (int waited = 0; waited < 2; ++waited) {
 #pragma unroll 1
-      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) feed.send(ring.pass());
+      for (; slot < kSlots && (waited || !feed.meets_newest()); ++slot) {
+        feed.send(ring.pass(), copied);
+        copied = false;
+      }
       if (!waited) awqkit::wait_for_predecessor();
     }
   }
@@ -188,7 +186,7 @@ class Walk {
                                          const Visible& visible) {
     Step step;
     step.read(queries, ring.oldest(), lane_);
-    feed.send(ring.pass());
+    feed.send(ring.pass(), false);
     step.score(softmax_, queries, problem_.scale, visible, lane_);
     step.attend(softmax_, lane_);
   }

@@ -105,22 +105,42 @@ def test_every_instance_that_a_plan_asks_for_is_compiled_ahead(gpu: GpuModel) ->
         for head_dim in HEAD_DIMS
         for bits in WIDTHS
         for group in range(1, MOST_HEADS + 1)
-        for segments in (1, 1000, 2000, 100_000)
+        for segments in range(1, 20 * gpu.multiprocessors, gpu.multiprocessors // 2)
     }
     assert asked == set(all_instances(gpu))
     assert len({instance.program for instance in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_only_codes_of_four_bits_get_more_warps_where_all_have_a_segment_of_their_own(
-    bits: tuple[int, int],
+@pytest.mark.parametrize(
+    ("bits", "warps"),
+    [
+        ((16, 16), (8, 8, 8, 8, 8, 8, 8)),
+        ((8, 8), (12, 12, 8, 8, 12, 12, 12)),
+        ((8, 4), (12, 12, 8, 8, 12, 12, 12)),
+        ((4, 4), (12, 12, 8, 8, 12, 12, 16)),
+    ],
+)
+def test_where_a_block_has_more_than_five_segments_of_codes_each_has_a_warp_if_that_can_be(
+    bits: tuple[int, int], warps: tuple[int, ...]
 ) -> None:
     gpu, form = GPUS["sm_90a"], page_format(128, bits, kv_heads=8)
-    few, many = (plan_paged_decode(form, 32, rows, gpu) for rows in (12 * 132 // 8, 199))
-    assert (few == many) == (bits != (4, 4))
-    assert plans_of_all_batches(form, 32, gpu) == tuple(dict.fromkeys((few, many)))
-    if bits == (4, 4):
-        assert [plan.shape.block[0] for plan in (few, many)] == [32 * 12, 32 * 16]
+    rows = (1, 5 * 132 // 8, 5 * 132 // 8 + 1, 8 * 132 // 8, 8 * 132 // 8 + 1, 12 * 132 // 8, 199)
+    plans = [plan_paged_decode(form, 32, count, gpu) for count in rows]
+    assert [plan.shape.block[0] // 32 for plan in plans] == [*warps]
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 8, 64])
+def test_plans_of_all_batches_are_those_of_every_number_of_rows(
+    gpu: GpuModel, kv_heads: int
+) -> None:
+    for bits in WIDTHS:
+        form = page_format(128, bits, kv_heads=kv_heads)
+        every = {
+            plan_paged_decode(form, 4 * kv_heads, rows, gpu)
+            for rows in range(1, 16 * gpu.multiprocessors // kv_heads)
+        }
+        assert set(plans_of_all_batches(form, 4 * kv_heads, gpu)) >= every
 
 
 def test_few_heads_lie_twice_in_a_tile_where_steps_are_two_tiles_long() -> None:
