@@ -93,7 +93,8 @@ class Feed {
   __device__ __forceinline__ Feed(const Problem& problem, const WarpShare& share,
                                   const StepSource& source, int lane)
       : problem_(problem), base_(shared_address(shared_quads)), unit_(share.part.begin),
-        end_(share.part.end), lane_(lane), segment_(share.first), source_(source),
+        end_(share.part.end), lane_(lane), segment_(share.first),
+        kv_head_(problem.heads.kv_head(share.first.head)), source_(source),
         ids_(problem.page_table, share, lane) {}
 
   // Whether the next copy is one of the row's newest token, the only one that was not stored long ago.
@@ -112,20 +113,32 @@ class Feed {
 
  private:
   __device__ __forceinline__ void advance() {
-    const bool leaves = unit_ == segment_.end;
-    if (leaves) segment_ = problem_.line.after(segment_);
+    if (unit_ == segment_.end)
+      enter(problem_.line.after(segment_));
+    else if (segment_.tokens_before(unit_) % kPageTokens == 0)
+      find_place();
+    else
+      source_.point_to_next();
+  }
+
+  __device__ __forceinline__ void enter(const Segment& segment) {
+    segment_ = segment;
+    kv_head_ = problem_.heads.kv_head(segment.head);
+    find_place();
+  }
+
+  __device__ __forceinline__ void find_place() {
     const int token = segment_.tokens_before(unit_);
-    if (!leaves && token % kPageTokens != 0) return source_.point_to_next();
     const int page = ids_.find(segment_, token / kPageTokens);
-    const int kv_head = problem_.heads.kv_head(segment_.head);
     source_.point_to(problem_.pages,
-                     place_of(problem_.pages.kv_heads, page, kv_head, token % kPageTokens), lane_);
+                     place_of(problem_.pages.kv_heads, page, kv_head_, token % kPageTokens), lane_);
   }
 
   const Problem& problem_;
   u32 base_;
   int unit_, end_, lane_;
   Segment segment_;
+  int kv_head_;
   StepSource source_;
   PageIds ids_;
 };
