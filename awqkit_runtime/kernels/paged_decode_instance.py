@@ -22,9 +22,11 @@ _WARPS, _WARPS_ON_CODES, _WARPS_ON_MANY_SEGMENTS = 8, 12, 16
 _SHARED_SEGMENTS = 5
 #: Segments of a block beyond which it may have another number of warps.
 SEGMENT_BOUNDS = (_SHARED_SEGMENTS, _WARPS, _WARPS_ON_CODES)
-#: Of a warp's ring. More would not be under way any sooner; of codes, which are more tokens, blocks
-#: that begin early would ask for so much that those behind them wait.
-_FEWEST_SLOTS, _MOST_SLOTS, _MOST_SLOTS_OF_CODES, _MOST_TOKENS = 2, 6, 4, 96
+#: Of a warp's ring. More would not be under way any sooner.
+_FEWEST_SLOTS, _MOST_SLOTS = 2, 6
+#: Of a warp's ring of codes for light heads, unless it has no more than so many slots. With more, blocks that begin
+#: early ask for so much that the first steps of those behind them wait.
+_MOST_BYTES_OF_CODES, _SLOTS_OF_ANY_SIZE = 17_000, 3
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
 #: Registers of one tile of keys and values up to which a step takes two of them.
@@ -98,7 +100,7 @@ def instance_for(
     rings fill the shared memory: what is under way to them is what a multiprocessor waits for.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
-    light = head_tiles * head_dim <= _LIGHT_ELEMENTS
+    light = _is_light(head_tiles, head_dim)
     twice = key_bits < 16 and 2 * group <= _TILE_HEADS
     most_warps = _WARPS
     if light and key_bits < 16:
@@ -126,6 +128,10 @@ def instance_for(
     return instance
 
 
+def _is_light(head_tiles: int, head_dim: int) -> bool:
+    return head_tiles * head_dim <= _LIGHT_ELEMENTS
+
+
 def _warps_on_codes(segments: float, *, has_room: bool) -> int:
     """segments: of a block. has_room: whether registers allow the most."""
     if _SHARED_SEGMENTS < segments <= _WARPS:
@@ -135,7 +141,7 @@ def _warps_on_codes(segments: float, *, has_room: bool) -> int:
 
 def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool) -> tuple[int, ...]:
     """Of a step, the best first. pair_bits: of a key and a value. twice: heads lie so in a tile."""
-    light = head_tiles * head_dim <= _LIGHT_ELEMENTS
+    light = _is_light(head_tiles, head_dim)
     registers = _TILE_TOKENS * head_dim * pair_bits // (32 * 32)
     small = _SMALL_TILE if light or head_tiles > 1 else _SMALL_TILE_AMONG_MANY_REGISTERS
     if registers <= small:
@@ -146,9 +152,10 @@ def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool)
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
     """With rings that fill the shared memory of a multiprocessor."""
     room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
-    most = _MOST_SLOTS if instance.key_bits == 16 else _MOST_SLOTS_OF_CODES
-    most = min(most, _MOST_TOKENS // (_TILE_TOKENS * instance.token_tiles))
-    return replace(instance, slots=min(most, room // instance.slot_bytes))
+    most = min(_MOST_SLOTS, room // instance.slot_bytes)
+    if instance.key_bits < 16 and _is_light(instance.head_tiles, instance.head_dim):
+        most = min(most, max(_SLOTS_OF_ANY_SIZE, _MOST_BYTES_OF_CODES // instance.slot_bytes))
+    return replace(instance, slots=most)
 
 
 def all_instances(gpu: GpuModel) -> list[PagedDecodeInstance]:
