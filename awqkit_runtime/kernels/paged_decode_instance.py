@@ -24,8 +24,8 @@ _SHARED_SEGMENTS = 5
 SEGMENT_BOUNDS = (_SHARED_SEGMENTS, _WARPS, _WARPS_ON_CODES)
 #: Of a warp's ring. More would not be under way any sooner.
 _FEWEST_SLOTS, _MOST_SLOTS = 2, 6
-#: Of a warp's ring of codes for light heads, unless it has no more than so many slots. With more, blocks that begin
-#: early ask for so much that the first steps of those behind them wait.
+#: Of a warp's ring of codes for light heads, unless it has no more than so many slots. With more,
+#: blocks that begin early ask for so much that the first steps of those behind them wait.
 _MOST_BYTES_OF_CODES, _SLOTS_OF_ANY_SIZE = 17_000, 3
 #: Heads of so many elements in all leave a thread half of its registers for the rest.
 _LIGHT_ELEMENTS = 128
