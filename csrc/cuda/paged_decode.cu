@@ -40,6 +40,7 @@ __device__ __forceinline__ void attend(const Problem& problem, const BlockShare&
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) memory.shared[i] = share.shared[i], memory.joined[i] = false;
+    memory.warps_of_one = share.warps_of_one;
   }
   {
     Walk walk(problem, share.run, memory.pieces);
@@ -102,6 +103,7 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   if (share.run.begin < share.run.end) {
     mine = schedule.take_part(PageTable{page_table, table_stride}, kv_heads);
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
+    share.warps_of_one = schedule.warps_of_one();
   }
   if (threadIdx.x % 32 != 0) return;
   if (warp == 0) *reinterpret_cast<BlockShare*>(share_of(shares)) = share;

@@ -11,11 +11,13 @@ namespace paged_decode {
 struct SharedMemory {
   Pieces pieces;
   SharedSegment shared[2];  // as BlockShare has them; known behind the first barrier
+  u32 warps_of_one;
   bool joined[2];           // by the block's warps
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
+constexpr int kWarpsOfOneSegment = 12;  // more are there for blocks that have many
 constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
 // One lane of a warp. What it knows to be written of a shared segment is all that the block has of it.
@@ -66,22 +68,50 @@ struct PieceRecords {
     return is_spilled(warp) ? problem.record_of_warp(warp) : shared_quads + ring_of(warp) / 16;
   }
 
-  __device__ __forceinline__ float4 load(int warp, int at) const { return record(warp)[at]; }
-
   // Of all warps, all under way at once. Where there is none: another one's.
-  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], int, int at, bool) const {
+  template <int kGroups>
+  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], float4 (&heads)[kGroups], int,
+                                           int at, int heads_at, bool needed) const {
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp)
       found[warp] = shared_quads[ring_of(has(warp) ? warp : first) / 16 + at];
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int warp = 8 * g + threadIdx.x % 32 / 4;
+      if (needed && warp < kWarps && has(warp)) heads[g] = record(warp)[heads_at];
+    }
     if ((others & spilled) == 0) return;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp)
-      if (is_spilled(warp)) found[warp] = load(warp, at);
+      if (is_spilled(warp)) found[warp] = record(warp)[at];
   }
 
  private:
   __device__ __forceinline__ bool is_spilled(int warp) const {
     return ((others & spilled) >> warp & 1) != 0;
+  }
+};
+
+// The same where a block has one segment alone, all in rings.
+struct RingRecords {
+  u32 warps;  // bits of those that left one
+
+  __device__ __forceinline__ int places() const { return kWarps; }
+
+  template <int kGroups>
+  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], float4 (&heads)[kGroups], int,
+                                           int at, int heads_at, bool needed) const {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int warp = 8 * g + threadIdx.x % 32 / 4;
+      if (needed && warp < kWarps && (warps >> warp & 1) != 0)
+        heads[g] = shared_quads[ring_of(warp) / 16 + heads_at];
+    }
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      found[warp] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if ((warps >> warp & 1) != 0) found[warp] = shared_quads[ring_of(warp) / 16 + at];
+    }
   }
 };
 
@@ -98,9 +128,14 @@ struct PartRecords {
     return __ldcg(problem.record(segment.first_block + part, part == 0, 0) + at);
   }
 
-  template <int kTogether>
-  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], int begin, int at,
-                                           bool needed) const {
+  template <int kTogether, int kGroups>
+  __device__ __forceinline__ void load_all(float4 (&found)[kTogether], float4 (&heads)[kGroups],
+                                           int begin, int at, int heads_at, bool needed) const {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int k = 8 * g + threadIdx.x % 32 / 4;
+      if (needed && k < kTogether && has(begin + k)) heads[g] = load(begin + k, heads_at);
+    }
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       found[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -139,7 +174,8 @@ struct Destination {
 };
 
 // The whole block: the pieces of a segment.
-__device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
+template <class Records>
+__device__ __forceinline__ void join_pieces(const Records& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32;
   add_all_tiles<kWarps>(pieces, to.group.count, [&](TileSum& total, int n, int tile, bool needed) {
     if (to.whole) {
@@ -170,9 +206,20 @@ __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, co
   }
 }
 
+// The whole block, if all it has is of one segment, which the warps of bits `warps` have pieces of.
+__device__ __forceinline__ void join_one_segment(const Problem& problem, SharedMemory& memory,
+                                                 const Run& run, u32 warps) {
+  const Segment& segment = memory.pieces.opened[__ffs(warps) - 1];
+  const Destination to(problem, run, segment, threadIdx.x % 32);
+  if (!to.whole && threadIdx.x == 0) memory.joined[to.begins] = true;
+  join_pieces(RingRecords{warps}, to);
+}
+
 // The whole block: a piece that continues another belongs to the last one opened before it.
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
+  if (kWarps <= kWarpsOfOneSegment && __popc(memory.warps_of_one) > 1)
+    return join_one_segment(problem, memory, run, memory.warps_of_one);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
   const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);

@@ -57,6 +57,7 @@ struct alignas(16) BlockShare {
   Run run;                  // empty if there is nothing for it to do
   SharedSegment shared[2];  // the segment that began in an earlier block, and the one that begins here
   int idle_rows;            // whether there are any among those whose number it has modulo the grid's size
+  u32 warps_of_one;         // bits of those with work if all of it is one segment's, else 0
 };
 
 // pages: of the row it begins with, from the one with its first token on; the row's last one again

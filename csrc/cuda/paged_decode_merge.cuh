@@ -106,16 +106,12 @@ struct TileSum {
 template <int kTogether>
 class Weights {
  public:
-  // load(k): maxima and sums of record k for the heads of this lane's column; any lane's record.
-  template <class Load>
-  __device__ __forceinline__ explicit Weights(const Load& load) {
-    const int lane = threadIdx.x % 32;
+  static constexpr int kGroups = (kTogether + 7) / 8;
+
+  // heads: maxima and sums of the records 8g + lane / 4 for the heads of this lane's column.
+  __device__ __forceinline__ explicit Weights(const float4 (&heads)[kGroups]) {
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int k = 8 * g + lane / 4;
-      heads_[g] = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
-      if (k < kTogether) load(heads_[g], k);
-    }
+    for (int g = 0; g < kGroups; ++g) heads_[g] = heads[g];
   }
 
   // The maximum rises to theirs; total.sum becomes that of all.
@@ -157,14 +153,13 @@ class Weights {
   }
 
  private:
-  static constexpr int kGroups = (kTogether + 7) / 8;
   float4 heads_[kGroups];
   float of_[kGroups][2];
 };
 
-// A warp: tile `tile` of head tile n, of all records, in their order, kTogether at a time. records: those
-// i below records.places() exist that it has(i); load(i, at) gives float4 `at` of one, load_all those of
-// kTogether. needed: whether this lane has heads; of others the sum is undefined.
+// A warp: tile `tile` of head tile n, of all records, in their order, kTogether at a time up to
+// records.places(). load_all gives of each the float4 `at`, and of those that this lane weighs the float4
+// `heads_at`. needed: whether this lane has heads; of others the sum is undefined.
 template <int kTogether, class Records>
 __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed, int n, int tile) {
   const int heads = n * (1 + kDimTiles) * 32, lane = threadIdx.x % 32;
@@ -172,11 +167,11 @@ __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed
   total.reset();
 #pragma unroll 1
   for (int first = 0; first < records.places(); first += kTogether) {
-    float4 out[kTogether];
-    records.load_all(out, first, heads + (1 + tile) * 32 + lane, needed);
-    Weights<kTogether> weights([&](float4& found, int k) {
-      if (needed && records.has(first + k)) found = records.load(first + k, heads + lane % 4);
-    });
+    float4 out[kTogether], weighed[Weights<kTogether>::kGroups];
+#pragma unroll
+    for (float4& none : weighed) none = make_float4(minus_infinity(), minus_infinity(), 0.0f, 0.0f);
+    records.load_all(out, weighed, first, heads + (1 + tile) * 32 + lane, heads + lane % 4, needed);
+    Weights<kTogether> weights(weighed);
     weights.enter(total);
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {

@@ -82,7 +82,7 @@ class Schedule {
     memory_.equal[warp] = {equal, before > 0};
     memory_.ending[warp] = {near ? equal + (before <= after ? -before : after) : equal, !near};
     __syncthreads();
-    const Cut* cuts = cost_of(memory_.ending) <= cost_of(memory_.equal) ? memory_.ending : memory_.equal;
+    const Cut* cuts = chosen_cuts();
     WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}, {}};
     if (mine.part.begin == mine.part.end) return mine;
     if (mine.part.begin == first.end) mine.first = line_.after(first);
@@ -93,6 +93,16 @@ class Schedule {
     mine.place = place_of(kv_heads, mine.pages[0], kv_head,
                           mine.first.tokens_before(mine.part.begin) % kPageTokens);
     return mine;
+  }
+
+  // Of BlockShare; when warps have taken their parts.
+  __device__ __forceinline__ u32 warps_of_one() const {
+    if (find(run().begin).end < run().end) return 0;
+    const Cut* cuts = chosen_cuts();
+    u32 warps = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) warps |= (cuts[i].unit < end_of(cuts, i) ? 1u : 0u) << i;
+    return warps;
   }
 
   // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have
@@ -113,6 +123,10 @@ class Schedule {
  private:
   __device__ __forceinline__ bool has_work() const {
     return memory_.total > 0 && static_cast<int>(blockIdx.x) < memory_.blocks;
+  }
+
+  __device__ __forceinline__ const Cut* chosen_cuts() const {
+    return cost_of(memory_.ending) <= cost_of(memory_.equal) ? memory_.ending : memory_.equal;
   }
 
   __device__ __forceinline__ int end_of(const Cut* cuts, int warp) const {
