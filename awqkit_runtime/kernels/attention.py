@@ -6,6 +6,7 @@ Which keys a query sees follows from positions alone, so one plan serves every l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,13 @@ def attend(
     """
     compute = torch.float32 if q.device.type == "cpu" else q.dtype
     k, v = k.to(compute).transpose(1, 2), v.to(compute).transpose(1, 2)
-    with sdpa_kernel(_BACKENDS):
+    with _without_cudnn(q.device):
         results = [_attend_block(q.to(compute), k, v, block, scale, softcap) for block in blocks]
     return (results[0] if len(results) == 1 else torch.cat(results, dim=1)).to(q.dtype)
+
+
+def _without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    return sdpa_kernel(_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
 def _attend_block(
