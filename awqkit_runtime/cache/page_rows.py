@@ -93,6 +93,19 @@ def token_rows(format: PageFormat, starts: RowStarts, slots: Tensor) -> TokenRow
     return TokenRows(vectors=vectors, params=(first + starts.params).view(-1))
 
 
+def piece_rows(format: PageFormat, starts: RowStarts, keys: Tensor) -> TokenRows:
+    """Rows of keys and of the values beside them.
+
+    keys: int [1, R], rows of keys in the vectors' store, in any order; [2, R] where pages are
+    quantized, then of their parameters.
+    """
+    heads = format.num_kv_heads
+    vectors = (starts.vectors[::heads] + keys[0]).view(-1)
+    if not format.quantized:
+        return TokenRows(vectors=vectors, params=None)
+    return TokenRows(vectors=vectors, params=(starts.params[::heads] + keys[1]).view(-1))
+
+
 def page_rows(
     format: PageFormat, starts: RowStarts, pages: Tensor, wanted: slice, hidden: Tensor | None
 ) -> PageRows:
