@@ -94,11 +94,7 @@ def token_rows(format: PageFormat, starts: RowStarts, slots: Tensor) -> TokenRow
 
 
 def piece_rows(format: PageFormat, starts: RowStarts, keys: Tensor) -> TokenRows:
-    """Rows of keys and of the values beside them.
-
-    keys: int [1, R], rows of keys in the vectors' store, in any order; [2, R] where pages are
-    quantized, then of their parameters.
-    """
+    """Of keys and the values beside them; keys as PagePool.piece_rows takes them."""
     heads = format.num_kv_heads
     vectors = (starts.vectors[::heads] + keys[0]).view(-1)
     if not format.quantized:

@@ -97,8 +97,10 @@ class PagePool:
         return read_vectors(self._layer_rows[layer], rows)
 
     def piece_rows(self, keys: Tensor) -> TokenRows:
-        """Where every layer has these keys, int [1 or 2, R] as cache.key_pieces numbers them, and
-        the values beside them.
+        """Where every layer has keys and the values beside them.
+
+        keys: int [1, R], rows of keys in the store of the vectors, in any order; [2, R] where pages
+        are quantized, then of their parameters.
         """
         return piece_rows(self.format, self._row_starts, keys)
 

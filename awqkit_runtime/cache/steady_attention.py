@@ -16,14 +16,10 @@ from torch import Tensor
 
 from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.int_arrays import send
-from awqkit_runtime.cache.key_pieces import KeyPieces, KeyRun, plan_pieces
+from awqkit_runtime.cache.key_pieces import KeyPieces, KeyRun, joint_reads
 from awqkit_runtime.cache.page_format import PAGE_TOKENS
-from awqkit_runtime.cache.page_rows import TokenRows
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.kernels.attention import attend_singly
-
-#: Keys that are read at once, unless a single token sees more.
-JOINT_KEYS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +42,11 @@ class TokenPlace:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """Tokens whose keys are read at once, the same in all layers of one window."""
+    """Tokens whose keys are read at once."""
 
-    places: slice
-    pieces: KeyPieces
-    #: Those that are read, on the device.
-    read: TokenRows
+    #: In the step's batch.
+    rows: list[int]
+    keys: KeyPieces
 
 
 class SteadyAttention:
@@ -64,49 +59,34 @@ class SteadyAttention:
     ) -> None:
         self._pool = pool
         self._config = config
-        self._rows = [place.row for place in places]
-        numbers = torch.tensor([self._rows, [place.slot for place in places]])
-        self._row_numbers, slots = send(numbers, pool.device).unbind()
+        numbers = torch.tensor([[place.row for place in places], [place.slot for place in places]])
+        self._rows, slots = send(numbers, pool.device).unbind()
         self._new = pool.rows(slots)
-        self._groups: dict[int | None, list[_Group]] = {}
-        for window in {config.window(layer) for layer in range(config.num_layers)}:
-            runs = [place.keys(window) for place in places]
-            self._groups[window] = [self._group(runs, part) for part in _joint_reads(runs)]
+        self._groups = {
+            window: _groups(pool, places, window)
+            for window in {config.window(layer) for layer in range(config.num_layers)}
+        }
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
-        k, v = k.index_select(0, self._row_numbers), v.index_select(0, self._row_numbers)
+        k, v = k.index_select(0, self._rows), v.index_select(0, self._rows)
         self._pool.append_rows(layer, k, v, self._new)
         q = self._pool.queries(layer, q)
         groups = self._groups[self._config.window(layer)]
         found = [self._attend_group(layer, q, group) for group in groups]
         attended = found[0] if len(found) == 1 else torch.cat(found)
-        return torch.zeros_like(q).index_copy_(0, self._row_numbers, attended)
+        return torch.zeros_like(q).index_copy_(0, self._rows, attended)
 
     def _attend_group(self, layer: int, q: Tensor, group: _Group) -> Tensor:
         """[tokens, heads, head_dim] of the group's."""
-        keys, values = self._pool.read_rows(layer, group.read).to(q.dtype).unbind()
-        return attend_singly(
-            q,
-            self._rows[group.places],
-            group.pieces.split(keys),
-            group.pieces.split(values),
-            scale=self._config.softmax_scale,
-            softcap=self._config.attention_softcap,
-        )
-
-    def _group(self, runs: Sequence[KeyRun], places: slice) -> _Group:
-        pieces = plan_pieces(runs[places], self._pool.format)
-        rows = send(torch.from_numpy(pieces.rows), self._pool.device)
-        return _Group(places=places, pieces=pieces, read=self._pool.piece_rows(rows))
+        keys, values = group.keys.read(layer, q.dtype)
+        scale, softcap = self._config.softmax_scale, self._config.attention_softcap
+        return attend_singly(q, group.rows, keys, values, scale=scale, softcap=softcap)
 
 
-def _joint_reads(runs: Sequence[KeyRun]) -> list[slice]:
-    """Runs, in order, of no more than JOINT_KEYS keys together, or one that has more by itself."""
-    found, start, keys = [], 0, 0
-    for place, run in enumerate(runs):
-        if place > start and keys + run.keys > JOINT_KEYS:
-            found.append(slice(start, place))
-            start, keys = place, 0
-        keys += run.keys
-    return [*found, slice(start, len(runs))]
+def _groups(pool: PagePool, places: Sequence[TokenPlace], window: int | None) -> list[_Group]:
+    runs = [place.keys(window) for place in places]
+    return [
+        _Group(rows=[place.row for place in places[part]], keys=KeyPieces(pool, runs[part]))
+        for part in joint_reads(runs)
+    ]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from awqkit_runtime.cache import steady_attention
+from awqkit_runtime.cache import key_pieces
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME
-from awqkit_runtime.cache.key_pieces import KeyRun, plan_pieces
+from awqkit_runtime.cache.key_pieces import KeyPieces, KeyRun, joint_reads
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.steady_attention import SteadyAttention, TokenPlace
@@ -78,7 +78,7 @@ def attend_alone(
 def test_tokens_get_the_bits_that_they_get_alone(
     monkeypatch: pytest.MonkeyPatch, policy: int | str, softcap: float | None, joint_keys: int
 ) -> None:
-    monkeypatch.setattr(steady_attention, "JOINT_KEYS", joint_keys)
+    monkeypatch.setattr(key_pieces, "JOINT_KEYS", joint_keys)
     config = small_decoder(
         heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, window=WINDOW, softcap=softcap
     )
@@ -111,20 +111,18 @@ def assert_stored(pool: PagePool, layer: int, k: Tensor, v: Tensor, place: Token
 def test_pieces_are_as_well_aligned_as_memory_of_their_own(dtype: torch.dtype) -> None:
     pool = make_pool(0, dtype)
     runs = [place.keys(WINDOW) for place in make_places()]
-    pieces = plan_pieces(runs, pool.format)
-    read = pool.read_rows(0, pool.piece_rows(torch.from_numpy(pieces.rows)))
-    for vectors in read:
-        for piece, run in zip(pieces.split(vectors), runs, strict=True):
+    for pieces in KeyPieces(pool, runs).read(0, torch.float32):
+        for piece, run in zip(pieces, runs, strict=True):
             assert piece.shape == (1, KV_HEADS, run.keys, HEAD_DIM) and piece.is_contiguous()
             assert piece.data_ptr() % 64 == 0
 
 
 def test_long_runs_are_read_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steady_attention, "JOINT_KEYS", 100)
+    monkeypatch.setattr(key_pieces, "JOINT_KEYS", 100)
 
     def joint(counts: Sequence[int]) -> list[slice]:
         runs = [KeyRun(pages=(0, 1, 2, 3), first=0, stop=count) for count in counts]
-        return steady_attention._joint_reads(runs)
+        return joint_reads(runs)
 
     assert joint([40, 60]) == [slice(0, 2)]
     assert joint([40, 61, 200, 3, 4]) == [slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 5)]
