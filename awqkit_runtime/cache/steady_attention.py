@@ -55,13 +55,18 @@ class SteadyAttention:
     attend_projected = None
 
     def __init__(
-        self, pool: PagePool, places: Sequence[TokenPlace], *, config: DecoderConfig
+        self, pool: PagePool, places: Sequence[TokenPlace], *, rows: int, config: DecoderConfig
     ) -> None:
+        """rows: of the step's batch."""
         self._pool = pool
         self._config = config
-        numbers = torch.tensor([[place.row for place in places], [place.slot for place in places]])
-        self._rows, slots = send(numbers, pool.device).unbind()
-        self._new = pool.rows(slots)
+        # As many are stored as there are rows, the last one again and again: codes of 4 bits are
+        # fitted by sums, whose order on a GPU depends on how many vectors there are.
+        stored = [*places, *([places[-1]] * (rows - len(places)))]
+        numbers = torch.tensor([[place.row for place in stored], [place.slot for place in stored]])
+        self._stored_rows, slots = send(numbers, pool.device).unbind()
+        self._rows = self._stored_rows[: len(places)]
+        self._stored = pool.rows(slots)
         self._groups = {
             window: _groups(pool, places, window)
             for window in {config.window(layer) for layer in range(config.num_layers)}
@@ -69,8 +74,8 @@ class SteadyAttention:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] after rotary → like q."""
-        k, v = k.index_select(0, self._rows), v.index_select(0, self._rows)
-        self._pool.append_rows(layer, k, v, self._new)
+        k, v = k.index_select(0, self._stored_rows), v.index_select(0, self._stored_rows)
+        self._pool.append_rows(layer, k, v, self._stored)
         q = self._pool.queries(layer, q)
         groups = self._groups[self._config.window(layer)]
         found = [self._attend_group(layer, q, group) for group in groups]

@@ -80,7 +80,8 @@ class SteadyRunner:
             ids[row], positions[row] = token.token_id, token.position
             pages = tuple(chunks[token.chunk].request.pages)
             places.append(TokenPlace(row=row, position=token.position, pages=pages))
-        state = SteadyAttention(self.pool, places, config=self.decoder.config)
+        config = self.decoder.config
+        state = SteadyAttention(self.pool, places, rows=self._rows, config=config)
         arrays = [numpy.array(numbers) for numbers in (ids, positions)]
         token_ids, where = to_device(arrays, self.decoder.device)
         return self.decoder.hidden(token_ids, where, state)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from awqkit_runtime.cache import key_pieces
+from awqkit_runtime.cache import key_pieces, page_access
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME
 from awqkit_runtime.cache.key_pieces import KeyPieces, KeyRun, joint_reads
 from awqkit_runtime.cache.page_format import PAGE_TOKENS, PageFormat, pages_for
@@ -83,7 +83,7 @@ def test_tokens_get_the_bits_that_they_get_alone(
         heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, window=WINDOW, softcap=softcap
     )
     pool, places = make_pool(policy), make_places()
-    state = SteadyAttention(pool, places, config=config)
+    state = SteadyAttention(pool, places, rows=ROWS, config=config)
     generator = torch.Generator().manual_seed(2)
     for layer in range(LAYERS):
         q = torch.randn(ROWS, HEADS, HEAD_DIM, generator=generator)
@@ -96,6 +96,28 @@ def test_tokens_get_the_bits_that_they_get_alone(
             assert_stored(pool, layer, k[place.row], v[place.row], place)
         idle = sorted(set(range(ROWS)) - {place.row for place in places})
         assert idle and not out[idle].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 5, ROWS])
+def test_as_many_vectors_are_stored_whatever_there_is_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """The sums that fit codes of 4 bits have one shape."""
+    shapes = []
+    quantize = page_access.quantize_vectors
+
+    def noting(vectors: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        shapes.append(vectors.shape)
+        return quantize(vectors, bits)
+
+    config = small_decoder(heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, window=WINDOW)
+    pool = make_pool(4)
+    places = [TokenPlace(row=row, position=9, pages=(row,)) for row in range(tokens)]
+    state = SteadyAttention(pool, places, rows=ROWS, config=config)
+    monkeypatch.setattr(page_access, "quantize_vectors", noting)
+    kv = torch.ones(ROWS, KV_HEADS, HEAD_DIM)
+    state.attend(0, torch.ones(ROWS, HEADS, HEAD_DIM), kv, kv)
+    assert shapes == [(2 * KV_HEADS * ROWS, HEAD_DIM)]
 
 
 def assert_stored(pool: PagePool, layer: int, k: Tensor, v: Tensor, place: TokenPlace) -> None:
