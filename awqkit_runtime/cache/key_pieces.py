@@ -27,9 +27,9 @@ JOINT_KEYS = 4096
 #: Of even head sizes, in 16 bits at least: 64 bytes, which is what torch gives on a CPU and more
 #: than kernels ask for.
 _PIECE_STEP = 16
-_OFFSETS = numpy.arange(PAGE_TOKENS, dtype=numpy.int32)
+_OFFSETS = numpy.arange(PAGE_TOKENS, dtype=numpy.int64)
 
-_IntArray = NDArray[numpy.int32]
+_IntArray = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def _key_rows(runs: Sequence[KeyRun], sizes: Sequence[int], format: PageFormat) 
     heads = format.num_kv_heads
     # Runs of PAGE_TOKENS rows in a page: of vectors; of parameters, values' among them.
     runs_a_page = (heads, 2 * heads) if format.quantized else (heads,)
-    found = numpy.zeros((len(runs_a_page), sum(sizes)), dtype=numpy.int32)
+    found = numpy.zeros((len(runs_a_page), sum(sizes)), dtype=numpy.int64)
     starts = [0, *accumulate(sizes)][::2]
     for run, start in zip(runs, starts, strict=False):
         piece = slice(start, start + heads * run.keys)
@@ -104,7 +104,7 @@ def _key_rows(runs: Sequence[KeyRun], sizes: Sequence[int], format: PageFormat) 
 def _token_rows(run: KeyRun, runs_a_page: int) -> _IntArray:
     """Rows of the run's tokens in the first head, [keys]; with one run a page, their slots."""
     first_page = run.first // PAGE_TOKENS
-    pages = numpy.array(run.pages[first_page : pages_for(run.stop)], dtype=numpy.int32)
+    pages = numpy.array(run.pages[first_page : pages_for(run.stop)], dtype=numpy.int64)
     rows = (pages * (runs_a_page * PAGE_TOKENS))[:, None] + _OFFSETS
     before = first_page * PAGE_TOKENS
     return rows.reshape(-1)[run.first - before : run.stop - before]
@@ -112,5 +112,5 @@ def _token_rows(run: KeyRun, runs_a_page: int) -> _IntArray:
 
 @cache
 def _head_starts(heads: int) -> Any:
-    """int32 [heads, 1]: the first row of each head of a page."""
-    return numpy.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, dtype=numpy.int32)[:, None]
+    """int64 [heads, 1]: the first row of each head of a page."""
+    return numpy.arange(0, heads * PAGE_TOKENS, PAGE_TOKENS, dtype=numpy.int64)[:, None]

@@ -99,8 +99,8 @@ class PagePool:
     def piece_rows(self, keys: Tensor) -> TokenRows:
         """Where every layer has keys and the values beside them.
 
-        keys: int [1, R], rows of keys in the store of the vectors, in any order; [2, R] where pages
-        are quantized, then of their parameters.
+        keys: int64 [1, R], rows of keys in the store of the vectors, in any order; [2, R] where
+        pages are quantized, then of their parameters.
         """
         return piece_rows(self.format, self._row_starts, keys)
 

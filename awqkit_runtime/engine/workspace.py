@@ -38,8 +38,8 @@ _ANGLE_BYTES = 8
 _MASK_BYTES = 5
 #: Where keys and values of one head and token lie, int64: two vectors and their parameters.
 _KEY_ROW_BYTES = 32
-#: Where they lie for all heads, int32.
-_SLOT_BYTES = 4
+#: Where they lie for all heads, int64.
+_SLOT_BYTES = 8
 #: One capped score, float32: itself and its share.
 _SCORE_BYTES = 12
 #: A token's row as an expert gets it, gives it, weighs it and adds it: tensors of hidden_size.
