@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from awqkit_runtime.bench.stress_traffic import Order, draw_order
 from awqkit_runtime.bench.subject import Subject
@@ -19,6 +20,8 @@ from awqkit_runtime.cache.page_format import PAGE_TOKENS, pages_for
 from awqkit_runtime.config import EngineConfig, QuantPolicy, TokenCount
 from awqkit_runtime.engine.engine import Engine
 from awqkit_runtime.engine.request import Completion
+
+T = TypeVar("T")
 
 #: Tokens of the longest request; a model may take fewer.
 SESSION_LEN = 300
@@ -65,19 +68,28 @@ class StressReport:
 
 
 def run_stress(
-    subject: Subject, *, count: int, compare: int, quant_policy: QuantPolicy = 0, seed: int = 0
+    subject: Subject,
+    *,
+    count: int,
+    compare: int,
+    quant_policy: QuantPolicy = 0,
+    seed: int = 0,
+    on_request: Callable[[], None] = lambda: None,
 ) -> StressReport:
     """Drive an engine with `count` requests, then ask an idle one for `compare` of them again.
 
-    They are deterministic where something is compared.
+    They are deterministic where something is compared. on_request: called for each request that
+    has ended, and for each that has been compared.
     """
     config = _config(subject, quant_policy, deterministic=compare > 0)
     rng = Random(seed)
     engine = subject.engine(config)
     start = time.perf_counter()
-    ended = list(_drive(engine, count, subject.decoder.config.vocab_size, rng))
+    served = _drive(engine, count, subject.decoder.config.vocab_size, rng)
+    ended = list(_telling(served, on_request))
     seconds = time.perf_counter() - start
     stats = engine.stats()
+    sample = rng.sample(ended, min(compare, len(ended)))
     waits = longest_waits([_service(one) for one in ended])
     problems = [
         *_lost(ended, count, stats.used_pages),
@@ -86,7 +98,7 @@ def run_stress(
             for number, (wait, allowed) in enumerate(waits)
             if wait > allowed
         ),
-        *different_answers(subject.engine(config), rng.sample(ended, min(compare, len(ended)))),
+        *different_answers(subject.engine(config), _telling(sample, on_request)),
     ]
     longest, allowed = max(waits, default=(0, 0))
     return StressReport(
@@ -100,7 +112,7 @@ def run_stress(
         pages_not_back=stats.used_pages,
         longest_wait=longest,
         longest_allowed=allowed,
-        compared=min(compare, len(ended)),
+        compared=len(sample),
         problems=tuple(problems[:_MOST_PROBLEMS]),
     )
 
@@ -143,6 +155,13 @@ def _drive(engine: Engine, count: int, vocab_size: int, rng: Random) -> Iterator
                 yield _ended(arrived.pop(output.request_id), output.completion, step)
 
 
+def _telling(items: Iterable[T], tell: Callable[[], None]) -> Iterator[T]:
+    """The items; tell() is called when one is done with."""
+    for item in items:
+        yield item
+        tell()
+
+
 def _ended(request: tuple[Order, int], completion: Completion, step: int) -> Ended:
     order, arrived = request
     return Ended(order=order, completion=completion, arrived=arrived, ended=step)
@@ -167,7 +186,7 @@ def _lost(ended: Sequence[Ended], count: int, used_pages: int) -> Iterator[str]:
         yield f"{broken} requests ended with an error."
 
 
-def different_answers(idle: Engine, sample: Sequence[Ended]) -> Iterator[str]:
+def different_answers(idle: Engine, sample: Iterable[Ended]) -> Iterator[str]:
     """Answers that `idle` does not give; of an aborted one its beginning counts."""
     for one in sample:
         idle.add_request(one.order.prompt, one.order.params)

@@ -37,6 +37,14 @@ def read_vectors(layer: LayerRows, rows: TokenRows | PageRows) -> tuple[Tensor, 
     float32 from quantized pages and on a CPU, else the model's dtype.
     """
     form = layer.format
+    vectors = read_rows(layer, rows)
+    k, v = vectors.view(2, form.num_kv_heads, -1, form.head_dim).transpose(1, 2)
+    return k, v
+
+
+def read_rows(layer: LayerRows, rows: TokenRows | PageRows) -> Tensor:
+    """The same in one, [2, kv_heads · N, head_dim], in the order of the rows: keys, then values."""
+    form = layer.format
     stored = [_selected(store, rows.vectors, rows) for store in layer.stores]
     # Keys and values in one allocation, which is given back and taken again more cheaply than two.
     if layer.params is None or rows.params is None:
@@ -49,8 +57,7 @@ def read_vectors(layer: LayerRows, rows: TokenRows | PageRows) -> tuple[Tensor, 
         params = _selected(layer.params, rows.params, rows).contiguous()
         _hide(params.view(-1), rows)  # 0 · code + 0, whatever the code.
         vectors = _dequantized(stored, params, layer)
-    k, v = vectors.view(2, form.num_kv_heads, -1, form.head_dim).transpose(1, 2)
-    return k, v
+    return vectors.view(2, -1, form.head_dim)
 
 
 def _selected(stored: Tensor, which: Tensor, rows: TokenRows | PageRows) -> Tensor:

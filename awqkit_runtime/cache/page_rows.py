@@ -93,6 +93,15 @@ def token_rows(format: PageFormat, starts: RowStarts, slots: Tensor) -> TokenRow
     return TokenRows(vectors=vectors, params=(first + starts.params).view(-1))
 
 
+def piece_rows(format: PageFormat, starts: RowStarts, keys: Tensor) -> TokenRows:
+    """Of keys and the values beside them; keys as PagePool.piece_rows takes them."""
+    heads = format.num_kv_heads
+    vectors = (starts.vectors[::heads] + keys[0]).view(-1)
+    if not format.quantized:
+        return TokenRows(vectors=vectors, params=None)
+    return TokenRows(vectors=vectors, params=(starts.params[::heads] + keys[1]).view(-1))
+
+
 def page_rows(
     format: PageFormat, starts: RowStarts, pages: Tensor, wanted: slice, hidden: Tensor | None
 ) -> PageRows:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME, KeyFrame
-from awqkit_runtime.cache.page_access import read_vectors, write_vectors
+from awqkit_runtime.cache.page_access import read_rows, read_vectors, write_vectors
 from awqkit_runtime.cache.page_format import (
     PAGE_TOKENS,
     PARAM_DTYPE,
@@ -20,6 +20,7 @@ from awqkit_runtime.cache.page_rows import (
     TokenRows,
     layer_rows,
     page_rows,
+    piece_rows,
     row_starts,
     token_rows,
 )
@@ -94,6 +95,18 @@ class PagePool:
     def gather_rows(self, layer: int, rows: TokenRows | PageRows) -> tuple[Tensor, Tensor]:
         """As gather(), where rows() or page_rows() has been asked already."""
         return read_vectors(self._layer_rows[layer], rows)
+
+    def piece_rows(self, keys: Tensor) -> TokenRows:
+        """Where every layer has keys and the values beside them.
+
+        keys: int64 [1, R], rows of keys in the store of the vectors, in any order; [2, R] where
+        pages are quantized, then of their parameters.
+        """
+        return piece_rows(self.format, self._row_starts, keys)
+
+    def read_rows(self, layer: int, rows: TokenRows) -> Tensor:
+        """Keys and then values, [2, R, head_dim], in the order of the rows; dtypes as gather()."""
+        return read_rows(self._layer_rows[layer], rows)
 
     def _layer_pages(self, stores: tuple[Tensor, ...], params: Tensor | None) -> LayerPages:
         keys, values = stores if len(stores) == 2 else stores[0].chunk(2)

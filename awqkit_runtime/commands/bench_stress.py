@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from awqkit_runtime.commands.bench_report import as_document
-from awqkit_runtime.commands.console import working
+from awqkit_runtime.commands.console import progress_bar, working
 from awqkit_runtime.commands.options import engine_settings
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.errors import StressError
@@ -35,12 +35,14 @@ def run_stress(
             random_weights=options["random_weights"],
             longest=stress.SESSION_LEN,
         )
-    with working(f"Serving {requests:,} requests"):
+    compare = min(_COMPARED, requests) if deterministic else 0
+    with progress_bar(f"Serving {requests:,} requests", requests + compare) as advance:
         report = stress.run_stress(
             subject,
             count=requests,
-            compare=_COMPARED if deterministic else 0,
+            compare=compare,
             quant_policy=config.policy,
+            on_request=lambda: advance(1),
         )
     _show(report)
     if report.problems:

@@ -73,6 +73,18 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far it is, where someone watches. Gives what to call with the parts just done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
 def note(text: str) -> None:
     """Something that the user should know beside the answer."""
     click.secho(text, err=True, dim=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from awqkit_runtime.commands.console import paragraph_errors, working
+from awqkit_runtime.commands.console import paragraph_errors, progress_bar, working
 from awqkit_runtime.commands.options import loading_options, quant_policy_option
 from awqkit_runtime.config import parse_quant_policy
 from awqkit_runtime.errors import CheckpointError, ConfigError, TextError
@@ -174,19 +174,7 @@ def _load(
 def _score(
     reader: PagedReader, ids: Tensor, seqlen: int, reference: PagedReader | None
 ) -> TextScore:
-    """With a progress bar where someone watches."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from awqkit_runtime.text_scores import score_text
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Reading", total=len(ids))
-        return score_text(
-            reader,
-            ids,
-            seqlen=seqlen,
-            reference=reference,
-            on_chunk=lambda tokens: progress.advance(task, tokens),
-        )
+    with progress_bar("Reading", len(ids)) as advance:
+        return score_text(reader, ids, seqlen=seqlen, reference=reference, on_chunk=advance)

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy
 import torch
 from torch import Tensor
 
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.steady_attention import SteadyAttention, TokenPlace
+from awqkit_runtime.engine.host_arrays import to_device
 from awqkit_runtime.engine.runner import DecoderModel, require_finite
 from awqkit_runtime.engine.scheduler import Chunk
 
@@ -78,11 +80,11 @@ class SteadyRunner:
             ids[row], positions[row] = token.token_id, token.position
             pages = tuple(chunks[token.chunk].request.pages)
             places.append(TokenPlace(row=row, position=token.position, pages=pages))
-        state = SteadyAttention(self.pool, places, config=self.decoder.config)
-        device = self.decoder.device
-        return self.decoder.hidden(
-            torch.tensor(ids, device=device), torch.tensor(positions, device=device), state
-        )
+        config = self.decoder.config
+        state = SteadyAttention(self.pool, places, rows=self._rows, config=config)
+        arrays = [numpy.array(numbers) for numbers in (ids, positions)]
+        token_ids, where = to_device(arrays, self.decoder.device)
+        return self.decoder.hidden(token_ids, where, state)
 
 
 def pack_tiles(sequences: Iterable[Sequence[_Token]], rows: int) -> list[list[_Token]]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from awqkit.checkpoint import DecoderConfig
 from awqkit.decoder import layer_ropes
+from awqkit_runtime.cache.key_pieces import JOINT_KEYS
 from awqkit_runtime.cache.prompt_plan import BATCH_KEYS
+from awqkit_runtime.engine.steady_runner import TILE_ROWS
 from awqkit_runtime.kernels import rotary_append
 from awqkit_runtime.kernels.attention import BLOCK_ROWS
 from awqkit_runtime.kernels.rotary import can_rotate
@@ -34,6 +36,10 @@ _PIECE_BYTES = 10
 _ANGLE_BYTES = 8
 #: One pair of a query and a key in a block's mask: as a truth value, and as torch wants it.
 _MASK_BYTES = 5
+#: Where keys and values of one head and token lie, int64: two vectors and their parameters.
+_KEY_ROW_BYTES = 32
+#: Where they lie for all heads, int64.
+_SLOT_BYTES = 8
 #: One capped score, float32: itself and its share.
 _SCORE_BYTES = 12
 #: A token's row as an expert gets it, gives it, weighs it and adds it: tensors of hidden_size.
@@ -73,11 +79,14 @@ def workspace(
     tokens = min(step_tokens, max_batch_size * session_len)
     row = tokens * placement.activation_dtype.itemsize
     projections = _projection_bytes(config, row)
-    gathered = _gathered_for_kernels if in_kernels else _gathered_bytes
+    if deterministic:
+        gathered = _gathered_singly
+    else:
+        gathered = _gathered_for_kernels if in_kernels else _gathered_bytes
     attention = projections + gathered(config, tokens, max_batch_size, session_len)
     mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
-    masks = 0 if in_kernels else len(_windows(config))
+    masks = 0 if in_kernels or deterministic else len(_windows(config))
     prepared = masks * min(tokens, session_len) * session_len + _angle_bytes(config, tokens)
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
@@ -145,6 +154,19 @@ def _gathered_for_kernels(
     keys = min(max_batch_size * session_len, max(BATCH_KEYS, tokens + widest))
     pieces = 0 if session_len <= BATCH_KEYS else config.q_size * tokens * _PIECE_BYTES
     return 2 * config.kv_size * keys * _BF16_BYTES + pieces
+
+
+def _gathered_singly(
+    config: DecoderConfig, tokens: int, max_batch_size: int, session_len: int
+) -> int:
+    """Keys and values that are read at once, where those of a tile's rows lie, one row's scores."""
+    heads, width = config.num_kv_heads, 2 * config.kv_size * _GATHERED_BYTES
+    known = min(session_len, JOINT_KEYS) * heads * _KEY_ROW_BYTES + session_len * _SLOT_BYTES
+    places = len(_windows(config)) * min(tokens, TILE_ROWS) * known
+    capped = config.attention_softcap is not None
+    scores = config.num_heads * session_len * _SCORE_BYTES if capped else 0
+    keys = max(session_len, min(min(tokens, TILE_ROWS) * session_len, JOINT_KEYS))
+    return keys * (width + heads * _KEY_ROW_BYTES) + places + scores
 
 
 def _gathered_bytes(

@@ -6,6 +6,7 @@ Which keys a query sees follows from positions alone, so one plan serves every l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,38 @@ def attend(
     """
     compute = torch.float32 if q.device.type == "cpu" else q.dtype
     k, v = k.to(compute).transpose(1, 2), v.to(compute).transpose(1, 2)
-    with sdpa_kernel(_BACKENDS):
+    with _without_cudnn(q.device):
         results = [_attend_block(q.to(compute), k, v, block, scale, softcap) for block in blocks]
     return (results[0] if len(results) == 1 else torch.cat(results, dim=1)).to(q.dtype)
+
+
+def attend_singly(
+    q: Tensor,
+    rows: Sequence[int],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """As attend(), for some rows of q, each of which sees all of keys and values of its own.
+
+    q: [T, heads, head_dim]; keys, values: [1, kv_heads, S, head_dim] for each of the rows, in q's
+    dtype, in which all is computed. Returns [rows, heads, head_dim]. Each row is computed by
+    itself, in shapes that follow from its S alone.
+    """
+    kv_heads = keys[0].shape[1]
+    grouped = q.view(q.shape[0], kv_heads, -1, q.shape[-1])
+    with _without_cudnn(q.device):
+        results = [
+            _attend_rows(grouped[row : row + 1], k, v, None, scale, softcap)
+            for row, k, v in zip(rows, keys, values, strict=True)
+        ]
+    return torch.cat(results).flatten(1, 2)
+
+
+def _without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    return sdpa_kernel(_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
 def _attend_block(
@@ -105,18 +135,18 @@ def _attend_block(
     visible = block.visible
     if visible is not None and group > 1 and queries > 1:
         visible = visible.repeat_interleave(group, dim=2)
-    if softcap is None:
-        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=visible, scale=scale)
-    else:
-        out = _capped_attention(rows, k, v, visible, scale, softcap)
+    out = _attend_rows(rows, k, v, visible, scale, softcap)
     out = out.view(batch, kv_heads, queries, group, head_dim).transpose(1, 2)
     return out.reshape(batch, queries, heads, head_dim)
 
 
-def _capped_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, softcap: float
+def _attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float, softcap: float | None
 ) -> Tensor:
-    """torch's own attention cannot cap its scores."""
+    """q [batch, kv_heads, rows, head_dim], k and v [batch, kv_heads, S, head_dim] → like q."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+    # torch's own attention cannot cap its scores.
     scores = (q @ k.transpose(-1, -2)).float().mul_(scale / softcap).tanh_().mul_(softcap)
     if visible is not None:
         scores.masked_fill_(~visible, float("-inf"))

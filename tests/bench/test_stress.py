@@ -49,6 +49,14 @@ def test_a_storm_ends_with_all_promises_kept(subjects: type[Subject]) -> None:
     assert report.pages_not_back == 0 and report.longest_wait <= report.longest_allowed
 
 
+def test_it_tells_of_each_request_that_ended_or_was_compared() -> None:
+    told: list[None] = []
+    decoder: Any = OneLayerDecoder(session_len=160)
+    subject = Subject(decoder=decoder, bits_of=lambda name: None)
+    run_stress(subject, count=20, compare=6, on_request=lambda: told.append(None))
+    assert len(told) == 26
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("subjects", [Subject, SubjectAhead])
 @pytest.mark.parametrize("seed", range(3))

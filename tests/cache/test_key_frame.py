@@ -108,9 +108,8 @@ def test_token_by_token_it_does_too(name: str) -> None:
     expected = attended(form, inputs, PLAIN_FRAME)
     pool = make_pool(form, 0, frames(64)[name])
     for position in range(TOKENS):
-        state = SteadyAttention(
-            pool, [TokenPlace(row=0, position=position, pages=PAGES)], config=form
-        )
+        place = TokenPlace(row=0, position=position, pages=PAGES)
+        state = SteadyAttention(pool, [place], rows=1, config=form)
         row = slice(position, position + 1)
         for layer in range(LAYERS):
             out = state.attend(layer, inputs.q[row], inputs.k[row], inputs.v[row])

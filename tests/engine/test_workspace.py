@@ -15,11 +15,15 @@ from awqkit_runtime.bench import prepared
 from awqkit_runtime.bench.prepared import prepare_work
 from awqkit_runtime.bench.scenarios import Scenario
 from awqkit_runtime.bench.subject import Subject
+from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import QuantPolicy
+from awqkit_runtime.engine.parallel.noise import fill_with_noise
 from awqkit_runtime.engine.request import Request
 from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
+from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.engine.workspace import Workspace, workspace
 from awqkit_runtime.layers.placement import Placement
 from awqkit_runtime.models.decoder import Decoder
@@ -134,6 +138,45 @@ def test_so_does_one_of_a_model_with(
     scenario = Scenario(name="test", batch=batch, new_tokens=new_tokens, context=context)
     peak = peak_bytes(one_step(decoder, scenario))
     bound = planned(decoder, scenario).total
+    assert bound / 3 < peak <= bound
+
+
+@pytest.mark.parametrize("policy", [0, 4])
+@pytest.mark.parametrize(
+    ("family", "overrides"), [("llama", {}), ("gemma2", {"sliding_window": 8000})]
+)
+@pytest.mark.parametrize(("new_tokens", "context"), [(16, 5000), (64, 600)])
+def test_so_does_a_deterministic_one(
+    tmp_path: Path,
+    family: str,
+    overrides: dict[str, Any],
+    policy: QuantPolicy,
+    new_tokens: int,
+    context: int,
+) -> None:
+    decoder, length = wide_decoder(tmp_path, family, **overrides), context + new_tokens
+    form = PageFormat.for_policy(decoder.config, policy, decoder.dtype)
+    runner = SteadyRunner(decoder, PagePool(form, pages_for(length), "cpu"))
+    fill_with_noise(runner.pool)
+    request = Request(
+        request_id=0,
+        prompt_token_ids=(1,) * length,
+        params=SamplingParams(),
+        seed=0,
+        stop_token_ids=frozenset(),
+        max_output=1,
+        pages=list(range(pages_for(length))),
+    )
+    chunk = Chunk(request=request, start=context, length=new_tokens, samples=False)
+    bound = workspace(
+        decoder.config,
+        decoder.placement,
+        step_tokens=new_tokens,
+        max_batch_size=1,
+        session_len=length,
+        deterministic=True,
+    ).activations
+    peak = peak_bytes(lambda: runner.run([chunk]))
     assert bound / 3 < peak <= bound
 
 
