@@ -13,6 +13,7 @@ from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.engine.step_memory import (
     StepMemory,
+    decodes_run_in_kernels,
     graph_pool_bytes,
     makes_graphs,
     reserved,
@@ -73,9 +74,18 @@ def _steps(decoder: Decoder, config: EngineConfig) -> StepMemory:
 def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runner:
     model, placement = decoder.config, decoder.placement
     if not makes_graphs(model, placement, pool.format, config):
+        prepare_launches(decoder, pool)
         return Runner(decoder, pool)
     max_rows = config.batch_size_for(decoder.device)
     return GraphRunner(decoder, pool, graphs_for(decoder, pool, max_rows), max_rows=max_rows)
+
+
+def prepare_launches(decoder: Decoder, pool: PagePool) -> None:
+    """Compiles now what decodes without graphs launch, where kernels compute them: else the first
+    of them would wait for it. On a CPU nothing is done."""
+    model = decoder.config
+    if decodes_run_in_kernels(model, decoder.placement, pool.format):
+        prepare_decode(pool.format, model.num_heads, decoder.device)
 
 
 def graphs_for(decoder: Decoder, pool: PagePool, max_rows: int) -> CudaGraphs:

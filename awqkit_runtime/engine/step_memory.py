@@ -93,13 +93,22 @@ def makes_graphs(
     They do where kernels compute all of attention, and the sums over ranks where there are several,
     and the host decides nothing on the way, as it does for experts.
     """
+    return (
+        decodes_run_in_kernels(config, placement, page_format)
+        and config.experts is None
+        and not engine.deterministic
+        and (engine.tp == 1 or can_meet(config.hidden_size, placement.device, engine.tp))
+    )
+
+
+def decodes_run_in_kernels(
+    config: DecoderConfig, placement: Placement, page_format: PageFormat
+) -> bool:
+    """Whether kernels compute all of attention of decodes, unless the engine is deterministic."""
     turned = [int(config.head_dim * rope.partial_rotary_factor) for rope in layer_ropes(config)]
     return (
         placement.uses_cuda_kernels
         and placement.fusions.rotary
-        and config.experts is None
-        and not engine.deterministic
-        and (engine.tp == 1 or can_meet(config.hidden_size, placement.device, engine.tp))
         and all(can_rotate(rotary_dim, config.head_dim) for rotary_dim in turned)
         and can_append(page_format)
         and can_decode(page_format, config.num_heads)

@@ -18,7 +18,7 @@ from awqkit_runtime.engine.parallel.noise import fill_with_noise
 from awqkit_runtime.engine.parallel.peers import Peers
 from awqkit_runtime.engine.parallel.shares import Share
 from awqkit_runtime.engine.runner import Runner, StepInputs
-from awqkit_runtime.engine.runners import graphs_for
+from awqkit_runtime.engine.runners import graphs_for, prepare_launches
 from awqkit_runtime.models.decoder import Decoder
 
 
@@ -76,6 +76,8 @@ def following_runner(
         graphs = graphs_for(decoder, pool, message.graph_rows)
         choose = shared_choice(decoder, share, communicator.peers)
         runner = GraphRunner(decoder, pool, graphs, max_rows=message.graph_rows, choose=choose)
+    else:
+        prepare_launches(decoder, pool)
     return FollowingRunner(runner, communicator.sum_)
 
 

@@ -19,7 +19,7 @@ from awqkit_runtime.engine.parallel.runner import LeadingGraphRunner, LeadingRun
 from awqkit_runtime.engine.parallel.shares import Share, require_shares
 from awqkit_runtime.engine.parallel.team import Team, require_devices
 from awqkit_runtime.engine.runner import DecoderModel
-from awqkit_runtime.engine.runners import graphs_for, workspace_for_steps
+from awqkit_runtime.engine.runners import graphs_for, prepare_launches, workspace_for_steps
 from awqkit_runtime.engine.step_memory import makes_graphs
 from awqkit_runtime.models.decoder import Decoder
 
@@ -56,6 +56,7 @@ class SharedModel:
             set_aside(workspace, decoder.device)
         peers = self.team.communicator.peers
         if not rows or peers is None:
+            prepare_launches(whole, pool)
             return LeadingRunner(decoder, pool, self.team)
         share = Share(rank=0, ranks=self.team.ranks)
         return LeadingGraphRunner(
