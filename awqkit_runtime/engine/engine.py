@@ -22,6 +22,7 @@ from awqkit_runtime.engine.fast_decoder import FastDecoder
 from awqkit_runtime.engine.launched_step import launcher
 from awqkit_runtime.engine.memory import claim, free_memory, told_of_lack
 from awqkit_runtime.engine.model_text import NoText
+from awqkit_runtime.engine.parallel.runner import LeadingRunner
 from awqkit_runtime.engine.request import Completion, FinishReason, Request, RequestOutput
 from awqkit_runtime.engine.runner import DecoderModel, Runner
 from awqkit_runtime.engine.runners import claimed_for_steps, reserved_for_steps
@@ -183,6 +184,11 @@ class Engine:
             outputs = [self._append(request, token) for request, token in self._steps.step()]
             self._rest()
         return outputs
+
+    def require_ranks(self) -> None:
+        """RankError where a process that shares the model has ended; costs next to nothing."""
+        if isinstance(self._runner, LeadingRunner):
+            self._runner.require_ranks()
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from awqkit_runtime.cli import main
+from awqkit_runtime.serve.worker.client import EngineEndedError
 from tests.serve.servers import DEMO, ENDS_WITHIN, LONG, Listener, Server, chat_body, eventually
 
 KEYS = ("first-key", "second-key")
@@ -187,6 +188,17 @@ def test_the_engine_does_not_outlive_a_killed_server() -> None:
         engine = server.engine
         server.process.kill()
         eventually(lambda: _gone(engine))
+
+
+@pytest.mark.slow
+def test_a_server_ends_with_one_of_its_ranks_though_nobody_asks_for_anything() -> None:
+    with Server(DEMO, "--tp", "2") as server:
+        engine = server.engine
+        [rank] = engine.children()
+        rank.kill()
+        assert server.process.wait(ENDS_WITHIN) == EngineEndedError.exit_code
+        assert _gone(engine)
+        assert any("Rank 1 of 2 has ended with code -9" in line for line in server.log)
 
 
 def _gone(process: psutil.Process) -> bool:

@@ -47,6 +47,10 @@ class LeadingRunner(Runner):
         self._team.tell(inputs)
         return super().hidden(inputs, sampled)
 
+    def require_ranks(self) -> None:
+        """RankError where another rank has ended, also while nothing is computed."""
+        self._team.require_all()
+
     def _sampled(self, logits: Tensor, chunks: Sequence[Chunk]) -> LaunchedStep:
         step = super()._sampled(logits, chunks)
         if step.requests:

@@ -29,9 +29,12 @@ class Mailbox:
         self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="mailbox", daemon=True).start()
 
-    def wait(self) -> ToEngine:
-        """The next message."""
-        return self._inbox.get()
+    def wait(self, seconds: float | None = None) -> ToEngine | None:
+        """The next message; None where none comes within so many seconds."""
+        try:
+            return self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
     def arrived(self) -> list[ToEngine]:
         """What has come by now."""

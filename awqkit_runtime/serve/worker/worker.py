@@ -23,6 +23,9 @@ from awqkit_runtime.serve.worker.messages import (
 if TYPE_CHECKING:
     from awqkit_runtime.engine.engine import Engine
 
+#: How often an engine without work looks whether its ranks are there.
+_LOOK_SECONDS = 1.0
+
 
 class Worker:
     """Keeps the engine stepping while there is work, and knows whose output is whose."""
@@ -35,12 +38,19 @@ class Worker:
         self._choices: dict[int, list[int]] = {}
 
     def serve(self) -> None:
+        """For good; RankError where a rank that shares the model ends."""
         while True:
             if not self._engine.has_unfinished():
-                self._handle(self._mailbox.wait())
+                self._handle(self._next())
             for message in self._mailbox.arrived():
                 self._handle(message)
             self._step()
+
+    def _next(self) -> ToEngine:
+        """Waits for it; RankError where a rank ends meanwhile."""
+        while (message := self._mailbox.wait(_LOOK_SECONDS)) is None:
+            self._engine.require_ranks()
+        return message
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, Submit):

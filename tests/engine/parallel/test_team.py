@@ -84,6 +84,7 @@ def test_two_ranks_answer_as_one_does_until_one_of_them_is_killed(folder: Path) 
     engine.step()
     runner = engine._runner
     assert isinstance(runner, LeadingRunner)
+    engine.require_ranks()
     os.kill(runner._team.pids[0], signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(RankError, match="Rank 1 of 2 has ended with code -9"):
@@ -92,6 +93,8 @@ def test_two_ranks_answer_as_one_does_until_one_of_them_is_killed(folder: Path) 
     assert time.monotonic() - start < 60
     with pytest.raises(RankError):
         engine.step()
+    with pytest.raises(RankError, match="Rank 1 of 2 has ended with code -9"):
+        engine.require_ranks()
 
 
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
