@@ -15,7 +15,6 @@ from awqkit_runtime.commands.bench_stress import run_stress
 from awqkit_runtime.commands.console import paragraph_errors, working
 from awqkit_runtime.commands.options import engine_settings, loading_options, tp_option
 from awqkit_runtime.config import QUANT_POLICIES, EngineConfig
-from awqkit_runtime.errors import OutputError
 
 _NAMES = [scenario.name for scenario in SCENARIOS]
 #: Parameters that only one kind of bench reads.
@@ -103,12 +102,12 @@ def bench(
             click.echo(f"{scenario.name:28} {bench_report.describe(scenario)}")
         return
     if model is None:
-        raise click.UsageError("Name the MODEL to time, or --list the scenarios.")
+        raise click.UsageError("Name the MODEL, or --list the scenarios.")
     if isnan(seconds):
         raise click.BadParameter("it must be a number.", param_hint="'--seconds'")
     _refuse_what_has_no_effect(stress=requests is not None)
-    if json_path is not None and json_path.is_dir():
-        raise OutputError(f"--json {json_path} is a folder; name a file.")
+    if json_path is not None:
+        bench_report.refuse_unwritable(json_path)
     if requests is not None:
         document = run_stress(model, requests, options, deterministic=deterministic)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -104,6 +105,17 @@ def _figures(row: Result) -> dict[str, Any]:
         "limit_ms": row.limit * 1e3,
         "limited_by": row.limited_by,
     }
+
+
+def refuse_unwritable(path: Path) -> None:
+    """OutputError where a document could not be written, before the long work begins."""
+    if path.is_dir():
+        raise OutputError(f"--json {path} is a folder; name a file.")
+    target = path.absolute()
+    there = next(place for place in (target, *target.parents) if os.path.exists(place))
+    if not os.access(there, os.W_OK) or not (there == target or there.is_dir()):
+        kind = "file" if there == target else "folder"
+        raise OutputError(f"--json {path} cannot be written: {there} is no {kind} to write into.")
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ def run_stress(
             longest=stress.SESSION_LEN,
         )
     compare = min(_COMPARED, requests) if deterministic else 0
-    with progress_bar(f"Serving {requests:,} requests", requests + compare) as advance:
+    doing = "Serving and comparing" if compare else f"Serving {requests:,} requests"
+    with progress_bar(doing, requests + compare) as advance:
         report = stress.run_stress(
             subject,
             count=requests,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -196,5 +198,24 @@ def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert random.exit_code == 1 and "--tp is 2" in random.stderr
     assert bench(model, "--stress", "3", "--tp", "2", "--deterministic").exit_code == 1
     assert bench(tmp_path / "missing").exit_code == 1
+
+
+def test_a_place_without_room_for_the_figures_is_told_before_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "awqkit_runtime.bench.subject.load_subject", Mock(side_effect=AssertionError)
+    )
     folder = bench(model, "--json", tmp_path)
     assert folder.exit_code == 1 and "is a folder" in folder.stderr
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for options in ((), ("--stress", "3")):
+        below = bench(model, *options, "--json", file / "new" / "figures.json")
+        assert below.exit_code == 1 and f"{file} is no folder to write into." in below.stderr
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    kept = bench(model, "--json", file)
+    assert kept.exit_code == 1 and f"{file} is no file to write into." in kept.stderr
+    new = bench(model, "--json", tmp_path / "figures.json")
+    assert new.exit_code == 1 and f"{tmp_path} is no folder to write into." in new.stderr
+    assert file.read_text() == "kept" and list(tmp_path.iterdir()) == [file]
