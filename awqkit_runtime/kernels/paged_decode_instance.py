@@ -96,8 +96,8 @@ def instance_for(
 
     segments: rows times key-value heads.
 
-    A warp keeps queries and outputs in registers, so bigger heads leave room for fewer warps. Their
-    rings fill the shared memory: what is under way to them is what a multiprocessor waits for.
+    A warp keeps queries and outputs in registers, so bigger heads leave room for fewer warps. What
+    is under way to their rings is what a multiprocessor waits for.
     """
     head_tiles = 2 if group > _TILE_HEADS and head_dim <= _LIGHT_ELEMENTS else 1
     light = _is_light(head_tiles, head_dim)
@@ -150,7 +150,7 @@ def _token_tiles(head_dim: int, head_tiles: int, pair_bits: int, *, twice: bool)
 
 
 def _with_slots(instance: PagedDecodeInstance, gpu: GpuModel) -> PagedDecodeInstance:
-    """With rings that fill the shared memory of a multiprocessor."""
+    """With rings that fill the shared memory of a multiprocessor, or are as long as is of use."""
     room = (gpu.shared_bytes_a_block(1) - _FIXED_BYTES) // instance.warps
     most = min(_MOST_SLOTS, room // instance.slot_bytes)
     if instance.key_bits < 16 and _is_light(instance.head_tiles, instance.head_dim):

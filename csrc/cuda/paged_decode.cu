@@ -6,8 +6,8 @@
 //
 // lengths [rows] counts the keys that a row sees, its own included; rows of length 0 get zeros. Of
 // page_table [rows, ...] only the pages that hold visible keys are read. window: a row sees its last
-// `window` keys; 0: all. factor, cap: ScoreScale. heads: of a row, or teams of heads. even_blocks: how
-// many blocks of the grid take part where rows are equally long and give all of them work.
+// `window` keys; 0: all. factor, cap: ScoreScale. group, teams: HeadLayout. even_blocks: how many
+// blocks of the grid take part where rows are equally long and give all of them work.
 //
 // Programmatic launch: lengths, shares, page_table and all keys and values but those of each row's
 // newest token are read while predecessors still run. So a launch without overlap must lie between

@@ -39,9 +39,8 @@ def many_rows(head_dim: int, bits: tuple[int, int], segments: int, seed: int) ->
     return paged_rows(page_format(head_dim, bits, kv_heads=KV_HEADS), lengths.tolist(), seed=seed)
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "bits"), [(64, (4, 4)), (96, (4, 4)), *((128, bits) for bits in WIDTHS)]
-)
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
 @pytest.mark.parametrize("segments", [FEW_SEGMENTS, MANY_SEGMENTS])
 def test_rows_that_warps_cut(head_dim: int, bits: tuple[int, int], segments: int) -> None:
     rows = many_rows(head_dim, bits, segments, seed=head_dim)

@@ -99,6 +99,25 @@ def test_a_slot_holds_keys_and_values_of_a_step_and_their_parameters() -> None:
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_rings_are_as_long_as_fits_but_those_of_codes_of_light_heads(gpu: GpuModel) -> None:
+    for instance in all_instances(gpu):
+        room = _BLOCK_SHARED[gpu.arch] * 1024 - instance.shared_bytes
+        is_full = instance.slots == 6 or room < instance.warps * instance.slot_bytes
+        if instance.key_bits < 16 and instance.head_tiles * instance.head_dim <= 128:
+            assert instance.slots <= 3 or instance.ring_bytes <= 17_000
+            is_long = instance.slots >= 3 and instance.ring_bytes + instance.slot_bytes > 17_000
+            assert is_full or is_long
+        else:
+            assert is_full
+
+
+def test_slots_of_rings_of_codes() -> None:
+    gpu = GPUS["sm_90a"]
+    slots = {d: [instance_for(d, *bits, 4, gpu).slots for bits in WIDTHS] for d in (64, 128, 256)}
+    assert slots == {64: [6, 3, 6, 5], 128: [3, 4, 3, 3], 256: [3, 3, 3, 4]}
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_instance_that_a_plan_asks_for_is_compiled_ahead(gpu: GpuModel) -> None:
     asked = {
         instance_for(head_dim, *bits, group, gpu, segments=segments)
