@@ -1,5 +1,12 @@
 // Asynchronous copies to shared memory, past L1 and without registers (cp.async, sm_80 and up).
 #pragma once
+#ifndef EDGE_PQ
+#define EDGE_PQ 1
+#endif
+#ifndef EDGE_S4
+#define EDGE_S4 0
+#endif
+
 
 namespace awqkit {
 

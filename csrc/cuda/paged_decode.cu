@@ -24,7 +24,7 @@
 // Launch: any grid, best a block for each SM, the same for both kernels. block = 32 · PD_WARPS.
 //   dynamic shared memory = 1024 + PD_WARPS · PD_SLOTS · slot (paged_decode_schedule: none),
 //   where slot = 16 · PD_TOKEN_TILES · (a row of keys and one of values + 8 for codes' parameters)
-//   shares: (48 + 64 · PD_WARPS) · grid bytes.
+//   shares: 64 · (1 + PD_WARPS) · grid bytes.
 //   workspace: (2 + PD_WARPS) · grid · record bytes,
 //   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
 //   arrivals: grid integers, zero before the first launch.
@@ -40,7 +40,7 @@ __device__ __forceinline__ void attend(const Problem& problem, const BlockShare&
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) memory.shared[i] = share.shared[i], memory.joined[i] = false;
-    memory.warps_of_one = share.warps_of_one;
+    for (int k = 0; k < 2; ++k) memory.in_rings[k] = share.joined[k];
   }
   {
     Walk walk(problem, share.run, memory.pieces);
@@ -103,8 +103,9 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   if (share.run.begin < share.run.end) {
     mine = schedule.take_part(PageTable{page_table, table_stride}, kv_heads);
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
-    share.warps_of_one = schedule.warps_of_one();
   }
+  __syncthreads();
+  if (share.run.begin < share.run.end) schedule.find_joined(share.joined);
   if (threadIdx.x % 32 != 0) return;
   if (warp == 0) *reinterpret_cast<BlockShare*>(share_of(shares)) = share;
   *reinterpret_cast<WarpShare*>(share_of_warp(shares)) = mine;

@@ -11,13 +11,13 @@ namespace paged_decode {
 struct SharedMemory {
   Pieces pieces;
   SharedSegment shared[2];  // as BlockShare has them; known behind the first barrier
-  u32 warps_of_one;
+  u32 in_rings[2];          // BlockShare::joined
   bool joined[2];           // by the block's warps
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
-constexpr int kWarpsOfOneSegment = 12;  // more are there for blocks that have many
+constexpr int kMostWarpsOfFew = 12;  // more are there for blocks that have many segments
 constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
 // One lane of a warp. What it knows to be written of a shared segment is all that the block has of it.
@@ -92,7 +92,7 @@ struct PieceRecords {
   }
 };
 
-// The same where a block has one segment alone, all in rings.
+// The same where all lie in rings.
 struct RingRecords {
   u32 warps;  // bits of those that left one
 
@@ -171,19 +171,22 @@ struct Destination {
       : group(problem.heads.at(segment.head)), whole(run.holds(segment)),
         begins(segment.begin >= run.begin), out(problem.out_of(segment.row, group)),
         record(problem.record(blockIdx.x, begins, lane)) {}
+
+  __device__ __forceinline__ void put(TileSum& total, int n, int tile, bool needed, int lane) const {
+    if (whole) {
+      total.join_streams();
+      store_output_tile(out, total, n, tile, group.count, lane);
+    } else if (needed) {
+      store_record_tile(record, total, n, tile);
+    }
+  }
 };
 
 // The whole block: the pieces of a segment.
-template <class Records>
-__device__ __forceinline__ void join_pieces(const Records& pieces, const Destination& to) {
+__device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32;
   add_all_tiles<kWarps>(pieces, to.group.count, [&](TileSum& total, int n, int tile, bool needed) {
-    if (to.whole) {
-      total.join_streams();
-      store_output_tile(to.out, total, n, tile, to.group.count, lane);
-    } else if (needed) {
-      store_record_tile(to.record, total, n, tile);
-    }
+    to.put(total, n, tile, needed, lane);
   });
 }
 
@@ -206,20 +209,28 @@ __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, co
   }
 }
 
-// The whole block, if all it has is of one segment, which the warps of bits `warps` have pieces of.
-__device__ __forceinline__ void join_one_segment(const Problem& problem, SharedMemory& memory,
-                                                 const Run& run, u32 warps) {
-  const Segment& segment = memory.pieces.opened[__ffs(warps) - 1];
-  const Destination to(problem, run, segment, threadIdx.x % 32);
-  if (!to.whole && threadIdx.x == 0) memory.joined[to.begins] = true;
-  join_pieces(RingRecords{warps}, to);
+// The whole block: one segment or two whose pieces all lie in rings, a tile of either to each warp.
+__device__ __forceinline__ void join_rings(const Problem& problem, SharedMemory& memory,
+                                           const Run& run) {
+  constexpr int kTiles = kHeadTiles * kDimTiles;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int tiles = memory.in_rings[1] == 0 ? kTiles : 2 * kTiles;
+#pragma unroll 1
+  for (int i = warp; i < tiles; i += kWarps) {
+    const u32 warps = memory.in_rings[i >= kTiles];
+    const Destination to(problem, run, memory.pieces.opened[__ffs(warps) - 1], lane);
+    const int at = i % kTiles, n = at / kDimTiles, tile = at % kDimTiles;
+    const bool needed = has_heads(n, to.group.count, lane);
+    TileSum total = add_tiles<kWarps>(RingRecords{warps}, needed, n, tile);
+    to.put(total, n, tile, needed, lane);
+    if (at == 0 && lane == 0 && !to.whole) memory.joined[to.begins] = true;
+  }
 }
 
 // The whole block: a piece that continues another belongs to the last one opened before it.
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
-  if (kWarps <= kWarpsOfOneSegment && __popc(memory.warps_of_one) > 1)
-    return join_one_segment(problem, memory, run, memory.warps_of_one);
+  if (kWarps <= kMostWarpsOfFew && memory.in_rings[0] != 0) return join_rings(problem, memory, run);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
   const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);

@@ -112,12 +112,22 @@ struct Queries {
   }
 
   __device__ __forceinline__ void add_up(int n, int lane) {
+#if EDGE_S4
+    float sums4[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 2 * kDimTiles; ++i) {
+      const u32 pair = operand[n][i / 2][i % 2];
+      sums4[i % 2] += __uint_as_float(pair << 16), sums4[2 + i % 2] += __uint_as_float(pair & 0xffff0000u);
+    }
+    float sum = (sums4[0] + sums4[1]) + (sums4[2] + sums4[3]);
+#else
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 2 * kDimTiles; ++i) {
       const u32 pair = operand[n][i / 2][i % 2];
       sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
     }
+#endif
     sum += __shfl_xor_sync(kAll, sum, 1);
     sum += __shfl_xor_sync(kAll, sum, 2);
 #pragma unroll

@@ -57,7 +57,9 @@ struct alignas(16) BlockShare {
   Run run;                  // empty if there is nothing for it to do
   SharedSegment shared[2];  // the segment that began in an earlier block, and the one that begins here
   int idle_rows;            // whether there are any among those whose number it has modulo the grid's size
-  u32 warps_of_one;         // bits of those with work if all of it is one segment's, else 0
+  // Bits of the warps that leave pieces of a segment, if no more than two segments come in pieces and no
+  // warp has a piece before its last; else of none.
+  u32 joined[2];
 };
 
 // pages: of the row it begins with, from the one with its first token on; the row's last one again
@@ -70,7 +72,7 @@ struct alignas(16) WarpShare {
   Place place;  // of its first token
 };
 
-constexpr int kBlockShareBytes = 48, kWarpShareBytes = 64;
+constexpr int kBlockShareBytes = 64, kWarpShareBytes = 64;
 static_assert(sizeof(BlockShare) == kBlockShareBytes && sizeof(WarpShare) == kWarpShareBytes);
 
 // One of them, by 16 bytes at a time.

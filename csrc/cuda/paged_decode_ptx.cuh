@@ -78,6 +78,10 @@ __device__ __forceinline__ uint2 load_pair(const u16* from) {
   return pair;
 }
 
+__device__ __forceinline__ void fetch_to_l1(const u16* from) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(from) : "memory");
+}
+
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 __device__ __forceinline__ float power_of_two(float exponent) {

@@ -21,8 +21,13 @@ struct Cut {
   bool inside;
 };
 
+// What a warp leaves of its part: nothing (it has none, or a whole segment), the beginning of a segment,
+// what continues one, or of several segments perhaps all of it.
+enum Piece : int { kNone, kOpens, kContinues, kSeveral };
+
 // What all threads of a block know.
 struct ScheduleMemory {
+  Piece pieces[kWarps];
   int begins[kThreads];  // the first unit of each chunk of rows
   int warp_sums[kWarps];
   int lengths[kStagedRows];
@@ -84,8 +89,12 @@ class Schedule {
     __syncthreads();
     const Cut* cuts = chosen_cuts();
     WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}, {}};
-    if (mine.part.begin == mine.part.end) return mine;
+    if (mine.part.begin == mine.part.end) {
+      memory_.pieces[warp] = kNone;
+      return mine;
+    }
     if (mine.part.begin == first.end) mine.first = line_.after(first);
+    memory_.pieces[warp] = piece_of(mine);
 #pragma unroll
     for (int i = 0; i < WarpShare::kPages; ++i)
       mine.pages[i] = page_table.page(mine.first, mine.first.page_of(mine.part.begin) + i);
@@ -95,14 +104,22 @@ class Schedule {
     return mine;
   }
 
-  // Of BlockShare; when warps have taken their parts.
-  __device__ __forceinline__ u32 warps_of_one() const {
-    if (find(run().begin).end < run().end) return 0;
-    const Cut* cuts = chosen_cuts();
-    u32 warps = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) warps |= (cuts[i].unit < end_of(cuts, i) ? 1u : 0u) << i;
-    return warps;
+  // Of BlockShare; when all warps have taken their parts.
+  __device__ __forceinline__ void find_joined(u32 (&joined)[2]) const {
+    u32 warps[2] = {0, 0};
+    int segments = 0;
+    bool in_rings = true;
+    for (int i = 0; i < kWarps; ++i) {
+      const int piece = memory_.pieces[i];
+      in_rings &= piece != kSeveral;
+      segments += piece == kOpens;
+      if (piece == kOpens || piece == kContinues) {
+        if (segments == 1) warps[0] |= 1u << i;
+        if (segments == 2) warps[1] |= 1u << i;
+      }
+    }
+    const bool few = in_rings && segments <= 2;
+    for (int k = 0; k < 2; ++k) joined[k] = few ? warps[k] : 0;
   }
 
   // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have
@@ -123,6 +140,13 @@ class Schedule {
  private:
   __device__ __forceinline__ bool has_work() const {
     return memory_.total > 0 && static_cast<int>(blockIdx.x) < memory_.blocks;
+  }
+
+  __device__ __forceinline__ Piece piece_of(const WarpShare& share) const {
+    const int end = min(share.first.end, run().end);
+    if (share.part.end > end) return kSeveral;
+    if (share.part.begin > max(share.first.begin, run().begin)) return kContinues;
+    return share.part.end < end ? kOpens : kNone;
   }
 
   __device__ __forceinline__ const Cut* chosen_cuts() const {

@@ -30,6 +30,10 @@ struct Problem {
     return out + (static_cast<size_t>(row) * pages.kv_heads * heads.group + group.first) * kHeadDim;
   }
 
+  __device__ __forceinline__ const u16* q_of(int row, const HeadGroup& group) const {
+    return q + static_cast<size_t>(row) * q_stride + static_cast<size_t>(group.first) * kHeadDim;
+  }
+
   __device__ __forceinline__ float4* record(int block, bool begins, int lane) const {
     return workspace + static_cast<size_t>(2 * block + begins) * kRecordQuads * 32 + lane;
   }
@@ -124,7 +128,16 @@ class Feed {
   __device__ __forceinline__ void enter(const Segment& segment) {
     segment_ = segment;
     kv_head_ = problem_.heads.kv_head(segment.head);
+    if (EDGE_PQ) fetch_queries();
     find_place();
+  }
+
+  // The predecessor has ended, since the segment before this one has been sent for to its newest token.
+  __device__ __forceinline__ void fetch_queries() {
+    const HeadGroup group = problem_.heads.at(segment_.head);
+    constexpr int kLine = 64;
+    if (kLine * lane_ < group.count * kHeadDim)
+      fetch_to_l1(problem_.q_of(segment_.row, group) + kLine * lane_);
   }
 
   __device__ __forceinline__ void find_place() {
@@ -213,10 +226,8 @@ class Walk {
   __device__ __forceinline__ Queries begin_piece() {
     softmax_.reset();
     const HeadGroup group = problem_.heads.at(segment_.head);
-    const u16* q = problem_.q + static_cast<size_t>(segment_.row) * problem_.q_stride +
-                   static_cast<size_t>(group.first) * kHeadDim;
     Queries queries;
-    queries.load(q, group.count, lane_);
+    queries.load(problem_.q_of(segment_.row, group), group.count, lane_);
     return queries;
   }
 
