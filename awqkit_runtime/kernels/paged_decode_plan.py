@@ -24,7 +24,7 @@ from awqkit_runtime.kernels.paged_decode_instance import (
 #: Of so many blocks one may be left without work for the sake of an even share.
 _IDLE_BLOCKS = 32
 #: What a block knows of its share, and each of its warps.
-_BLOCK_SHARE_BYTES, _WARP_SHARE_BYTES = 48, 64
+_BLOCK_SHARE_BYTES, _WARP_SHARE_BYTES = 64, 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def test_every_plan_fits_its_card(gpu: GpuModel) -> None:
                 assert plan.arrivals == plan.shape.grid[0]
                 records = (2 + instance.warps) * plan.arrivals
                 assert plan.workspace_bytes == records * instance.record_bytes
-                assert plan.share_bytes == (48 + 64 * instance.warps) * plan.arrivals
+                assert plan.share_bytes == (64 + 64 * instance.warps) * plan.arrivals
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
