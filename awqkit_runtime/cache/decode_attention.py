@@ -31,10 +31,19 @@ class DecodeAttention:
     behind those that its tokens need may hold anything. positions: int64 [rows], of each row's new
     token, which sees itself and all before it; below 0: the row is idle, nothing is stored and its
     output is zeros. Both on the pool's device. No two rows may stand at one place of one page.
+
+    steady: rows may be of one sequence, and none depends on the others (kernels.share_rows). Only
+    where kernels decode.
     """
 
     def __init__(
-        self, pool: PagePool, page_table: Tensor, positions: Tensor, *, config: DecoderConfig
+        self,
+        pool: PagePool,
+        page_table: Tensor,
+        positions: Tensor,
+        *,
+        config: DecoderConfig,
+        steady: bool = False,
     ) -> None:
         self._pool = pool
         self._page_table = page_table
@@ -45,7 +54,7 @@ class DecodeAttention:
         self._places: tuple[Tensor, dict[int | None, DecodeRows]] | None = None
         if decodes_in_kernels(pool, config):
             slots, lengths = decode_places(page_table, positions)
-            rows = rows_by_window(pool, page_table, lengths, config=config)
+            rows = rows_by_window(pool, page_table, lengths, config=config, steady=steady)
             self._places = slots, rows
         #: Its rows that are not idle, and attention over their pages.
         self._active: tuple[Tensor, PagedAttention] | None = None

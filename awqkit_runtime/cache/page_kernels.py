@@ -56,12 +56,19 @@ def append_projected(
 
 
 def rows_by_window(
-    pool: PagePool, page_table: Tensor, lengths: Tensor, *, config: DecoderConfig
+    pool: PagePool,
+    page_table: Tensor,
+    lengths: Tensor,
+    *,
+    config: DecoderConfig,
+    steady: bool = False,
 ) -> dict[int | None, DecodeRows]:
     """kernels.paged_decode.share_rows for each window that layers have."""
     windows = dict.fromkeys(config.window(layer) for layer in range(config.num_layers))
     return {
-        window: share_rows(pool.format, config.num_heads, page_table, lengths, window=window)
+        window: share_rows(
+            *(pool.format, config.num_heads, page_table, lengths), window=window, steady=steady
+        )
         for window in windows
     }
 

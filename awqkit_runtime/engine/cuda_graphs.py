@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -20,6 +21,20 @@ class GraphCapture(Protocol):
         compute has run before, with everything loaded and warm; what it makes and gives back is
         lost, so its results must lie in tensors that were there before.
         """
+
+
+def capture_if_possible(
+    graphs: GraphCapture, compute: Callable[[], object], what: str
+) -> Callable[[], None] | None:
+    """None, and a warning that names `what`, where no graph can be made: it is slower without."""
+    try:
+        return graphs.capture(compute)
+    except RuntimeError as error:
+        warnings.warn(
+            f"{what} run without a CUDA graph, and so slower, because none could be made: {error}",
+            stacklevel=2,
+        )
+        return None
 
 
 @cache

@@ -32,6 +32,15 @@ class DecodeNumbers:
         return self.numbers.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownToken:
+    """A new token that the host knows, and the pages of its sequence."""
+
+    token_id: int
+    position: int
+    pages: list[int]
+
+
 class DecodeInputs:
     """One new token a row. Rows beyond those of a step are idle: their position is −1.
 
@@ -70,9 +79,19 @@ class DecodeInputs:
         if previous is not None and previous is not self._held and (followed >= 0).any():
             self.put_tokens(previous.token_ids)
             self._held = previous
-        return DecodeNumbers(
-            numbers=numbers, pages=self._changed([chunk.request.pages for chunk in chunks])
-        )
+        pages = {row: chunk.request.pages for row, chunk in enumerate(chunks)}
+        return DecodeNumbers(numbers=numbers, pages=self._changed(pages))
+
+    def plan_known(self, rows: int, tokens: Mapping[int, KnownToken]) -> DecodeNumbers:
+        """What a step must be brought in which some of so many rows have a token, by row."""
+        numbers = numpy.zeros((3, rows), dtype=numpy.int64)
+        known, places, positions = numbers
+        places[:] = numpy.arange(rows)
+        positions[:] = _UNUSED
+        for row, token in tokens.items():
+            known[row], positions[row] = token.token_id, token.position
+        pages = {row: token.pages for row, token in tokens.items()}
+        return DecodeNumbers(numbers=numbers, pages=self._changed(pages))
 
     def bring(self, step: DecodeNumbers) -> None:
         """Enqueues one copy from the host, and another where a row's pages changed."""
@@ -105,11 +124,10 @@ class DecodeInputs:
         """Known token ids, where each row's token lies, positions: [3, rows], contiguous."""
         return self._numbers[: 3 * rows].view(3, rows)
 
-    def _changed(self, pages: Sequence[list[int]]) -> dict[int, list[int]]:
+    def _changed(self, pages: Mapping[int, list[int]]) -> dict[int, list[int]]:
         """Of rows whose pages are other ones than the device has: the tables of long sessions are
         large."""
-        pairs = zip(pages, self._written, strict=False)
-        return {row: list(new) for row, (new, old) in enumerate(pairs) if new != old}
+        return {row: list(new) for row, new in pages.items() if new != self._written[row]}
 
     def _write_pages(self, pages: Mapping[int, list[int]]) -> None:
         if not pages:

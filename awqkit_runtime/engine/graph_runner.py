@@ -14,7 +14,6 @@ cannot be made all the same, steps of its size run as any other does.
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from torch import Tensor
 from awqkit_runtime.cache.decode_attention import DecodeAttention
 from awqkit_runtime.cache.page_format import pages_for
 from awqkit_runtime.cache.pool import PagePool
-from awqkit_runtime.engine.cuda_graphs import GraphCapture
+from awqkit_runtime.engine.cuda_graphs import GraphCapture, capture_if_possible
 from awqkit_runtime.engine.decode_inputs import DecodeInputs, DecodeNumbers
 from awqkit_runtime.engine.graph_sizes import graph_sizes
 from awqkit_runtime.engine.greedy_choice import (
@@ -135,19 +134,8 @@ class GraphRunner(Runner):
             return
         compute(rows)
         if rows not in graphs:
-            graphs[rows] = self._capture(compute, rows)
-
-    def _capture(self, compute: Callable[[int], None], rows: int) -> Callable[[], None] | None:
-        """None where no graph can be made: such steps are slower, and the same."""
-        try:
-            return self._graphs.capture(partial(compute, rows))
-        except RuntimeError as error:
-            warnings.warn(
-                f"Steps of {rows} sequences run without a CUDA graph, and so slower, because none "
-                f"could be made: {error}",
-                stacklevel=2,
-            )
-            return None
+            what = f"Steps of {rows} sequences"
+            graphs[rows] = capture_if_possible(self._graphs, partial(compute, rows), what)
 
     def _choose_rows(self, rows: int) -> None:
         """What a graph repeats, to the tokens."""

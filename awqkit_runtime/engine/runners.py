@@ -10,7 +10,8 @@ from awqkit_runtime.engine.cuda_graphs import CudaGraphs
 from awqkit_runtime.engine.graph_runner import GraphRunner
 from awqkit_runtime.engine.memory import set_aside
 from awqkit_runtime.engine.runner import DecoderModel, Runner
-from awqkit_runtime.engine.steady_runner import SteadyRunner
+from awqkit_runtime.engine.steady_kernel_runner import SteadyKernelRunner
+from awqkit_runtime.engine.steady_runner import SteadyRunner, tile_rows
 from awqkit_runtime.engine.step_memory import (
     StepMemory,
     decodes_run_in_kernels,
@@ -19,7 +20,7 @@ from awqkit_runtime.engine.step_memory import (
     reserved,
     step_memory,
 )
-from awqkit_runtime.kernels.paged_decode import prepare_decode
+from awqkit_runtime.kernels.paged_decode import prepare_decode, prepare_steady_decode
 
 if TYPE_CHECKING:
     from awqkit_runtime.models.decoder import Decoder
@@ -38,11 +39,10 @@ def runner_for(
     decoder: DecoderModel, pool: PagePool, config: EngineConfig
 ) -> Runner | SteadyRunner:
     """What the config asks for and the device can."""
-    if config.deterministic:
-        return SteadyRunner(decoder, pool)
     if decoder.device.type == "cuda":
-        return _gpu_runner(cast("Decoder", decoder), pool, config)
-    return Runner(decoder, pool)
+        new_runner = _steady_gpu_runner if config.deterministic else _gpu_runner
+        return new_runner(cast("Decoder", decoder), pool, config)
+    return SteadyRunner(decoder, pool) if config.deterministic else Runner(decoder, pool)
 
 
 def reserved_for_steps(decoder: DecoderModel, config: EngineConfig) -> int:
@@ -78,6 +78,19 @@ def _gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> Runne
         return Runner(decoder, pool)
     max_rows = config.batch_size_for(decoder.device)
     return GraphRunner(decoder, pool, graphs_for(decoder, pool, max_rows), max_rows=max_rows)
+
+
+def _steady_gpu_runner(decoder: Decoder, pool: PagePool, config: EngineConfig) -> SteadyRunner:
+    model, placement = decoder.config, decoder.placement
+    if not decodes_run_in_kernels(model, placement, pool.format):
+        return SteadyRunner(decoder, pool)
+    rows = tile_rows(model)
+    prepare_steady_decode(pool.format, model.num_heads, rows, decoder.device)
+    graphs = None
+    if makes_graphs(model, placement, pool.format, config):
+        pool_bytes = graph_pool_bytes(model, placement, rows)
+        graphs = CudaGraphs(decoder.device, pool_bytes=pool_bytes)
+    return SteadyKernelRunner(decoder, pool, graphs)
 
 
 def prepare_launches(decoder: Decoder, pool: PagePool) -> None:

@@ -16,6 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from awqkit.checkpoint.decoder_config import DecoderConfig
 from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.cache.steady_attention import SteadyAttention, TokenPlace
 from awqkit_runtime.engine.host_arrays import to_device
@@ -27,10 +28,18 @@ TILE_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Token:
+class TileToken:
+    """A new token. chunk: its number among those of the step."""
+
     chunk: int
     token_id: int
     position: int
+
+
+def tile_rows(config: DecoderConfig) -> int:
+    """Rows of a tile of such a decoder."""
+    # How many tokens an expert gets depends on all tokens of a tile.
+    return TILE_ROWS if config.experts is None else 1
 
 
 class SteadyRunner:
@@ -41,8 +50,7 @@ class SteadyRunner:
     def __init__(self, decoder: DecoderModel, pool: PagePool) -> None:
         self.decoder = decoder
         self.pool = pool
-        # How many tokens an expert gets depends on all tokens of a tile.
-        self._rows = TILE_ROWS if decoder.config.experts is None else 1
+        self._rows = tile_rows(decoder.config)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -61,17 +69,17 @@ class SteadyRunner:
             return torch.empty((0, self.decoder.config.vocab_size), device=self.decoder.device)
         return require_finite(torch.stack([logits[i] for i in sorted(logits)]), self.decoder)
 
-    def _tokens(self, index: int, chunk: Chunk) -> list[_Token]:
+    def _tokens(self, index: int, chunk: Chunk) -> list[TileToken]:
         ids = chunk.request.tokens(chunk.start, chunk.start + chunk.length)
         return [
-            _Token(chunk=index, token_id=token, position=position)
+            TileToken(chunk=index, token_id=token, position=position)
             for position, token in enumerate(ids, start=chunk.start)
         ]
 
-    def _row(self, token: _Token) -> int:
+    def _row(self, token: TileToken) -> int:
         return token.position % self._rows
 
-    def _hidden(self, chunks: Sequence[Chunk], tile: Sequence[_Token]) -> Tensor:
+    def _hidden(self, chunks: Sequence[Chunk], tile: Sequence[TileToken]) -> Tensor:
         """Of a whole tile, [tile rows, hidden]; rows without a token hold nothing of meaning."""
         ids, positions = [0] * self._rows, [0] * self._rows
         places = []
@@ -87,13 +95,13 @@ class SteadyRunner:
         return self.decoder.hidden(token_ids, where, state)
 
 
-def pack_tiles(sequences: Iterable[Sequence[_Token]], rows: int) -> list[list[_Token]]:
+def pack_tiles(sequences: Iterable[Sequence[TileToken]], rows: int) -> list[list[TileToken]]:
     """Tokens of each sequence, in order of position, into tiles of `rows` rows.
 
     A token's row is its position modulo rows. Tokens of a sequence that could share a tile do, and
     its later tokens are in later tiles, or in the same one.
     """
-    tiles: list[dict[int, _Token]] = []
+    tiles: list[dict[int, TileToken]] = []
     for tokens in sequences:
         earliest = 0
         for unit in _units(tokens, rows):
@@ -106,13 +114,13 @@ def pack_tiles(sequences: Iterable[Sequence[_Token]], rows: int) -> list[list[_T
     return [list(tile.values()) for tile in tiles]
 
 
-def _units(tokens: Sequence[_Token], rows: int) -> list[list[_Token]]:
+def _units(tokens: Sequence[TileToken], rows: int) -> list[list[TileToken]]:
     """Runs of tokens whose positions lie in the same multiple of `rows`."""
-    units: dict[int, list[_Token]] = {}
+    units: dict[int, list[TileToken]] = {}
     for token in tokens:
         units.setdefault(token.position // rows, []).append(token)
     return list(units.values())
 
 
-def _samples(chunk: Chunk, token: _Token) -> bool:
+def _samples(chunk: Chunk, token: TileToken) -> bool:
     return chunk.samples and token.position == chunk.start + chunk.length - 1

@@ -16,6 +16,7 @@ from awqkit_runtime.cache.page_format import PageFormat, pages_for
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_sizes import graph_sizes
 from awqkit_runtime.engine.parallel.peers import can_meet, peer_bytes
+from awqkit_runtime.engine.steady_runner import tile_rows
 from awqkit_runtime.engine.workspace import Workspace, decode_activations, workspace
 from awqkit_runtime.kernels.paged_decode import can_decode
 from awqkit_runtime.kernels.rotary import can_rotate
@@ -60,7 +61,14 @@ def step_memory(
     """For an engine with these settings, whose sessions have up to session_len tokens."""
     max_rows = engine.batch_size_for(placement.device)
     page_format = PageFormat.for_policy(config, engine.policy, placement.dtype)
-    graphs = makes_graphs(config, placement, page_format, engine)
+    graphs = 0
+    if makes_graphs(config, placement, page_format, engine):
+        graph_rows = tile_rows(config) if engine.deterministic else max_rows
+        graphs = graph_memory(
+            *(config, placement, graph_rows, session_len),
+            graphs=1 if engine.deterministic else _GRAPHS_A_SIZE * len(graph_sizes(max_rows)),
+            ranks=engine.tp,
+        )
     return StepMemory(
         workspace=workspace(
             config,
@@ -69,10 +77,9 @@ def step_memory(
             max_batch_size=max_rows,
             session_len=session_len,
             deterministic=engine.deterministic,
+            decodes_in_kernels=decodes_run_in_kernels(config, placement, page_format),
         ),
-        graphs=graph_memory(config, placement, max_rows, session_len, ranks=engine.tp)
-        if graphs
-        else 0,
+        graphs=graphs,
         libraries=LIBRARY_BYTES if placement.device.type == "cuda" else 0,
     )
 
@@ -88,7 +95,7 @@ def reserved(steps: StepMemory, device: torch.device) -> int:
 def makes_graphs(
     config: DecoderConfig, placement: Placement, page_format: PageFormat, engine: EngineConfig
 ) -> bool:
-    """Whether decode steps run as graphs.
+    """Whether decode steps run as graphs, or deterministic tiles do.
 
     They do where kernels compute all of attention, and the sums over ranks where there are several,
     and the host decides nothing on the way, as it does for experts.
@@ -96,7 +103,6 @@ def makes_graphs(
     return (
         decodes_run_in_kernels(config, placement, page_format)
         and config.experts is None
-        and not engine.deterministic
         and (engine.tp == 1 or can_meet(config.hidden_size, placement.device, engine.tp))
     )
 
@@ -104,7 +110,7 @@ def makes_graphs(
 def decodes_run_in_kernels(
     config: DecoderConfig, placement: Placement, page_format: PageFormat
 ) -> bool:
-    """Whether kernels compute all of attention of decodes, unless the engine is deterministic."""
+    """Whether kernels compute all of attention of decodes, and of deterministic tiles."""
     turned = [int(config.head_dim * rope.partial_rotary_factor) for rope in layer_ropes(config)]
     return (
         placement.uses_cuda_kernels
@@ -116,15 +122,20 @@ def decodes_run_in_kernels(
 
 
 def graph_memory(
-    config: DecoderConfig, placement: Placement, max_rows: int, session_len: int, *, ranks: int
+    config: DecoderConfig,
+    placement: Placement,
+    max_rows: int,
+    session_len: int,
+    *,
+    graphs: int,
+    ranks: int,
 ) -> int:
-    """Of the tensors that graphs read and write, their pool, and what the driver keeps of them.
+    """Of the tensors that so many graphs read and write, their pool, and what the driver keeps.
 
     Of several ranks each has a part that the others write into.
     """
     row = 5 * _INT64 + _INT32 * pages_for(session_len)
     row += config.hidden_size * placement.activation_dtype.itemsize
-    graphs = _GRAPHS_A_SIZE * len(graph_sizes(max_rows))
     launches = graphs * config.num_layers * _LAYER_LAUNCHES * _LAUNCH_BYTES
     pool = graph_pool_bytes(config, placement, max_rows)
     peers = peer_bytes(ranks=ranks, rows=max_rows, width=config.hidden_size) if ranks > 1 else 0

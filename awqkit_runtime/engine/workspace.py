@@ -70,20 +70,21 @@ def workspace(
     max_batch_size: int,
     session_len: int,
     deterministic: bool = False,
+    decodes_in_kernels: bool = False,
 ) -> Workspace:
     """What a step of up to step_tokens new tokens takes, in sessions of up to session_len.
 
-    deterministic: attention goes token by token, in torch.
+    deterministic: attention goes token by token, in torch unless decodes_in_kernels.
     """
     in_kernels = not deterministic and _kernels_attend(config, placement)
     tokens = min(step_tokens, max_batch_size * session_len)
     row = tokens * placement.activation_dtype.itemsize
     projections = _projection_bytes(config, row)
-    if deterministic:
-        gathered = _gathered_singly
-    else:
+    attention = projections
+    if not (deterministic and decodes_in_kernels):
         gathered = _gathered_for_kernels if in_kernels else _gathered_bytes
-    attention = projections + gathered(config, tokens, max_batch_size, session_len)
+        gathered = _gathered_singly if deterministic else gathered
+        attention += gathered(config, tokens, max_batch_size, session_len)
     mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
     masks = 0 if in_kernels or deterministic else len(_windows(config))

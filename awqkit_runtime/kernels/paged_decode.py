@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,12 +16,20 @@ from awqkit_runtime.kernels.paged_decode_plan import (
     PagedDecodePlan,
     can_decode,
     plan_paged_decode,
+    plan_steady_decode,
     plans_of_all_batches,
     score_scale,
 )
 from awqkit_runtime.kernels.w4_tiled_linear import gpu_model
 
-__all__ = ["DecodeRows", "can_decode", "paged_decode", "prepare_decode", "share_rows"]
+__all__ = [
+    "DecodeRows",
+    "can_decode",
+    "paged_decode",
+    "prepare_decode",
+    "prepare_steady_decode",
+    "share_rows",
+]
 
 #: Of a row of q: the kernel reads four elements at once.
 _Q_ALIGNMENT = 4
@@ -52,6 +61,7 @@ def share_rows(
     lengths: Tensor,
     *,
     window: int | None,
+    steady: bool = False,
 ) -> DecodeRows:
     """Share the keys of a step's rows among the warps of the device, in one small launch.
 
@@ -59,12 +69,16 @@ def share_rows(
     of each row with that of its new token; 0: an idle row. With a window a row sees its last
     `window` keys. TypeError for other tensors, or pages that can_decode does not allow.
 
+    steady: no bit of a row's output depends on the other rows, as long as there are as many, idle
+    or not. Rows of one sequence may then see each other's new tokens.
+
     The launch does not depend on what the tensors hold. It waits for those ahead, and none behind
     it starts before it has ended: paged_decode reads what it wrote without waiting.
     """
     if not can_decode(format, num_heads):
         raise TypeError(f"paged_decode does not take {num_heads} heads over {format}")
-    plan = plan_paged_decode(format, num_heads, len(lengths), gpu_model(lengths.device))
+    plan_rows = plan_steady_decode if steady else plan_paged_decode
+    plan = plan_rows(format, num_heads, len(lengths), gpu_model(lengths.device))
     return run_share_rows(plan, format, num_heads, page_table, lengths, window=window)
 
 
@@ -122,9 +136,10 @@ def paged_decode(
     hold: a CUDA graph that captured it, with share_rows and after prepare_decode, may be replayed
     with other values in them.
 
-    rows' tensors and all tokens but the newest are read while the launches ahead may still
-    run. Only kernels that start their successors early matter, and they may write q and store the
-    new tokens but none of the rest; whatever is written before a launch without overlap is there.
+    Unless rows are steady, their tensors and all tokens but the newest are read while the launches
+    ahead may still run. Only kernels that start their successors early matter, and they may write q
+    and store the new tokens but none of the rest; whatever is written before a launch without
+    overlap is there.
     """
     _require_fitting(q, pages.format, rows)
     count, heads, head_dim = q.shape
@@ -146,7 +161,17 @@ def paged_decode(
 
 def prepare_decode(format: PageFormat, num_heads: int, device: torch.device) -> None:
     """Compile, load and make room for what a step launches; a capture allows none of it."""
-    plans = plans_of_all_batches(format, num_heads, gpu_model(device))
+    _prepare(plans_of_all_batches(format, num_heads, gpu_model(device)), device)
+
+
+def prepare_steady_decode(
+    format: PageFormat, num_heads: int, rows: int, device: torch.device
+) -> None:
+    """The same for steady steps of so many rows."""
+    _prepare([plan_steady_decode(format, num_heads, rows, gpu_model(device))], device)
+
+
+def _prepare(plans: Collection[PagedDecodePlan], device: torch.device) -> None:
     compile_programs({plan.program for plan in plans}, device_architecture(device))
     for plan in plans:
         kernel(plan.program, plan.share_entry, device).prepare(plan.share_shape)

@@ -32,7 +32,8 @@ class PagedDecodePlan:
     """One launch, which serves any rows, pages and lengths.
 
     teams: that the query heads of a key-value head are cut into. arrivals: zero int32 counters.
-    share_bytes: who reads what, which a launch of share_shape finds once a step.
+    share_bytes: who reads what, which a launch of share_shape finds once a step. steady: see
+    plan_steady_decode.
     """
 
     program: Program
@@ -41,6 +42,7 @@ class PagedDecodePlan:
     workspace_bytes: int
     arrivals: int
     share_bytes: int
+    steady: bool = False
 
     @property
     def share_shape(self) -> LaunchShape:
@@ -55,7 +57,10 @@ class PagedDecodePlan:
         return "paged_decode_kernel"
 
     def even_blocks(self, rows: int, kv_heads: int) -> int:
-        """The kernel's argument: blocks that take part where so many rows are equally long."""
+        """The kernel's argument: blocks that take part where so many rows are equally long; 0: a
+        block for each row and head, whatever they are."""
+        if self.steady:
+            return 0
         return even_blocks(self.shape.grid[0], rows * kv_heads * self.teams)
 
 
@@ -73,19 +78,24 @@ def can_decode(format: PageFormat, num_heads: int) -> bool:
 
 def plan_of(instance: PagedDecodeInstance, group: int, gpu: GpuModel) -> PagedDecodePlan:
     """group: query heads of a key-value head."""
-    grid = gpu.multiprocessors
+    return _plan(instance, group, grid=gpu.multiprocessors, steady=False)
+
+
+def _plan(instance: PagedDecodeInstance, group: int, *, grid: int, steady: bool) -> PagedDecodePlan:
     return PagedDecodePlan(
         program=instance.program,
         shape=LaunchShape(
             grid=(grid, 1, 1),
             block=(32 * instance.warps, 1, 1),
             shared_bytes=instance.shared_bytes,
-            overlap=True,
+            # Steady rows may see each other's new tokens, which are not there any sooner.
+            overlap=not steady,
         ),
         teams=ceil_div(group, instance.most_heads),
         workspace_bytes=(2 + instance.warps) * grid * instance.record_bytes,
         arrivals=grid,
         share_bytes=(_BLOCK_SHARE_BYTES + instance.warps * _WARP_SHARE_BYTES) * grid,
+        steady=steady,
     )
 
 
@@ -94,10 +104,29 @@ def plan_paged_decode(
     format: PageFormat, num_heads: int, rows: int, gpu: GpuModel
 ) -> PagedDecodePlan:
     """How rows of num_heads query heads attend over pages that can_decode allows."""
+    return plan_of(*_instance_and_group(format, num_heads, rows, gpu), gpu)
+
+
+@cache
+def plan_steady_decode(
+    format: PageFormat, num_heads: int, rows: int, gpu: GpuModel
+) -> PagedDecodePlan:
+    """The same where no bit of a row may depend on the others, which may be idle.
+
+    A block has a row and head by itself, so that long contexts use few multiprocessors.
+    """
+    instance, group = _instance_and_group(format, num_heads, rows, gpu)
+    grid = rows * format.num_kv_heads * ceil_div(group, instance.most_heads)
+    return _plan(instance, group, grid=grid, steady=True)
+
+
+def _instance_and_group(
+    format: PageFormat, num_heads: int, rows: int, gpu: GpuModel
+) -> tuple[PagedDecodeInstance, int]:
+    """And how many query heads a key-value head has."""
     group = num_heads // format.num_kv_heads
     sizes = (format.head_dim, format.k_bits, format.v_bits)
-    instance = instance_for(*sizes, group, gpu, segments=rows * format.num_kv_heads)
-    return plan_of(instance, group, gpu)
+    return instance_for(*sizes, group, gpu, segments=rows * format.num_kv_heads), group
 
 
 def plans_of_all_batches(

@@ -7,7 +7,8 @@
 // lengths [rows] counts the keys that a row sees, its own included; rows of length 0 get zeros. Of
 // page_table [rows, ...] only the pages that hold visible keys are read. window: a row sees its last
 // `window` keys; 0: all. factor, cap: ScoreScale. group, teams: HeadLayout. even_blocks: how many
-// blocks of the grid take part where rows are equally long and give all of them work.
+// blocks of the grid take part where rows are equally long and give all of them work. 0: a grid of
+// rows · kv_heads · teams has a block for each, so that the bits of a row do not depend on other rows.
 //
 // Programmatic launch: lengths, shares, page_table and all keys and values but those of each row's
 // newest token are read while predecessors still run. So a launch without overlap must lie between

@@ -2,7 +2,8 @@
 // the device, so that a captured launch serves other lengths.
 //
 // A block's boundary that falls within `snap` units of a segment's end moves there, since a segment of
-// several blocks costs a merge through memory.
+// several blocks costs a merge through memory. Or the cut is a steady one: a block for each segment, so
+// that the bits of a row follow from its own keys.
 #pragma once
 
 #include "paged_decode_line.cuh"
@@ -27,8 +28,9 @@ struct ScheduleMemory {
   int warp_sums[kWarps];
   int lengths[kStagedRows];
   int total;   // units
-  int blocks;  // that share them
+  int blocks;  // that share them; 0: each has a segment by itself
   int snap;
+  int workers;  // warps of this block that take part
   int boundaries[2];  // of this block's run
   Cut equal[kWarps], ending[kWarps];  // its warps' parts: equal ones, and those that end with segments
 };
@@ -63,6 +65,8 @@ class Schedule {
       if (lane == 0) memory.boundaries[warp] = unit;
     }
     __syncthreads();
+    if (threadIdx.x == 0) memory.workers = workers();
+    __syncthreads();
   }
 
   // Empty if there is nothing to do.
@@ -74,13 +78,16 @@ class Schedule {
   // where that costs less, end with a segment that ends nearby: it spares a join.
   __device__ __forceinline__ WarpShare take_part(const PageTable& page_table, int kv_heads) {
     const int warp = threadIdx.x / 32, units = run().end - run().begin;
-    const int equal = run().begin + units * warp / kWarps;
+    const bool works = warp < memory_.workers;
+    const int equal = run().begin + (works ? units * warp / memory_.workers : 0);
     Segment first = find(equal);
     const int before = equal - max(first.begin, run().begin);
     const int after = min(first.end, run().end) - equal;
     const bool near = min(before, after) <= kNear;
-    memory_.equal[warp] = {equal, before > 0};
-    memory_.ending[warp] = {near ? equal + (before <= after ? -before : after) : equal, !near};
+    memory_.equal[warp] = works ? Cut{equal, before > 0} : Cut{run().end, false};
+    memory_.ending[warp] = memory_.equal[warp];
+    if (works && near)
+      memory_.ending[warp] = {equal + (before <= after ? -before : after), false};
     __syncthreads();
     const Cut* cuts = chosen_cuts();
     WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}, {}};
@@ -122,7 +129,27 @@ class Schedule {
 
  private:
   __device__ __forceinline__ bool has_work() const {
-    return memory_.total > 0 && static_cast<int>(blockIdx.x) < memory_.blocks;
+    const int blocks = is_steady() ? rows_ * line_.heads : memory_.blocks;
+    return memory_.total > 0 && static_cast<int>(blockIdx.x) < blocks;
+  }
+
+  __device__ __forceinline__ bool is_steady() const { return memory_.blocks == 0; }
+
+  // Whether rows are equally long, or their sum is as if they were.
+  __device__ __forceinline__ bool is_even(int total) const {
+    return total == rows_ * line_.units_of(length(0));
+  }
+
+  // All, but where the run is more equal segments than warps no more than share them evenly: else some
+  // would still read several when the others are done.
+  __device__ __forceinline__ int workers() const {
+    const int steps = line_.units_of(length(0)) / line_.heads, units = run().end - run().begin;
+    if (units == 0 || is_steady() || !is_even(memory_.total)) return kWarps;
+    if (run().begin % steps != 0 || units % steps != 0) return kWarps;
+    const int segments = units / steps;
+    if (segments <= kWarps) return kWarps;
+    const int of_a_warp = (segments + kWarps - 1) / kWarps;
+    return (segments + of_a_warp - 1) / of_a_warp;
   }
 
   __device__ __forceinline__ const Cut* chosen_cuts() const {
@@ -177,7 +204,7 @@ class Schedule {
   __device__ __forceinline__ void share(int total, int even_blocks) {
     const int least = (total + kLeastUnits - 1) / kLeastUnits, grid = gridDim.x;
     int blocks = min(grid, max(min(rows_ * line_.heads, total), least));
-    if (blocks == grid && total == rows_ * line_.units_of(length(0))) blocks = even_blocks;
+    if (even_blocks == 0 || (blocks == grid && is_even(total))) blocks = even_blocks;
     memory_.total = total;
     memory_.blocks = blocks;
     memory_.snap = (total > blocks * kLeastUnits ? 1 : 2) * (kPageTokens / kTokens);
@@ -185,6 +212,7 @@ class Schedule {
 
   // Where the run of a block begins.
   __device__ __forceinline__ int boundary(int block) const {
+    if (is_steady()) return begin_of(block);
     const int unit =
         static_cast<int>(static_cast<long long>(memory_.total) * block / memory_.blocks);
     if (unit == 0 || unit == memory_.total) return unit;
@@ -192,6 +220,15 @@ class Schedule {
     const int before = unit - segment.begin, after = segment.end - unit;
     if (min(before, after) > memory_.snap) return unit;
     return before <= after ? segment.begin : segment.end;
+  }
+
+  // Of a segment by its number; those of idle rows are empty.
+  __device__ __forceinline__ int begin_of(int number) const {
+    const int row = number / line_.heads, chunk = row / chunk_;
+    if (row == rows_) return memory_.total;
+    int begin = memory_.begins[chunk];
+    for (int before = chunk * chunk_; before < row; ++before) begin += line_.units_of(length(before));
+    return begin + number % line_.heads * (line_.units_of(length(row)) / line_.heads);
   }
 
   // Of this thread's chunk of rows, whose lengths are staged on the way.

@@ -105,7 +105,13 @@ class Rows:
 
 
 def share_rows(
-    format: PageFormat, num_heads: int, page_table: Tensor, lengths: Tensor, *, window: int | None
+    format: PageFormat,
+    num_heads: int,
+    page_table: Tensor,
+    lengths: Tensor,
+    *,
+    window: int | None,
+    steady: bool = False,
 ) -> Rows:
     assert num_heads % format.num_kv_heads == 0
     for tensor, dims in ((page_table, 2), (lengths, 1)):

@@ -11,10 +11,19 @@ from awqkit_runtime.cache.pool import PagePool
 
 
 class TensorAttention:
-    """As DecodeAttention. Idle rows write into the pool's last page, which must be nobody's."""
+    """As DecodeAttention. Idle rows write into the pool's last page, which must be nobody's.
+
+    Rows may always be of one sequence.
+    """
 
     def __init__(
-        self, pool: PagePool, page_table: Tensor, positions: Tensor, *, config: DecoderConfig
+        self,
+        pool: PagePool,
+        page_table: Tensor,
+        positions: Tensor,
+        *,
+        config: DecoderConfig,
+        steady: bool = False,
     ) -> None:
         self._pool = pool
         self._table = page_table.clamp(0, pool.num_pages - 1).long()

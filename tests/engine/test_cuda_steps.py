@@ -18,12 +18,14 @@ from awqkit_runtime.cache.pool import PagePool
 from awqkit_runtime.config import EngineConfig
 from awqkit_runtime.engine.graph_runner import GraphRunner
 from awqkit_runtime.engine.launched_step import LaunchedStep
-from awqkit_runtime.engine.request import Request
+from awqkit_runtime.engine.request import Completion, Request
 from awqkit_runtime.engine.runner import Runner
 from awqkit_runtime.engine.runners import runner_for
 from awqkit_runtime.engine.sampler import sample
 from awqkit_runtime.engine.sampling_params import SamplingParams
 from awqkit_runtime.engine.scheduler import Chunk
+from awqkit_runtime.engine.steady_kernel_runner import SteadyKernelRunner
+from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.engine.token_choice import _last_of
 from awqkit_runtime.kernels.greedy import greedy_
 from awqkit_runtime.kernels.top_p import top_p_cutoffs
@@ -326,7 +328,7 @@ def test_top_p_keeps_what_it_keeps_in_order(vocab: int, spread: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-PARAMS = SamplingParams(max_tokens=24)
+PARAMS = SamplingParams(max_tokens=24, logprobs=2)
 
 
 def random_prompts(count: int) -> list[list[int]]:
@@ -334,11 +336,17 @@ def random_prompts(count: int) -> list[list[int]]:
     return [[rng.randrange(3, 900) for _ in range(rng.randint(3, 90))] for _ in range(count)]
 
 
-@pytest.mark.parametrize("policy", [0, 4])
+STEADY_CASES = [
+    *(("internlm2", 64, policy) for policy in (0, 8, 4, "k8v4")),
+    *(("gemma2", 128, 8), ("gemma3", 64, 4), ("mixtral", 64, 8)),
+]
+
+
+@pytest.mark.parametrize(("family", "head_dim", "policy"), STEADY_CASES)
 def test_deterministic_answers_are_those_of_a_batch_of_64(
-    tmp_path: Path, policy: int | str
+    tmp_path: Path, family: str, head_dim: int, policy: int | str
 ) -> None:
-    decoder = int4_decoder(tmp_path, "internlm2", 64)
+    decoder = int4_decoder(tmp_path, family, head_dim)
     settings: dict[str, Any] = {
         "device": "cuda",
         "deterministic": True,
@@ -348,7 +356,28 @@ def test_deterministic_answers_are_those_of_a_batch_of_64(
     }
     together = generate(make_engine(decoder, **settings), random_prompts(64), PARAMS)
     alone = generate_alone(make_engine(decoder, **settings), random_prompts(64)[:6], PARAMS)
-    assert [done.token_ids for done in together[:6]] == [done.token_ids for done in alone]
+    assert [exact(done) for done in together[:6]] == [exact(done) for done in alone]
+
+
+def exact(done: Completion) -> Any:
+    return done.token_ids, done.logprobs
+
+
+@pytest.mark.parametrize(("family", "head_dim", "policy"), STEADY_CASES)
+def test_deterministic_kernels_compute_what_torch_does(
+    tmp_path: Path, family: str, head_dim: int, policy: int | str
+) -> None:
+    decoder = int4_decoder(tmp_path, family, head_dim)
+    config = EngineConfig(max_batch_size=ROWS, quant_policy=policy, deterministic=True)
+    kernels = runner_for(decoder, new_pool(decoder, policy), config)
+    assert isinstance(kernels, SteadyKernelRunner)
+    torch_alone = SteadyRunner(decoder, new_pool(decoder, policy))
+    batch = requests(ROWS)
+    for chunks in (prompts(batch), decodes(batch)):
+        found, expected = kernels.run(chunks), torch_alone.run(chunks)
+        assert (found - expected).norm() <= 0.05 * expected.norm()
+        for one, row in zip(batch, expected, strict=True):
+            one.output_token_ids.append(int(row.argmax()))
 
 
 #: What one 4-bit code at a tie, which float32's rounding turns, does to the logits of these models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,10 +136,27 @@ def test_graphs_are_planned_where_steps_run_as_graphs() -> None:
     pool = 128 * 2 * (4 * 4096 + 4 * 14336) + 128 * 8 * 128 + 128 * 2 * 92544 + 32 * 2**20
     assert found.graphs == rows + launches + pool + 20 * 2**20
     assert found.libraries > 0
-    for settings in ({"deterministic": True}, {"placement": CPU}):
-        assert plan(**settings).graphs == 0  # type: ignore[arg-type]
-    assert plan(placement=CPU).libraries == 0
+    assert plan(placement=CPU).graphs == plan(placement=CPU).libraries == 0
     assert plan(max_batch_size=256).graphs > found.graphs
+
+
+def test_a_deterministic_engine_has_one_graph() -> None:
+    """Of a tile of 16 rows, however many sequences run at once."""
+    found = plan(deterministic=True)
+    rows = 16 * (5 * 8 + 4 * 512 + 2 * 4096)
+    pool = 16 * 2 * (4 * 4096 + 4 * 14336) + 16 * 8 * 128 + 16 * 2 * 92544 + 32 * 2**20
+    assert found.graphs == rows + 32 * 12 * 4096 + pool + 20 * 2**20
+    assert plan(deterministic=True, max_batch_size=256).graphs == found.graphs
+    assert plan(deterministic=True, placement=CPU).graphs == 0
+
+
+def test_kernels_of_a_deterministic_engine_gather_nothing() -> None:
+    def activations(session_len: int, **settings: Any) -> int:
+        found = plan(deterministic=True, session_len=session_len, max_prefill_tokens=64, **settings)
+        return found.workspace.activations
+
+    assert activations(32768) == activations(4096)
+    assert activations(32768, placement=CPU) > activations(4096, placement=CPU)
 
 
 def test_steps_are_as_large_as_the_memory_bears() -> None:

@@ -21,6 +21,7 @@ from awqkit_runtime.engine.parallel.runner import LeadingRunner
 from awqkit_runtime.engine.parallel.shares import Share
 from awqkit_runtime.engine.runner import Runner
 from awqkit_runtime.engine.runners import runner_for
+from awqkit_runtime.engine.steady_kernel_runner import SteadyKernelRunner
 from awqkit_runtime.engine.steady_runner import SteadyRunner
 from awqkit_runtime.layers.placement import Fusions, Placement
 from tests.engine.recorded_graphs import RecordedGraphs
@@ -29,13 +30,15 @@ from tests.tiny_models import write_tiny_model
 GPU = torch.device("cuda", 0)
 PLACEMENT = Placement(device=GPU, dtype=torch.bfloat16)
 SETTINGS = EngineConfig(max_batch_size=4)
+STEADY = EngineConfig(max_batch_size=4, deterministic=True)
 
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What prepare_decode was asked for."""
+    """What prepare_decode or prepare_steady_decode was asked for."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(runners, "prepare_decode", lambda *arguments: calls.append(arguments))
+    for name in ("prepare_decode", "prepare_steady_decode"):
+        monkeypatch.setattr(runners, name, lambda *arguments: calls.append(arguments))
     return calls
 
 
@@ -96,12 +99,38 @@ def test_nothing_is_compiled_that_no_step_launches(
     assert not prepared
 
 
-def test_nor_for_steps_that_attend_token_by_token(
+@pytest.mark.parametrize(("family", "rows"), [("llama", 16), ("mixtral", 1)])
+def test_those_of_steady_tiles_are_compiled(
+    tmp_path: Path,
+    prepared: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    rows: int,
+) -> None:
+    """Tiles of one token where experts are, of which no graph is made either."""
+    graphs: list[RecordedGraphs] = []
+
+    def new_graphs(*arguments: Any, **settings: Any) -> RecordedGraphs:
+        graphs.append(RecordedGraphs())
+        return graphs[-1]
+
+    monkeypatch.setattr(runners, "CudaGraphs", new_graphs)
+    monkeypatch.setattr(
+        "awqkit_runtime.engine.steady_kernel_runner.DecodeInputs", lambda *arguments: None
+    )
+    decoder = on_a_gpu(tmp_path, family)
+    pool = pool_of(decoder)
+    assert type(runner_for(decoder, pool, STEADY)) is SteadyKernelRunner
+    assert prepared == [(pool.format, 4, rows, GPU)]
+    assert len(graphs) == (family == "llama")
+
+
+def test_nothing_is_compiled_for_steps_that_attend_token_by_token(
     tmp_path: Path, prepared: list[tuple[Any, ...]]
 ) -> None:
-    decoder = on_a_gpu(tmp_path, "mixtral")
-    steady = EngineConfig(max_batch_size=4, deterministic=True)
-    assert type(runner_for(decoder, pool_of(decoder), steady)) is SteadyRunner
+    placement = Placement(device=GPU, dtype=torch.float32)
+    decoder = on_a_gpu(tmp_path, "llama", placement)
+    assert type(runner_for(decoder, pool_of(decoder), STEADY)) is SteadyRunner
     assert not prepared
 
 

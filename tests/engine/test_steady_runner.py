@@ -11,7 +11,7 @@ import pytest
 from awqkit_runtime.cache.key_frame import PLAIN_FRAME
 from awqkit_runtime.engine.request import Completion
 from awqkit_runtime.engine.sampling_params import SamplingParams
-from awqkit_runtime.engine.steady_runner import _Token, pack_tiles
+from awqkit_runtime.engine.steady_runner import TileToken, pack_tiles
 from awqkit_runtime.models.loader import load_decoder
 from tests.engine.fakes import generate, generate_alone, make_engine, random_frame
 from tests.tiny_models import write_tiny_model
@@ -64,7 +64,7 @@ def test_tiles_hold_each_token_once_in_its_row_and_in_order() -> None:
         for chunk in range(rng.randrange(1, 9)):
             start, length = rng.randrange(60), rng.choice([1, 1, 1, rng.randrange(1, 40)])
             positions = range(start, start + length)
-            sequences.append([_Token(chunk=chunk, token_id=0, position=at) for at in positions])
+            sequences.append([TileToken(chunk=chunk, token_id=0, position=at) for at in positions])
         tiles = pack_tiles(sequences, rows)
         for tile in tiles:
             taken = [token.position % rows for token in tile]

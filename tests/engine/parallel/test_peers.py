@@ -62,9 +62,8 @@ def test_what_ranks_write_into_is_planned(tmp_path: Path) -> None:
     assert sums < planned <= sums + 2 * 3 * 16 * 64
 
     def graphs(ranks: int) -> int:
-        return graph_memory(
-            config, Placement(device=CPU, dtype=torch.bfloat16), 16, 64, ranks=ranks
-        )
+        placement = Placement(device=CPU, dtype=torch.bfloat16)
+        return graph_memory(config, placement, 16, 64, graphs=10, ranks=ranks)
 
     assert graphs(3) == graphs(1) + planned
 
