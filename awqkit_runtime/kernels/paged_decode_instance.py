@@ -71,7 +71,7 @@ class PagedDecodeInstance:
     @property
     def record_bytes(self) -> int:
         """Of the running softmax of one segment, as a warp hands it on."""
-        return 512 * self.head_tiles * (1 + self.head_dim // 16)
+        return 512 * self.head_tiles * (1 + self.head_dim // 16 // self.streams)
 
     @property
     def shared_bytes(self) -> int:

@@ -27,7 +27,7 @@
 //   where slot = 16 · PD_TOKEN_TILES · (a row of keys and one of values + 8 for codes' parameters)
 //   shares: (48 + 64 · PD_WARPS) · grid bytes.
 //   workspace: (2 + PD_WARPS) · grid · record bytes,
-//   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16)
+//   where record = 512 · PD_HEAD_TILES · (1 + PD_HEAD_DIM / 16 / PD_STREAMS)
 //   arrivals: grid integers, zero before the first launch.
 // Alignment: q rows 8 bytes, all other pointers 16.
 #include "paged_decode_join.cuh"
@@ -41,7 +41,8 @@ __device__ __forceinline__ void attend(const Problem& problem, const BlockShare&
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) memory.shared[i] = share.shared[i], memory.joined[i] = false;
-    memory.warps_of_one = share.warps_of_one;
+    memory.ring_segments = share.ring_segments;
+    for (int i = 0; i < kMostRingSegments; ++i) memory.openers[i] = share.openers[i];
   }
   {
     Walk walk(problem, share.run, memory.pieces);
@@ -104,7 +105,8 @@ extern "C" __global__ void __launch_bounds__(paged_decode::kThreads, 1)
   if (share.run.begin < share.run.end) {
     mine = schedule.take_part(PageTable{page_table, table_stride}, kv_heads);
     for (int begins = 0; begins < 2; ++begins) share.shared[begins] = schedule.shared(begins);
-    share.warps_of_one = schedule.warps_of_one();
+    __syncthreads();
+    find_groups(schedule.left_pieces(), share);
   }
   if (threadIdx.x % 32 != 0) return;
   if (warp == 0) *reinterpret_cast<BlockShare*>(share_of(shares)) = share;

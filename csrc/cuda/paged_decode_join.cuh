@@ -4,6 +4,7 @@
 // many segments a segment each; the parts of blocks, through L2, by the block that is done last.
 #pragma once
 
+#include "paged_decode_groups.cuh"
 #include "paged_decode_walk.cuh"
 
 namespace paged_decode {
@@ -11,13 +12,12 @@ namespace paged_decode {
 struct SharedMemory {
   Pieces pieces;
   SharedSegment shared[2];  // as BlockShare has them; known behind the first barrier
-  u32 warps_of_one;
-  bool joined[2];           // by the block's warps
+  unsigned char ring_segments, openers[kMostRingSegments];  // likewise
+  bool joined[2];  // by the block's warps
 };
 
 static_assert(sizeof(SharedMemory) <= kFixedBytes);
 
-constexpr int kWarpsOfOneSegment = 12;  // more are there for blocks that have many
 constexpr int kJoinedTogether = 2;  // segments at most that all warps of a block join one by one
 
 // One lane of a warp. What it knows to be written of a shared segment is all that the block has of it.
@@ -36,16 +36,14 @@ struct Settle {
   const Run& run;
   Pieces& pieces;
 
-  __device__ __forceinline__ void operator()(Softmax& softmax, const Segment& segment) const {
+  __device__ __forceinline__ void operator()(const Softmax& softmax, const Segment& segment) const {
     const int lane = threadIdx.x % 32;
     const HeadGroup group = problem.heads.at(segment.head);
-    if (run.holds(segment)) {
-      softmax.join_streams();
-      store_output(problem.out_of(segment.row, group), softmax, group.count, lane);
-      return;
-    }
+    const Joined joined(softmax);
+    if (run.holds(segment))
+      return joined.store_output(problem.out_of(segment.row, group), group.count, lane);
     const bool begins = segment.begin >= run.begin;
-    store_record(problem.record(blockIdx.x, begins, lane), softmax, group.count, lane);
+    joined.store(problem.record(blockIdx.x, begins, lane), group.count, lane);
     __syncwarp();
     if (lane == 0) arrive(problem, pieces, problem.share->shared[begins], begins);
   }
@@ -92,29 +90,6 @@ struct PieceRecords {
   }
 };
 
-// The same where a block has one segment alone, all in rings.
-struct RingRecords {
-  u32 warps;  // bits of those that left one
-
-  __device__ __forceinline__ int places() const { return kWarps; }
-
-  template <int kGroups>
-  __device__ __forceinline__ void load_all(float4 (&found)[kWarps], float4 (&heads)[kGroups], int,
-                                           int at, int heads_at, bool needed) const {
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int warp = 8 * g + threadIdx.x % 32 / 4;
-      if (needed && warp < kWarps && (warps >> warp & 1) != 0)
-        heads[g] = shared_quads[ring_of(warp) / 16 + heads_at];
-    }
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      found[warp] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if ((warps >> warp & 1) != 0) found[warp] = shared_quads[ring_of(warp) / 16 + at];
-    }
-  }
-};
-
 // Parts of a segment, from L2, where other blocks have written them.
 struct PartRecords {
   const Problem& problem;
@@ -150,8 +125,8 @@ template <int kTogether, class Records, class Use>
 __device__ __forceinline__ void add_all_tiles(const Records& records, int count, const Use& use) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int i = warp; i < kHeadTiles * kDimTiles; i += kWarps) {
-    const int n = i / kDimTiles, tile = i % kDimTiles;
+  for (int i = warp; i < kHeadTiles * kLaneTiles; i += kWarps) {
+    const int n = i / kLaneTiles, tile = i % kLaneTiles;
     const bool needed = has_heads(n, count, lane);
     TileSum total = add_tiles<kTogether>(records, needed, n, tile);
     use(total, n, tile, needed);
@@ -171,55 +146,76 @@ struct Destination {
       : group(problem.heads.at(segment.head)), whole(run.holds(segment)),
         begins(segment.begin >= run.begin), out(problem.out_of(segment.row, group)),
         record(problem.record(blockIdx.x, begins, lane)) {}
+
+  // A tile of it; needed: whether the lane has heads.
+  __device__ __forceinline__ void store(const TileSum& total, int n, int tile, bool needed,
+                                        int lane) const {
+    if (whole)
+      store_output_tile(out, total, n, tile, group.count, lane);
+    else if (needed)
+      store_record_tile(record, total, n, tile);
+  }
 };
 
 // The whole block: the pieces of a segment.
-template <class Records>
-__device__ __forceinline__ void join_pieces(const Records& pieces, const Destination& to) {
-  const int lane = threadIdx.x % 32;
-  add_all_tiles<kWarps>(pieces, to.group.count, [&](TileSum& total, int n, int tile, bool needed) {
-    if (to.whole) {
-      total.join_streams();
-      store_output_tile(to.out, total, n, tile, to.group.count, lane);
-    } else if (needed) {
-      store_record_tile(to.record, total, n, tile);
-    }
-  });
+__device__ __forceinline__ void join_pieces(const PieceRecords& pieces, const Destination& to) {
+  const auto store = [&](const TileSum& total, int n, int tile, bool needed) {
+    to.store(total, n, tile, needed, threadIdx.x % 32);
+  };
+  add_all_tiles<kWarps>(pieces, to.group.count, store);
 }
 
 // A warp: likewise.
 __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, const Destination& to) {
   const int lane = threadIdx.x % 32, count = to.group.count;
-  Softmax total;
-  total.reset();
+  Joined total;
   u32 left = 1u << pieces.first | pieces.others;
 #pragma unroll 1
   while (left != 0) {
-    add_record(total, pieces.record(__ffs(left) - 1) + lane, count, lane);
+    total.add(pieces.record(__ffs(left) - 1) + lane, count, lane);
     left &= left - 1;
   }
-  if (to.whole) {
-    total.join_streams();
-    store_output(to.out, total, count, lane);
-  } else {
-    store_record(to.record, total, count, lane);
+  if (to.whole)
+    total.store_output(to.out, count, lane);
+  else
+    total.store(to.record, count, lane);
+}
+
+// The whole block: what groups of its warps have left in their rings, each of one segment. Nobody asks
+// who has left what, and each lane weighs all records by itself: to do that together takes longer.
+template <int kSegments>
+__device__ __forceinline__ void join_rings(const Problem& problem, SharedMemory& memory,
+                                           const Run& run) {
+  if constexpr (!may_stand_in_groups(kSegments)) return;
+  constexpr int kGroup = kWarps / kSegments, kRingQuads = kSlots * kSlotBytes / 16;
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int i = threadIdx.x / 32; i < kSegments * kHeadTiles * kLaneTiles; i += kWarps) {
+    const int segment = i % kSegments, part = i / kSegments;
+    const int n = part / kLaneTiles, tile = part % kLaneTiles;
+    const float4* first = shared_quads + ring_of(segment * kGroup) / 16 + n * (1 + kLaneTiles) * 32;
+    float4 heads[kGroup], tiles[kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      heads[k] = first[k * kRingQuads + lane % 4];
+      tiles[k] = first[k * kRingQuads + (1 + tile) * 32 + lane];
+    }
+    TileSum total;
+    total.reset();
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) total.rise(heads[k]);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) total.add(tiles[k], heads[k]);
+    const Destination to(problem, run, memory.pieces.opened[memory.openers[segment]], lane);
+    if (!to.whole && part == 0 && lane == 0) memory.joined[to.begins] = true;
+    to.store(total, n, tile, has_heads(n, to.group.count, lane), lane);
   }
 }
 
-// The whole block, if all it has is of one segment, which the warps of bits `warps` have pieces of.
-__device__ __forceinline__ void join_one_segment(const Problem& problem, SharedMemory& memory,
-                                                 const Run& run, u32 warps) {
-  const Segment& segment = memory.pieces.opened[__ffs(warps) - 1];
-  const Destination to(problem, run, segment, threadIdx.x % 32);
-  if (!to.whole && threadIdx.x == 0) memory.joined[to.begins] = true;
-  join_pieces(RingRecords{warps}, to);
-}
-
-// The whole block: a piece that continues another belongs to the last one opened before it.
-__device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
-                                                const Run& run) {
-  if (kWarps <= kWarpsOfOneSegment && __popc(memory.warps_of_one) > 1)
-    return join_one_segment(problem, memory, run, memory.warps_of_one);
+// The whole block: pieces of any segments, some of them in the workspace. One that continues another
+// belongs to the last one opened before it.
+__device__ __forceinline__ void join_scattered_pieces(const Problem& problem, SharedMemory& memory,
+                                                      const Run& run) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int left = lane < kWarps ? memory.pieces.left[lane] : 0;
   const u32 continuing = __ballot_sync(kAll, (left & Pieces::kContinues) != 0);
@@ -241,13 +237,24 @@ __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMe
 }
 
 // The whole block.
+__device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
+                                                const Run& run) {
+  switch (memory.ring_segments) {
+    case 0: return join_scattered_pieces(problem, memory, run);
+    case 1: return join_rings<1>(problem, memory, run);
+    case 2: return join_rings<2>(problem, memory, run);
+    case 3: return join_rings<3>(problem, memory, run);
+    case 4: return join_rings<4>(problem, memory, run);
+  }
+}
+
+// The whole block.
 __device__ __forceinline__ void merge_parts(const Problem& problem, const SharedSegment& segment) {
   const int lane = threadIdx.x % 32;
   const HeadGroup group = problem.heads.at(segment.head);
   u16* out = problem.out_of(segment.row, group);
   add_all_tiles<16>(PartRecords{problem, segment}, group.count,
-                    [&](TileSum& total, int n, int tile, bool) {
-                      total.join_streams();
+                    [&](const TileSum& total, int n, int tile, bool) {
                       store_output_tile(out, total, n, tile, group.count, lane);
                     });
 }

@@ -52,12 +52,17 @@ struct SharedSegment {
   int row, head;
 };
 
+constexpr int kMostRingSegments = 4;  // see BlockShare
+
 // What a block does, found once a step and then read by every launch of it.
 struct alignas(16) BlockShare {
   Run run;                  // empty if there is nothing for it to do
   SharedSegment shared[2];  // the segment that began in an earlier block, and the one that begins here
-  int idle_rows;            // whether there are any among those whose number it has modulo the grid's size
-  u32 warps_of_one;         // bits of those with work if all of it is one segment's, else 0
+  bool idle_rows;  // whether there are any among those whose number it has modulo the grid's size
+  // Segments whose pieces are each left by a group of kWarps / ring_segments warps, by several of them
+  // and as the last that they leave, in their rings; 0: pieces lie otherwise.
+  unsigned char ring_segments;
+  unsigned char openers[kMostRingSegments];  // the first of each group that leaves one
 };
 
 // pages: of the row it begins with, from the one with its first token on; the row's last one again

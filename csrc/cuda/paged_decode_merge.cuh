@@ -1,62 +1,11 @@
 // Parts of one segment's softmax that several warps or blocks have, put together in a fixed order.
-//
-// A record holds, for each lane side by side, its columns' maxima and sums and its outputs, all in
-// FP32: [kRecordQuads][32] float4. Lanes without heads leave theirs out.
 #pragma once
 
-#include "paged_decode_softmax.cuh"
+#include "paged_decode_record.cuh"
 
 namespace paged_decode {
 
-constexpr int kRecordQuads = kHeadTiles * (1 + kDimTiles);
-constexpr int kRecordFloats = kRecordQuads * 32 * 4;
-
-__device__ __forceinline__ bool has_heads(int n, int count, int lane) {
-  return 8 * n + 2 * (lane % 4) % (8 / kStreams) < count;
-}
-
-// record: the lane's first float4, in shared or global memory.
-__device__ __forceinline__ void store_record(float4* record, const Softmax& softmax, int count,
-                                             int lane) {
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-    if (!has_heads(n, count, lane)) continue;
-    float4* to = record + n * (1 + kDimTiles) * 32;
-    to[0] = make_float4(softmax.maximum[n][0], softmax.maximum[n][1], softmax.sum[n][0],
-                        softmax.sum[n][1]);
-#pragma unroll
-    for (int j = 0; j < kDimTiles; ++j)
-      to[(1 + j) * 32] = make_float4(softmax.out[n][j][0], softmax.out[n][j][1],
-                                     softmax.out[n][j][2], softmax.out[n][j][3]);
-  }
-}
-
-// What a record holds (its lane's first float4) comes to a softmax that is gathered or fresh.
-__device__ __forceinline__ void add_record(Softmax& total, const float4* record, int count, int lane) {
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-    if (!has_heads(n, count, lane)) continue;
-    const float4* from = record + n * (1 + kDimTiles) * 32;
-    float4 tiles[kDimTiles];
-    const float4 heads = from[0];
-#pragma unroll
-    for (int j = 0; j < kDimTiles; ++j) tiles[j] = from[(1 + j) * 32];
-    const float top[2] = {fmaxf(total.maximum[n][0], heads.x), fmaxf(total.maximum[n][1], heads.y)};
-    const float weight[2] = {power_of_two(heads.x - top[0]), power_of_two(heads.y - top[1])};
-    total.lower(n, top);
-    total.sum[n][0] += heads.z * weight[0];
-    total.sum[n][1] += heads.w * weight[1];
-#pragma unroll
-    for (int j = 0; j < kDimTiles; ++j) {
-      total.out[n][j][0] += tiles[j].x * weight[0];
-      total.out[n][j][1] += tiles[j].y * weight[1];
-      total.out[n][j][2] += tiles[j].z * weight[0];
-      total.out[n][j][3] += tiles[j].w * weight[1];
-    }
-  }
-}
-
-// One tile of the output of all that several records hold.
+// One tile of each lane's, of all that several records hold.
 struct TileSum {
   float out[4];  // as Softmax.out
   float maximum[2];
@@ -74,22 +23,18 @@ struct TileSum {
     for (int i = 0; i < 2; ++i) sum[i] *= factor[i], out[i] *= factor[i], out[2 + i] *= factor[i];
   }
 
-  // Streams come together, in the columns of either.
-  __device__ __forceinline__ void join_streams() {
-    if constexpr (kStreams == 2) {
-      float factor[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float top = fmaxf(maximum[i], of_other_stream(maximum[i]));
-        factor[i] = power_of_two(maximum[i] - top);
-        maximum[i] = top;
-      }
-      scale(factor);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) sum[i] += of_other_stream(sum[i]);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) out[e] += of_other_stream(out[e]);
-    }
+  // To the heads of a record: maxima and sums.
+  __device__ __forceinline__ void rise(const float4& heads) {
+    maximum[0] = fmaxf(maximum[0], heads.x);
+    maximum[1] = fmaxf(maximum[1], heads.y);
+  }
+
+  // A tile of a record, and its heads, whose maxima are not above this one's.
+  __device__ __forceinline__ void add(const float4& tile, const float4& heads) {
+    const float weight[2] = {power_of_two(heads.x - maximum[0]), power_of_two(heads.y - maximum[1])};
+    sum[0] += heads.z * weight[0];
+    sum[1] += heads.w * weight[1];
+    add(tile, weight);
   }
 
   // tile: of a record whose heads' maxima are `weight` times this one's.
@@ -157,12 +102,12 @@ class Weights {
   float of_[kGroups][2];
 };
 
-// A warp: tile `tile` of head tile n, of all records, in their order, kTogether at a time up to
-// records.places(). load_all gives of each the float4 `at`, and of those that this lane weighs the float4
-// `heads_at`. needed: whether this lane has heads; of others the sum is undefined.
+// A warp: the lanes' tiles `tile` of head tile n, of all records, in their order, kTogether at a time up
+// to records.places(). load_all gives of each the float4 `at`, and of those that this lane weighs the
+// float4 `heads_at`. needed: whether this lane has heads; of others the sum is undefined.
 template <int kTogether, class Records>
 __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed, int n, int tile) {
-  const int heads = n * (1 + kDimTiles) * 32, lane = threadIdx.x % 32;
+  const int heads = n * (1 + kLaneTiles) * 32, lane = threadIdx.x % 32;
   TileSum total;
   total.reset();
 #pragma unroll 1
@@ -186,51 +131,24 @@ __device__ __forceinline__ TileSum add_tiles(const Records& records, bool needed
 // record: the lane's first float4.
 __device__ __forceinline__ void store_record_tile(float4* record, const TileSum& total, int n,
                                                   int tile) {
-  float4* to = record + n * (1 + kDimTiles) * 32;
+  float4* to = record + n * (1 + kLaneTiles) * 32;
   if (tile == 0)
     to[0] = make_float4(total.maximum[0], total.maximum[1], total.sum[0], total.sum[1]);
   to[(1 + tile) * 32] = make_float4(total.out[0], total.out[1], total.out[2], total.out[3]);
 }
 
-// out: as store_output. Streams are joined.
+// out: as in Joined::store_output.
 __device__ __forceinline__ void store_output_tile(u16* out, const TileSum& total, int n, int tile,
                                                   int count, int lane) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int head = 8 * n + 2 * (lane % 4) + i;
+    const int head = lane_head(n, lane) + i;
     if (head >= count) continue;
     const float factor = 1.0f / total.sum[i];
-    *reinterpret_cast<u32*>(out + head * kHeadDim + value_dim(tile, lane / 4)) =
+    u16* at = out + head * kHeadDim + value_dim(tile_of_lane(tile, lane), lane / 4);
+    *reinterpret_cast<u32*>(at) =
         pack_bf16(total.out[i] * factor, total.out[2 + i] * factor);
   }
-}
-
-// out: [heads, kHeadDim] of the row, from the group's first head on. Streams are joined.
-__device__ __forceinline__ void store_output(u16* out, const Softmax& softmax, int count, int lane) {
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int head = 8 * n + 2 * (lane % 4) + i;
-      if (head >= count) continue;
-      const float factor = 1.0f / softmax.sum[n][i];
-#pragma unroll
-      for (int first = 0; first < kDimTiles; first += kRunTiles) {
-        u32 run[kRunTiles];
-#pragma unroll
-        for (int k = 0; k < kRunTiles; ++k) {
-          const float (&pair)[4] = softmax.out[n][first + k];
-          run[k] = pack_bf16(pair[i] * factor, pair[2 + i] * factor);
-        }
-        u16* to = out + head * kHeadDim + value_dim(first, lane / 4);
-        if constexpr (kRunTiles == 4)
-          *reinterpret_cast<uint4*>(to) = make_uint4(run[0], run[1], run[2], run[3]);
-        else if constexpr (kRunTiles == 2)
-          *reinterpret_cast<uint2*>(to) = make_uint2(run[0], run[1]);
-        else
-          *reinterpret_cast<u32*>(to) = run[0];
-      }
-    }
 }
 
 }  // namespace paged_decode

@@ -6,7 +6,7 @@
 // that the bits of a row follow from its own keys.
 #pragma once
 
-#include "paged_decode_line.cuh"
+#include "paged_decode_groups.cuh"
 
 namespace paged_decode {
 
@@ -33,6 +33,7 @@ struct ScheduleMemory {
   int workers;  // warps of this block that take part
   int boundaries[2];  // of this block's run
   Cut equal[kWarps], ending[kWarps];  // its warps' parts: equal ones, and those that end with segments
+  LeftPieces left;
 };
 
 class Schedule {
@@ -84,15 +85,20 @@ class Schedule {
     const int before = equal - max(first.begin, run().begin);
     const int after = min(first.end, run().end) - equal;
     const bool near = min(before, after) <= kNear;
-    memory_.equal[warp] = works ? Cut{equal, before > 0} : Cut{run().end, false};
-    memory_.ending[warp] = memory_.equal[warp];
-    if (works && near)
-      memory_.ending[warp] = {equal + (before <= after ? -before : after), false};
+    Cut cut = works ? Cut{equal, before > 0} : Cut{run().end, false};
+    memory_.equal[warp] = cut;
+    if (works && near) cut = {equal + (before <= after ? -before : after), false};
+    memory_.ending[warp] = cut;
     __syncthreads();
     const Cut* cuts = chosen_cuts();
     WarpShare mine{{cuts[warp].unit, end_of(cuts, warp)}, first, {}, {}};
-    if (mine.part.begin == mine.part.end) return mine;
-    if (mine.part.begin == first.end) mine.first = line_.after(first);
+    const bool idle = mine.part.begin == mine.part.end;
+    if (!idle && mine.part.begin == first.end) mine.first = line_.after(first);
+    const bool goes_on = !idle && mine.part.end > mine.first.end;
+    const int last = goes_on ? find(mine.part.end - 1).begin : mine.first.begin;
+    memory_.left.segment[warp] = idle ? LeftPieces::kNone : last;
+    memory_.left.early[warp] = goes_on && cuts[warp].inside;
+    if (idle) return mine;
 #pragma unroll
     for (int i = 0; i < WarpShare::kPages; ++i)
       mine.pages[i] = page_table.page(mine.first, mine.first.page_of(mine.part.begin) + i);
@@ -102,15 +108,8 @@ class Schedule {
     return mine;
   }
 
-  // Of BlockShare; when warps have taken their parts.
-  __device__ __forceinline__ u32 warps_of_one() const {
-    if (find(run().begin).end < run().end) return 0;
-    const Cut* cuts = chosen_cuts();
-    u32 warps = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) warps |= (cuts[i].unit < end_of(cuts, i) ? 1u : 0u) << i;
-    return warps;
-  }
+  // When warps have taken their parts.
+  __device__ __forceinline__ const LeftPieces& left_pieces() const { return memory_.left; }
 
   // A warp, if the run is not empty: of the segment that the run begins or ends with, if others have
   // parts of it.
@@ -140,8 +139,8 @@ class Schedule {
     return total == rows_ * line_.units_of(length(0));
   }
 
-  // All, but where the run is more equal segments than warps no more than share them evenly: else some
-  // would still read several when the others are done.
+  // All, but where the run is more equal segments than warps, and fewer of them can have as many each:
+  // else some would still read when the others are done.
   __device__ __forceinline__ int workers() const {
     const int steps = line_.units_of(length(0)) / line_.heads, units = run().end - run().begin;
     if (units == 0 || is_steady() || !is_even(memory_.total)) return kWarps;
@@ -149,7 +148,7 @@ class Schedule {
     const int segments = units / steps;
     if (segments <= kWarps) return kWarps;
     const int of_a_warp = (segments + kWarps - 1) / kWarps;
-    return (segments + of_a_warp - 1) / of_a_warp;
+    return segments % of_a_warp == 0 ? segments / of_a_warp : kWarps;
   }
 
   __device__ __forceinline__ const Cut* chosen_cuts() const {

@@ -162,24 +162,6 @@ struct Softmax {
       }
   }
 
-  // Streams come together, in the columns of either.
-  __device__ __forceinline__ void join_streams() {
-    if constexpr (kStreams == 2) {
-      float top[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) top[i] = fmaxf(maximum[0][i], of_other_stream(maximum[0][i]));
-      lower(0, top);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sum[0][i] += of_other_stream(sum[0][i]);
-#pragma unroll
-        for (int j = 0; j < kDimTiles; ++j)
-#pragma unroll
-          for (int e = i; e < 4; e += 2) out[0][j][e] += of_other_stream(out[0][j][e]);
-      }
-    }
-  }
-
  private:
   __device__ __forceinline__ void raise(float (&highest)[kHeadTiles][2]) {
 #pragma unroll

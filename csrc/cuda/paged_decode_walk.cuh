@@ -158,7 +158,11 @@ class Walk {
   __device__ __forceinline__ void go(const WarpShare& share, const Settle& settle) {
     int unit = share.part.begin;
     const int end = share.part.end;
-    if (unit == end) return awqkit::wait_for_predecessor();
+    if (unit == end) {
+      // As if it had a piece of no tokens: who joins what lies in rings asks for no more.
+      Joined().store(shared_quads + ring_of(warp_) / 16 + lane_, 8 * kHeadTiles, lane_);
+      return awqkit::wait_for_predecessor();
+    }
     Ring ring(ring_of(warp_));
     // Before all else: what memory has to bring first.
     StepSource source;
@@ -226,7 +230,7 @@ class Walk {
     softmax_.gather();
     if (!continues && end == min(segment_.end, run_.end)) return settle(softmax_, segment_);
     float4* record = last ? shared_quads + ring_of(warp_) / 16 : problem_.record_of_warp(warp_);
-    store_record(record + lane_, softmax_, problem_.heads.at(segment_.head).count, lane_);
+    Joined(softmax_).store(record + lane_, problem_.heads.at(segment_.head).count, lane_);
     if (lane_ != 0) return;
     if (continues) {
       pieces_.left[warp_] |= Pieces::kContinues | (last ? 0 : Pieces::kSpilled);
