@@ -186,7 +186,7 @@ __device__ __forceinline__ void join_pieces_alone(const PieceRecords& pieces, co
 template <int kSegments>
 __device__ __forceinline__ void join_rings(const Problem& problem, SharedMemory& memory,
                                            const Run& run) {
-  if constexpr (!may_stand_in_groups(kSegments)) return;
+  static_assert(may_stand_in_groups(kSegments));
   constexpr int kGroup = kWarps / kSegments, kRingQuads = kSlots * kSlotBytes / 16;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -210,6 +210,16 @@ __device__ __forceinline__ void join_rings(const Problem& problem, SharedMemory&
     if (!to.whole && part == 0 && lane == 0) memory.joined[to.begins] = true;
     to.store(total, n, tile, has_heads(n, to.group.count, lane), lane);
   }
+}
+
+// The same for so many segments, kSegments or more.
+template <int kSegments>
+__device__ __forceinline__ void join_rings_of(const Problem& problem, SharedMemory& memory,
+                                              const Run& run, int segments) {
+  if constexpr (may_stand_in_groups(kSegments))
+    if (segments == kSegments) return join_rings<kSegments>(problem, memory, run);
+  if constexpr (kSegments < kMostRingSegments)
+    join_rings_of<kSegments + 1>(problem, memory, run, segments);
 }
 
 // The whole block: pieces of any segments, some of them in the workspace. One that continues another
@@ -239,13 +249,9 @@ __device__ __forceinline__ void join_scattered_pieces(const Problem& problem, Sh
 // The whole block.
 __device__ __forceinline__ void join_all_pieces(const Problem& problem, SharedMemory& memory,
                                                 const Run& run) {
-  switch (memory.ring_segments) {
-    case 0: return join_scattered_pieces(problem, memory, run);
-    case 1: return join_rings<1>(problem, memory, run);
-    case 2: return join_rings<2>(problem, memory, run);
-    case 3: return join_rings<3>(problem, memory, run);
-    case 4: return join_rings<4>(problem, memory, run);
-  }
+  const int segments = memory.ring_segments;
+  if (segments == 0) return join_scattered_pieces(problem, memory, run);
+  join_rings_of<1>(problem, memory, run, segments);
 }
 
 // The whole block.

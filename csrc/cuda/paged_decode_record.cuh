@@ -123,8 +123,8 @@ struct Joined {
 
   // The output, to [heads, kHeadDim] of the row, from the group's first head on.
   __device__ __forceinline__ void store_output(u16* to, int count, int lane) const {
-    constexpr int kRun = kRunTiles < kLaneTiles ? kRunTiles : kLaneTiles;
-    static_assert(kLaneTiles % kRun == 0);
+    constexpr int kPair = kRunTiles % 2 == 0 && kLaneTiles % 2 == 0 ? 2 : 1;
+    constexpr int kRun = kLaneTiles % kRunTiles == 0 ? kRunTiles : kPair;
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
