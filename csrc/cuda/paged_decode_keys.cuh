@@ -23,16 +23,29 @@ __device__ __forceinline__ constexpr bool key_step_is_upper(int step) {
 struct KeyTile {
   u32 words[2][kKeyWords];
 
+  // Where a lane begins to read in a slot: with loads of even and of odd numbers, since the swizzle
+  // changes bit 6.
+  struct Begin {
+    u32 bytes[2];
+
+    __device__ __forceinline__ explicit Begin(int lane) {
+      const u32 first = score_token(lane) * kKeyRow + lane % 4 * kKeyLoad;
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        bytes[odd] = (first + 4 * odd * kKeyLoad) ^ key_swizzle(score_token(lane));
+        keep(bytes[odd]);
+      }
+    }
+  };
+
   // slot, tile: of the step.
-  __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
-    const u32 row = score_token(lane) * kKeyRow, column = lane % 4 * kKeyLoad;
-    const u32 swizzle = key_swizzle(score_token(lane));
+  __device__ __forceinline__ void read(u32 slot, int tile, const Begin& begin) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int i = 0; i < kKeyLoads; ++i) {
-        const u32 rows = slot + (16 * tile + 8 * half) * kKeyRow;
-        take<kKeyLoad>(words[half] + i * (kKeyLoad / 4), rows + lane_byte(row + column, swizzle, i));
+        const u32 rows = slot + (16 * tile + 8 * half) * kKeyRow + i / 2 * 8 * kKeyLoad;
+        take<kKeyLoad>(words[half] + i * (kKeyLoad / 4), rows + begin.bytes[i % 2]);
       }
   }
 
@@ -50,13 +63,6 @@ struct KeyTile {
         a[half + 2] = upper ? upper_codes(odd_bytes(word)) : odd_bytes(word);
       }
     }
-  }
-
- private:
-  // The swizzle changes bit 6, so that loads of even and of odd i have one address each.
-  __device__ __forceinline__ static u32 lane_byte(u32 first, u32 swizzle, int i) {
-    if constexpr (kKeyLoad == 16) return ((first + 64 * (i % 2)) ^ swizzle) + 128 * (i / 2);
-    return (first ^ swizzle) + 4 * i * kKeyLoad;
   }
 };
 

@@ -74,9 +74,9 @@ class StepSource {
     keys_ = pages.keys + static_cast<size_t>(place.row) * kKeyRow + 16 * lane;
     values_ = pages.values + static_cast<size_t>(place.row) * kValueRow + 16 * lane;
     if constexpr (kQuantized) {
-      const bool of_values = lane >= kParamLanes;
+      const bool of_values = param_lane(lane) >= kParamLanes;
       const int word = of_values ? pages.kv_heads * kPageTokens - 4 * kParamLanes : 0;
-      params_ = pages.params + (place.params + word + 4 * lane);
+      params_ = pages.params + (place.params + word + 4 * param_lane(lane));
     }
   }
 
@@ -93,25 +93,28 @@ class StepSource {
                                           [](u32 token) { return key_swizzle(token); });
     copy_rows<kTokens * kValueRow, kValueRow>(slot + kValueOffset, values_, lane,
                                               [](u32 token) { return value_swizzle(token); });
-    if constexpr (kQuantized) {
-      if (lane < 2 * kParamLanes) copy_async(slot + kParamOffset + 16 * lane, params_);
-    }
+    // Some lanes copy what others do: they would have to be told apart in every step.
+    if constexpr (kQuantized) copy_async(slot + kParamOffset + 16 * param_lane(lane), params_);
   }
 
  private:
   static constexpr int kParamLanes = kParamBytes / 16;
   static_assert(2 * kParamLanes <= 32);
+
+  __device__ __forceinline__ static int param_lane(int lane) {
+    return kQuantized ? lane & (2 * kParamLanes - 1) : lane;
+  }
+
   const unsigned char* keys_;
   const unsigned char* values_;
   const u32* params_;
 };
 
-// Scale and minimum of the tokens score_token and score_token + 8 of a step's tile. from: the first
-// token's, an offset in shared memory.
-__device__ __forceinline__ void take_params(u32 (&params)[2], u32 from, int tile, int lane) {
+// Scale and minimum of the tokens score_token and score_token + 8 of a tile. from: the first one's, an
+// offset in shared memory.
+__device__ __forceinline__ void take_params(u32 (&params)[2], u32 from) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    take<4>(params + half, from + 4 * (16 * tile + 8 * half + score_token(lane)));
+  for (int half = 0; half < 2; ++half) take<4>(params + half, from + 32 * half);
 }
 
 // Slots are named by their offset in shared memory. Every slot that is handed out to be filled again

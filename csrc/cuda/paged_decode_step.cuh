@@ -6,18 +6,34 @@
 
 namespace paged_decode {
 
+// What a lane needs in every step.
+struct LanePlace {
+  KeyTile::Begin keys;
+  u32 values, params;  // where it begins to read in a slot
+  u32 first_stream;    // a mask: whether it has tokens of the first of two streams
+
+  __device__ __forceinline__ explicit LanePlace(int lane)
+      : keys(lane), values(ValueTile::begin(lane)),
+        params(kParamOffset + 4 * (16 * token_tile(0, lane) + score_token(lane))),
+        first_stream(lane < 16 ? ~0u : 0u) {
+    keep(params);
+    keep(first_stream);
+  }
+};
+
 class Step {
  public:
   // slot: of the step, all of which is read after this.
-  __device__ __forceinline__ void read(const Queries& queries, u32 slot, int lane) {
-    multiply_keys(queries, slot, lane);
+  __device__ __forceinline__ void read(const Queries& queries, u32 slot, const LanePlace& place,
+                                       int lane) {
+    multiply_keys(queries, slot, place.keys, lane);
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) values_[t].read(slot, t, lane);
+    for (int t = 0; t < kTokenTiles; ++t) values_[t].read(slot, t, place.values);
 #pragma unroll
     for (int s = 0; kQuantized && s < kScoreTiles; ++s) {
-      const u32 params = slot + kParamOffset;
-      take_params(key_params_[s], params, token_tile(s, lane), lane);
-      take_params(value_params_[s], params + kParamBytes, token_tile(s, lane), lane);
+      const u32 params = slot + place.params + 64 * kStreams * s;
+      take_params(key_params_[s], params);
+      take_params(value_params_[s], params + kParamBytes);
     }
   }
 
@@ -33,7 +49,7 @@ class Step {
     softmax.follow(scores_);
   }
 
-  __device__ __forceinline__ void attend(Softmax& softmax, int lane) {
+  __device__ __forceinline__ void attend(Softmax& softmax, const LanePlace& place) {
 #pragma unroll
     for (int s = 0; s < kScoreTiles; ++s) {
       u32 weights[kHeadTiles][2];
@@ -45,19 +61,22 @@ class Step {
         for (int n = 0; n < kHeadTiles; ++n)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            b[n][half] = kStreams == 1 || lane / 16 == stream ? weights[n][half] : 0;
+            b[n][half] = kStreams == 1 ? weights[n][half]
+                         : stream == 0 ? weights[n][half] & place.first_stream
+                                       : weights[n][half] & ~place.first_stream;
         softmax.add(values_[kStreams * s + stream], b);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot, int lane) {
+  __device__ __forceinline__ void multiply_keys(const Queries& queries, u32 slot,
+                                                const KeyTile::Begin& begin, int lane) {
     float products[kTokenTiles][kHeadTiles][4];
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       KeyTile keys;
-      keys.read(slot, t, lane);
+      keys.read(slot, t, begin);
       multiply_tile(products[t], queries, keys);
     }
     // All streams have the same queries: of each column the products with its own tokens count.

@@ -49,10 +49,17 @@ struct ValueTile {
     return 4 * index + lane % 4;
   }
 
-  // slot, tile: of the step.
-  __device__ __forceinline__ void read(u32 slot, int tile, int lane) {
-    const u32 rows = slot + kValueOffset +
-                     ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
+  // Where a lane begins to read in a slot.
+  __device__ __forceinline__ static u32 begin(int lane) {
+    u32 byte = kValueOffset +
+               ((lane % 4 * kValueRow + lane / 4 * kValueLoad) ^ value_swizzle(lane % 4));
+    keep(byte);
+    return byte;
+  }
+
+  // slot, tile: of the step. begin: see above.
+  __device__ __forceinline__ void read(u32 slot, int tile, u32 begin) {
+    const u32 rows = slot + begin;
 #pragma unroll
     for (int index = 0; index < 4; ++index)
 #pragma unroll

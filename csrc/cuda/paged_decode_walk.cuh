@@ -172,10 +172,11 @@ class Walk {
     Feed feed(problem_, share, source, lane_);
     fill(ring, feed, copied);
     segment_ = share.first;
+    const LanePlace place(lane_);
     while (true) {
       const int begin = unit, piece_end = min(segment_.end, end);
       const Queries queries = begin_piece();
-      for (; unit < piece_end; ++unit) attend(ring, feed, queries, visible_at(unit));
+      for (; unit < piece_end; ++unit) attend(ring, feed, queries, place, visible_at(unit));
       end_piece(begin, unit, unit == end, settle);
       if (unit == end) return;
       segment_ = problem_.line.after(segment_);
@@ -200,12 +201,12 @@ class Walk {
 
   // A slot that is read is filled at once with what comes kSlots later.
   __device__ __forceinline__ void attend(Ring& ring, Feed& feed, const Queries& queries,
-                                         const Visible& visible) {
+                                         const LanePlace& place, const Visible& visible) {
     Step step;
-    step.read(queries, ring.oldest(), lane_);
+    step.read(queries, ring.oldest(), place, lane_);
     feed.send(ring.pass(), false);
     step.score(softmax_, queries, problem_.scale, visible, lane_);
-    step.attend(softmax_, lane_);
+    step.attend(softmax_, place);
   }
 
   __device__ __forceinline__ Visible visible_at(int unit) const {
