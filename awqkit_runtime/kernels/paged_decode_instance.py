@@ -18,10 +18,8 @@ _TILE_HEADS, _TILE_TOKENS = 8, 16
 _FIXED_BYTES = 2**10
 #: Of a block. Codes are more to compute; those of 4 bits leave registers for more warps still.
 _WARPS, _WARPS_ON_CODES, _WARPS_ON_MANY_SEGMENTS = 8, 12, 16
-#: Segments of codes of a block, of which warps share each. Of more a warp has one to itself.
-_SHARED_SEGMENTS = 5
 #: Segments of a block beyond which it may have another number of warps.
-SEGMENT_BOUNDS = (_SHARED_SEGMENTS, _WARPS, _WARPS_ON_CODES)
+SEGMENT_BOUNDS = (_WARPS_ON_CODES,)
 #: Of a warp's ring. More would not be under way any sooner.
 _FEWEST_SLOTS, _MOST_SLOTS = 2, 6
 #: Of a warp's ring of codes for light heads, unless it has no more than so many slots. With more,
@@ -134,8 +132,6 @@ def _is_light(head_tiles: int, head_dim: int) -> bool:
 
 def _warps_on_codes(segments: float, *, has_room: bool) -> int:
     """segments: of a block. has_room: whether registers allow the most."""
-    if _SHARED_SEGMENTS < segments <= _WARPS:
-        return _WARPS
     return _WARPS_ON_MANY_SEGMENTS if has_room and segments > _WARPS_ON_CODES else _WARPS_ON_CODES
 
 

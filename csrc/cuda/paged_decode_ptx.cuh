@@ -67,8 +67,11 @@ __device__ __forceinline__ uint4 load_and_keep(const uint4* from) {
   return quad;
 }
 
-// Asks the compiler to keep a number that it would rather find again in every step.
-__device__ __forceinline__ void keep(u32& number) { asm volatile("" : "+r"(number)); }
+// Asks the compiler to keep a number that it would rather find again in every step, if that leaves it
+// registers enough.
+__device__ __forceinline__ void keep(u32& number) {
+  if constexpr (PD_WARPS <= 12) asm volatile("" : "+r"(number));
+}
 
 // What a predecessor wrote, for a thread that has waited for it. Other warps of the multiprocessor that
 // want the same find it in L1.

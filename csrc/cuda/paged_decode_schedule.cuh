@@ -139,14 +139,14 @@ class Schedule {
     return total == rows_ * line_.units_of(length(0));
   }
 
-  // All, but where the run is more equal segments than warps, and fewer of them can have as many each:
-  // else some would still read when the others are done.
+  // All, but where the run is equal segments of which fewer warps can have as many each: else some would
+  // still read when others are done. A segment of several warps costs a join.
   __device__ __forceinline__ int workers() const {
     const int steps = line_.units_of(length(0)) / line_.heads, units = run().end - run().begin;
     if (units == 0 || is_steady() || !is_even(memory_.total)) return kWarps;
     if (run().begin % steps != 0 || units % steps != 0) return kWarps;
     const int segments = units / steps;
-    if (segments <= kWarps) return kWarps;
+    if (2 * segments <= kWarps) return kWarps;
     const int of_a_warp = (segments + kWarps - 1) / kWarps;
     return segments % of_a_warp == 0 ? segments / of_a_warp : kWarps;
   }

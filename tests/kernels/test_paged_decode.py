@@ -110,6 +110,8 @@ def test_minima_and_means_far_from_zero(bits: tuple[int, int]) -> None:
     "lengths",
     [
         *([128], [1], [129] * 8, [15000], [8000] * 16, [300] * 100, [128] * 256, [33] * 300),
+        # On 132 multiprocessors two to five, seven and fourteen heads' keys a block.
+        *([900] * 32, [640] * 48, [70] * 64, [400] * 80, [256] * 112, [200] * 224),
         # As many tokens as if all were as long as the first.
         [4000] * 14 + [2000, 6000],
     ],

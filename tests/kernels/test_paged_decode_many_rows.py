@@ -1,6 +1,6 @@
 """Attention of batches in which every warp has a segment of its own, and takes parts of others.
 
-Codes get other numbers of warps a block there: instances that no smaller batch runs.
+Codes of 4 bits get more warps a block there: instances that no smaller batch runs.
 """
 
 from __future__ import annotations

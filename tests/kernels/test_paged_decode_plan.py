@@ -20,6 +20,7 @@ from awqkit_runtime.kernels.paged_decode_plan import (
     can_decode,
     even_blocks,
     plan_paged_decode,
+    plan_steady_decode,
     plans_of_all_batches,
     score_scale,
 )
@@ -133,17 +134,17 @@ def test_every_instance_that_a_plan_asks_for_is_compiled_ahead(gpu: GpuModel) ->
 @pytest.mark.parametrize(
     ("bits", "warps"),
     [
-        ((16, 16), (8, 8, 8, 8, 8, 8, 8)),
-        ((8, 8), (12, 12, 8, 8, 12, 12, 12)),
-        ((8, 4), (12, 12, 8, 8, 12, 12, 12)),
-        ((4, 4), (12, 12, 8, 8, 12, 12, 16)),
+        ((16, 16), (8, 8, 8, 8)),
+        ((8, 8), (12, 12, 12, 12)),
+        ((8, 4), (12, 12, 12, 12)),
+        ((4, 4), (12, 12, 12, 16)),
     ],
 )
-def test_where_a_block_has_more_than_five_segments_of_codes_each_has_a_warp_if_that_can_be(
+def test_codes_get_more_warps_and_many_segments_of_4_bits_more_still(
     bits: tuple[int, int], warps: tuple[int, ...]
 ) -> None:
     gpu, form = GPUS["sm_90a"], page_format(128, bits, kv_heads=8)
-    rows = (1, 5 * 132 // 8, 5 * 132 // 8 + 1, 8 * 132 // 8, 8 * 132 // 8 + 1, 12 * 132 // 8, 199)
+    rows = (1, 8 * 132 // 8, 12 * 132 // 8, 12 * 132 // 8 + 1)
     plans = [plan_paged_decode(form, 32, count, gpu) for count in rows]
     assert [plan.shape.block[0] // 32 for plan in plans] == [*warps]
 
@@ -191,11 +192,26 @@ def test_a_plan_counts_every_team_of_heads_as_a_segment() -> None:
     assert plan.even_blocks(rows=9, kv_heads=8) == 132
 
 
-def test_a_record_holds_maxima_sums_and_outputs_of_every_lane() -> None:
-    instance = instance_for(128, 8, 8, 4, GPUS["sm_90a"])
-    heads = 8 * instance.head_tiles
-    # Each of the eight lanes that share a pair of heads keeps its own copy of maxima and sums.
-    assert instance.record_bytes == 4 * (heads * 128 + 8 * 2 * heads)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_record_holds_maxima_sums_and_outputs_of_every_lane(bits: tuple[int, int]) -> None:
+    instance = instance_for(128, *bits, 4, GPUS["sm_90a"])
+    # Of two streams each has half of the dimensions of four heads.
+    heads = 8 * instance.head_tiles // instance.streams
+    # Each of the lanes that share a pair of heads, of either stream, has a copy of maxima and sums.
+    copies = 8 * instance.streams
+    assert instance.record_bytes == 4 * (heads * 128 + copies * 2 * heads)
+
+
+def test_a_steady_plan_has_a_block_for_each_row_and_team_of_heads() -> None:
+    gpu = GPUS["sm_90a"]
+    plan = plan_steady_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, 16, gpu)
+    assert (plan.teams, plan.shape.grid[0]) == (2, 16 * 8 * 2)
+    assert plan.even_blocks(rows=16, kv_heads=8) == 0
+    assert not plan.shape.overlap
+    assert (
+        plan.program
+        == plan_paged_decode(page_format(head_dim=256, kv_heads=8), 8 * 16, 16, gpu).program
+    )
 
 
 def test_scores_become_exponents_of_two() -> None:
