@@ -1,11 +1,13 @@
 """Tiles of a deterministic engine on a GPU, each as one graph from its tokens to its hidden states.
 
-Kernels attend, and give each row and head a block of its own.
+Kernels attend, and give each row and head a block of its own. Those of products make all rows'
+sums in the same order, so tokens take the rows that are free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from awqkit_runtime.engine.cuda_graphs import GraphCapture, capture_if_possible
 from awqkit_runtime.engine.decode_inputs import DecodeInputs, KnownToken
 from awqkit_runtime.engine.runner import DecoderModel
 from awqkit_runtime.engine.scheduler import Chunk
-from awqkit_runtime.engine.steady_runner import SteadyRunner, TileToken
+from awqkit_runtime.engine.steady_runner import SteadyRunner, Tile, TileToken
 
 
 class SteadyKernelRunner(SteadyRunner):
@@ -33,14 +35,20 @@ class SteadyKernelRunner(SteadyRunner):
         #: [tile rows, hidden], of the last tile.
         self._computed: Tensor | None = None
 
-    def _hidden(self, chunks: Sequence[Chunk], tile: Sequence[TileToken]) -> Tensor:
+    def _tiles(self, sequences: Sequence[Sequence[TileToken]]) -> list[Tile]:
+        """One after the other: what a token attends to is in its tile or in an earlier one."""
+        tokens = list(chain.from_iterable(sequences))
+        starts = range(0, len(tokens), self._rows)
+        return [dict(enumerate(tokens[start : start + self._rows])) for start in starts]
+
+    def _hidden(self, chunks: Sequence[Chunk], tile: Tile) -> Tensor:
         tokens = {
-            self._row(token): KnownToken(
+            row: KnownToken(
                 token_id=token.token_id,
                 position=token.position,
                 pages=chunks[token.chunk].request.pages,
             )
-            for token in tile
+            for row, token in tile.items()
         }
         self._inputs.bring(self._inputs.plan_known(self._rows, tokens))
         if self._compute is None:

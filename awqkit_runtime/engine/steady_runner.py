@@ -1,16 +1,17 @@
 """From scheduled chunks to logits, so that no bit depends on what else the step computes.
 
-A matrix product sums in an order that its shape decides. So every product here has one shape: tiles
-of a fixed number of rows, in which a token has the row that its position gives it. Tokens of other
-sequences may have the other rows, as may nothing at all; how a prompt was split, what was found in
-the cache and what was computed again after giving way makes no difference either.
+A matrix product sums in an order that its shape decides, and on a CPU the row. So every product
+here has one shape: tiles of a fixed number of rows, in which a token has the row that its position
+gives it. Tokens of other sequences may have the other rows, as may nothing at all; how a prompt was
+split, what was found in the cache and what was computed again after giving way makes no difference
+either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy
 import torch
@@ -42,6 +43,10 @@ def tile_rows(config: DecoderConfig) -> int:
     return TILE_ROWS if config.experts is None else 1
 
 
+#: Tokens by their row.
+Tile: TypeAlias = dict[int, TileToken]
+
+
 class SteadyRunner:
     """Runs a decoder tile by tile; a Runner that is slower and exact."""
 
@@ -59,32 +64,26 @@ class SteadyRunner:
         NumericsError when they are not finite.
         """
         logits: dict[int, Tensor] = {}
-        for tile in pack_tiles(map(self._tokens, range(len(chunks)), chunks), self._rows):
-            wanted = [token for token in tile if _samples(chunks[token.chunk], token)]
+        for tile in self._tiles(list(map(_tokens, range(len(chunks)), chunks))):
+            wanted = {
+                row: token for row, token in tile.items() if _samples(chunks[token.chunk], token)
+            }
             hidden = self._hidden(chunks, tile)
             if wanted:
                 rows = self.decoder.logits(hidden)
-                logits |= {token.chunk: rows[self._row(token)] for token in wanted}
+                logits |= {token.chunk: rows[row] for row, token in wanted.items()}
         if not logits:
             return torch.empty((0, self.decoder.config.vocab_size), device=self.decoder.device)
         return require_finite(torch.stack([logits[i] for i in sorted(logits)]), self.decoder)
 
-    def _tokens(self, index: int, chunk: Chunk) -> list[TileToken]:
-        ids = chunk.request.tokens(chunk.start, chunk.start + chunk.length)
-        return [
-            TileToken(chunk=index, token_id=token, position=position)
-            for position, token in enumerate(ids, start=chunk.start)
-        ]
+    def _tiles(self, sequences: Sequence[Sequence[TileToken]]) -> list[Tile]:
+        return pack_tiles(sequences, self._rows)
 
-    def _row(self, token: TileToken) -> int:
-        return token.position % self._rows
-
-    def _hidden(self, chunks: Sequence[Chunk], tile: Sequence[TileToken]) -> Tensor:
+    def _hidden(self, chunks: Sequence[Chunk], tile: Tile) -> Tensor:
         """Of a whole tile, [tile rows, hidden]; rows without a token hold nothing of meaning."""
         ids, positions = [0] * self._rows, [0] * self._rows
         places = []
-        for token in tile:
-            row = self._row(token)
+        for row, token in tile.items():
             ids[row], positions[row] = token.token_id, token.position
             pages = tuple(chunks[token.chunk].request.pages)
             places.append(TokenPlace(row=row, position=token.position, pages=pages))
@@ -95,13 +94,21 @@ class SteadyRunner:
         return self.decoder.hidden(token_ids, where, state)
 
 
-def pack_tiles(sequences: Iterable[Sequence[TileToken]], rows: int) -> list[list[TileToken]]:
+def _tokens(index: int, chunk: Chunk) -> list[TileToken]:
+    ids = chunk.request.tokens(chunk.start, chunk.start + chunk.length)
+    return [
+        TileToken(chunk=index, token_id=token, position=position)
+        for position, token in enumerate(ids, start=chunk.start)
+    ]
+
+
+def pack_tiles(sequences: Iterable[Sequence[TileToken]], rows: int) -> list[Tile]:
     """Tokens of each sequence, in order of position, into tiles of `rows` rows.
 
     A token's row is its position modulo rows. Tokens of a sequence that could share a tile do, and
     its later tokens are in later tiles, or in the same one.
     """
-    tiles: list[dict[int, TileToken]] = []
+    tiles: list[Tile] = []
     for tokens in sequences:
         earliest = 0
         for unit in _units(tokens, rows):
@@ -111,7 +118,7 @@ def pack_tiles(sequences: Iterable[Sequence[TileToken]], rows: int) -> list[list
             if earliest == len(tiles):
                 tiles.append({})
             tiles[earliest] |= taken
-    return [list(tile.values()) for tile in tiles]
+    return tiles
 
 
 def _units(tokens: Sequence[TileToken], rows: int) -> list[list[TileToken]]:

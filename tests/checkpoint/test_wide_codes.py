@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from awqkit.checkpoint import (
     CheckpointError,
@@ -27,6 +26,10 @@ from tests.checkpoint.folders import (
     random_codes,
 )
 from tests.tiny_models import write_tiny_model
+
+pack_to_int32 = pytest.importorskip(
+    "compressed_tensors.compressors.pack_quantized.helpers"
+).pack_to_int32
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -48,7 +48,7 @@ TOKENS = 220
 ROWS = 12
 
 
-def int4_decoder(folder: Path, family: str, head_dim: int) -> Decoder:
+def int4_decoder(folder: Path, family: str, head_dim: int, vocab_size: int = 1000) -> Decoder:
     source = open_checkpoint(
         write_tiny_model(
             folder / "plain",
@@ -56,7 +56,7 @@ def int4_decoder(folder: Path, family: str, head_dim: int) -> Decoder:
             hidden_size=4 * head_dim,
             intermediate_size=512,
             head_dim=head_dim,
-            vocab_size=1000,
+            vocab_size=vocab_size,
         )
     )
     write_checkpoint(
@@ -357,6 +357,35 @@ def test_deterministic_answers_are_those_of_a_batch_of_64(
     together = generate(make_engine(decoder, **settings), random_prompts(64), PARAMS)
     alone = generate_alone(make_engine(decoder, **settings), random_prompts(64)[:6], PARAMS)
     assert [exact(done) for done in together[:6]] == [exact(done) for done in alone]
+
+
+@pytest.mark.parametrize("vocab", [1000, 92544])
+@pytest.mark.parametrize("quantized", [True, False], ids=["int4", "bf16"])
+def test_all_rows_of_a_tile_compute_the_same(tmp_path: Path, quantized: bool, vocab: int) -> None:
+    """So that a token may have any."""
+    decoder = int4_decoder(tmp_path, "internlm2", 128, vocab_size=vocab)
+    if not quantized:
+        decoder = load_decoder(tmp_path / "plain", device="cuda", dtype="bfloat16")
+    config = EngineConfig(max_batch_size=16, deterministic=True)
+    page_format = PageFormat.for_policy(decoder.config, 0, decoder.dtype)
+    runner = runner_for(decoder, PagePool(page_format, 16, decoder.device), config)
+    assert isinstance(runner, SteadyKernelRunner)
+    batch = [
+        Request(
+            request_id=number,
+            prompt_token_ids=(5, 900, 33),
+            params=SamplingParams(),
+            seed=0,
+            stop_token_ids=frozenset(),
+            max_output=10,
+            pages=[number],
+        )
+        for number in range(16)
+    ]
+    runner.run([Chunk(request=one, start=0, length=2, samples=False) for one in batch])
+    rows = runner.run(decodes(batch))
+    assert len(rows) == 16
+    assert (rows == rows[0]).all()
 
 
 def exact(done: Completion) -> Any:

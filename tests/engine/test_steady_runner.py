@@ -67,10 +67,9 @@ def test_tiles_hold_each_token_once_in_its_row_and_in_order() -> None:
             sequences.append([TileToken(chunk=chunk, token_id=0, position=at) for at in positions])
         tiles = pack_tiles(sequences, rows)
         for tile in tiles:
-            taken = [token.position % rows for token in tile]
-            assert len(set(taken)) == len(taken)
+            assert all(token.position % rows == row for row, token in tile.items())
         order: dict[int, list[int]] = {}
         for tile in tiles:
-            for token in sorted(tile, key=lambda token: token.position):
+            for token in sorted(tile.values(), key=lambda token: token.position):
                 order.setdefault(token.chunk, []).append(token.position)
         assert order == {i: [t.position for t in tokens] for i, tokens in enumerate(sequences)}
