@@ -74,10 +74,11 @@ def workspace(
 ) -> Workspace:
     """What a step of up to step_tokens new tokens takes, in sessions of up to session_len.
 
-    deterministic: attention goes token by token, in torch unless decodes_in_kernels.
+    deterministic: tile by tile; attention goes token by token, in torch unless decodes_in_kernels.
     """
     in_kernels = not deterministic and _kernels_attend(config, placement)
-    tokens = min(step_tokens, max_batch_size * session_len)
+    step = min(step_tokens, max_batch_size * session_len)
+    tokens = min(step, TILE_ROWS) if deterministic else step
     row = tokens * placement.activation_dtype.itemsize
     projections = _projection_bytes(config, row)
     attention = projections
@@ -92,7 +93,7 @@ def workspace(
     residual = _HIDDEN_TENSORS * config.hidden_size * row
     return Workspace(
         activations=prepared + residual + max(attention, mlp) + _unpacked_bytes(placement),
-        logits=min(max_batch_size, tokens) * config.vocab_size * _LOGIT_BYTES,
+        logits=min(max_batch_size, step) * config.vocab_size * _LOGIT_BYTES,
     )
 
 

@@ -1,7 +1,7 @@
 """What a GPU holds of an engine with random 4-bit weights, beside its plan; prints both as JSON.
 
-Run as `python -m tests.engine.gpu_memory CONFIG_FOLDER CACHE`, in a process of its own: what other
-work left on the device would count as the engine's.
+Run as `python -m tests.engine.gpu_memory CONFIG_FOLDER CACHE [deterministic]`, in a process of its
+own: what other work left on the device would count as the engine's.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ from awqkit_runtime.models.loader import ready_placement
 LONG = 9000
 
 
-def main(folder: str, cache: str) -> None:
+def main(folder: str, cache: str, *kind: str) -> None:
     device = torch.device("cuda", 0)
-    config = EngineConfig(device=device, cache_max_entry_count=cache, quant_policy=8, seed=0)
+    config = EngineConfig(
+        device=device,
+        cache_max_entry_count=cache,
+        quant_policy=8,
+        seed=0,
+        deterministic="deterministic" in kind,
+    )
     size = read_model_size(folder, "awq")
     memory = free_memory(device)
     placement = ready_placement(size.config, device, "auto")

@@ -44,9 +44,9 @@ CONFIG = {
 }
 
 
-def measure(folder: Path, cache: str) -> dict[str, Any]:
+def measure(folder: Path, cache: str, *kind: str) -> dict[str, Any]:
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    command = [sys.executable, "-m", "tests.engine.gpu_memory", str(folder), cache]
+    command = [sys.executable, "-m", "tests.engine.gpu_memory", str(folder), cache, *kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -59,6 +59,11 @@ def test_the_plan_holds(tmp_path: Path) -> None:
     found = measure(tmp_path, "8GiB")
     assert abs(found["used"] - found["planned"]) <= 0.02 * found["planned"]
     assert found["used"] - found["ready"] <= found["graphs"] + found["libraries"]
+
+
+def test_so_does_that_of_a_deterministic_engine(tmp_path: Path) -> None:
+    found = measure(tmp_path, "8GiB", "deterministic")
+    assert abs(found["used"] - found["planned"]) <= 0.02 * found["planned"]
 
 
 def test_a_cache_that_takes_all_leaves_room_for_the_largest_step(tmp_path: Path) -> None:
