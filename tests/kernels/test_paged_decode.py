@@ -122,6 +122,18 @@ def test_batches(lengths: Sequence[int], bits: tuple[int, int]) -> None:
     check(rows, queries(rows, 4))
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("steps", [(30, 30), (27, 33), (33, 27), (29, 31), (31, 29)])
+def test_blocks_of_two_segments_that_end_near_the_middle_of_their_warps(
+    steps: tuple[int, int], bits: tuple[int, int]
+) -> None:
+    """Each half of the warps has one, or a warp has the end of one and takes part in the other."""
+    multiprocessors = gpu_model(torch.device("cuda", torch.cuda.current_device())).multiprocessors
+    lengths = [32 * count for count in steps] * multiprocessors
+    rows = paged_rows(page_format(128, bits, kv_heads=1), lengths, seed=steps[0])
+    check(rows, queries(rows, 4))
+
+
 @pytest.mark.parametrize("bits", [(8, 4), (4, 4)])
 @pytest.mark.parametrize("rows", [5, 260, 1500])
 def test_lengths_at_random(rows: int, bits: tuple[int, int]) -> None:
