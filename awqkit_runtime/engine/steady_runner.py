@@ -63,18 +63,24 @@ class SteadyRunner:
 
         NumericsError when they are not finite.
         """
-        logits: dict[int, Tensor] = {}
+        samples = [index for index, chunk in enumerate(chunks) if chunk.samples]
+        # Of their own, so that no tile's logits stay for the sake of a few rows.
+        logits = torch.empty(
+            (len(samples), self.decoder.config.vocab_size), device=self.decoder.device
+        )
+        places = {index: place for place, index in enumerate(samples)}
         for tile in self._tiles(list(map(_tokens, range(len(chunks)), chunks))):
             wanted = {
-                row: token for row, token in tile.items() if _samples(chunks[token.chunk], token)
+                row: places[token.chunk]
+                for row, token in tile.items()
+                if _samples(chunks[token.chunk], token)
             }
             hidden = self._hidden(chunks, tile)
             if wanted:
-                rows = self.decoder.logits(hidden)
-                logits |= {token.chunk: rows[row] for row, token in wanted.items()}
-        if not logits:
-            return torch.empty((0, self.decoder.config.vocab_size), device=self.decoder.device)
-        return require_finite(torch.stack([logits[i] for i in sorted(logits)]), self.decoder)
+                found = self.decoder.logits(hidden)
+                for row, place in wanted.items():
+                    logits[place] = found[row]
+        return require_finite(logits, self.decoder)
 
     def _tiles(self, sequences: Sequence[Sequence[TileToken]]) -> list[Tile]:
         return pack_tiles(sequences, self._rows)

@@ -48,6 +48,8 @@ _ROUTED_TENSORS = 4
 _ROUTER_BYTES = 16
 #: One logit with all that sampling makes of it: copies, probabilities, a sum in float64.
 _LOGIT_BYTES = 40
+#: One logit of a deterministic tile, all rows of which are computed: as it is, and in float32.
+_TILE_LOGIT_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,10 @@ def workspace(
     masks = 0 if in_kernels or deterministic else len(_windows(config))
     prepared = masks * min(tokens, session_len) * session_len + _angle_bytes(config, tokens)
     residual = _HIDDEN_TENSORS * config.hidden_size * row
+    tile_logits = TILE_ROWS * config.vocab_size * _TILE_LOGIT_BYTES if deterministic else 0
     return Workspace(
         activations=prepared + residual + max(attention, mlp) + _unpacked_bytes(placement),
-        logits=min(max_batch_size, step) * config.vocab_size * _LOGIT_BYTES,
+        logits=min(max_batch_size, step) * config.vocab_size * _LOGIT_BYTES + tile_logits,
     )
 
 

@@ -228,3 +228,31 @@ def test_windows_are_gathered_whole(tmp_path: Path) -> None:
     assert on_a_gpu(decoder, 10**6) == keys * width + on_a_gpu(
         wide_decoder(tmp_path, "mistral", sliding_window=10), 10**6
     )
+
+
+def test_a_deterministic_step_keeps_no_more_logits_than_it_samples(decoder: Decoder) -> None:
+    """Of each tile that ends a prompt, one row of sixteen."""
+    form = PageFormat.for_policy(decoder.config, 0, decoder.dtype)
+    runner = SteadyRunner(decoder, PagePool(form, 16, "cpu"))
+    chunks = [
+        Chunk(
+            request=Request(
+                request_id=number,
+                prompt_token_ids=(1,) * 3,
+                params=SamplingParams(),
+                seed=0,
+                stop_token_ids=frozenset(),
+                max_output=1,
+                pages=[number],
+            ),
+            start=0,
+            length=3,
+            samples=True,
+        )
+        for number in range(16)
+    ]
+    one, all_of_them = (
+        peak_bytes(partial(runner.run, chunks[:count])) for count in (1, len(chunks))
+    )
+    logits = len(chunks) * VOCAB * 4
+    assert logits / 2 < all_of_them - one < 4 * logits
