@@ -43,7 +43,7 @@ def sparse_block(tmp_path: Path, family: str) -> tuple[DecoderConfig, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("family", "quality"), zip(EXPERT_FAMILIES, ("fast", "balanced", "balanced"), strict=True)
+    ("family", "quality"), list(zip(EXPERT_FAMILIES, ("fast", "balanced", "balanced"), strict=True))
 )
 def test_experts_are_quantized_and_the_routers_are_not(
     tmp_path: Path, family: str, quality: str
