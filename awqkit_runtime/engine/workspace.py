@@ -83,11 +83,12 @@ def workspace(
     tokens = min(step, TILE_ROWS) if deterministic else step
     row = tokens * placement.activation_dtype.itemsize
     projections = _projection_bytes(config, row)
-    attention = projections
-    if not (deterministic and decodes_in_kernels):
-        gathered = _gathered_for_kernels if in_kernels else _gathered_bytes
-        gathered = _gathered_singly if deterministic else gathered
-        attention += gathered(config, tokens, max_batch_size, session_len)
+    sizes = (config, tokens, max_batch_size, session_len)
+    if deterministic:
+        gathered = 0 if decodes_in_kernels else _gathered_singly(*sizes)
+    else:
+        gathered = _gathered_for_kernels(*sizes) if in_kernels else _gathered_bytes(*sizes)
+    attention = projections + gathered
     mlp = _mlp_bytes(config, tokens, row)
     # All masks of a step are made before the first layer, and its rotary angles too.
     masks = 0 if in_kernels or deterministic else len(_windows(config))
