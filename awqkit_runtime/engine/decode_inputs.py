@@ -69,13 +69,11 @@ class DecodeInputs:
         """
         count = len(chunks)
         followed = numpy.array(rows_followed(chunks, previous), dtype=numpy.int64)
-        numbers = numpy.empty((3, rows), dtype=numpy.int64)
+        numbers = _idle_rows(rows)
         known, places, positions = numbers
-        known[:] = [*_known(chunks), *[0] * (rows - count)]
-        places[:] = numpy.arange(rows)
+        known[:count] = _known(chunks)
         places[:count][followed >= 0] = self._chosen_at + 2 * followed[followed >= 0]
         positions[:count] = [chunk.start for chunk in chunks]
-        positions[count:] = _UNUSED
         if previous is not None and previous is not self._held and (followed >= 0).any():
             self.put_tokens(previous.token_ids)
             self._held = previous
@@ -84,10 +82,8 @@ class DecodeInputs:
 
     def plan_known(self, rows: int, tokens: Mapping[int, KnownToken]) -> DecodeNumbers:
         """What a step must be brought in which some of so many rows have a token, by row."""
-        numbers = numpy.zeros((3, rows), dtype=numpy.int64)
-        known, places, positions = numbers
-        places[:] = numpy.arange(rows)
-        positions[:] = _UNUSED
+        numbers = _idle_rows(rows)
+        known, _, positions = numbers
         for row, token in tokens.items():
             known[row], positions[row] = token.token_id, token.position
         pages = {row: token.pages for row, token in tokens.items()}
@@ -144,6 +140,14 @@ class DecodeInputs:
         self._page_table[:, :used].index_copy_(0, rows, lines)
         for row, found in pages.items():
             self._written[row] = found
+
+
+def _idle_rows(rows: int) -> NDArray[numpy.int64]:
+    """DecodeNumbers.numbers without a token."""
+    numbers = numpy.zeros((3, rows), dtype=numpy.int64)
+    numbers[1] = numpy.arange(rows)
+    numbers[2] = _UNUSED
+    return numbers
 
 
 def _known(chunks: Sequence[Chunk]) -> list[int]:

@@ -6,7 +6,7 @@ sums in the same order, so tokens take the rows that are free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class SteadyKernelRunner(SteadyRunner):
         #: [tile rows, hidden], of the last tile.
         self._computed: Tensor | None = None
 
-    def _tiles(self, sequences: Sequence[Sequence[TileToken]]) -> list[Tile]:
+    def _tiles(self, sequences: Iterable[Sequence[TileToken]]) -> list[Tile]:
         """One after the other: what a token attends to is in its tile or in an earlier one."""
         tokens = list(chain.from_iterable(sequences))
         starts = range(0, len(tokens), self._rows)

@@ -69,7 +69,7 @@ class SteadyRunner:
             (len(samples), self.decoder.config.vocab_size), device=self.decoder.device
         )
         places = {index: place for place, index in enumerate(samples)}
-        for tile in self._tiles(list(map(_tokens, range(len(chunks)), chunks))):
+        for tile in self._tiles(map(_tokens, range(len(chunks)), chunks)):
             wanted = {
                 row: places[token.chunk]
                 for row, token in tile.items()
@@ -82,7 +82,7 @@ class SteadyRunner:
                     logits[place] = found[row]
         return require_finite(logits, self.decoder)
 
-    def _tiles(self, sequences: Sequence[Sequence[TileToken]]) -> list[Tile]:
+    def _tiles(self, sequences: Iterable[Sequence[TileToken]]) -> list[Tile]:
         return pack_tiles(sequences, self._rows)
 
     def _hidden(self, chunks: Sequence[Chunk], tile: Tile) -> Tensor:
